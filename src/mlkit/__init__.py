@@ -67,7 +67,7 @@ else:  # were it visible to type checkers, they would accept any misspelt name (
     }
     _BLOCKS = frozenset({*_MODULES.values(), "telemetry", "testing"})
 
-    def __getattr__(name):
+    def __getattr__(name: str) -> object:
         from importlib import import_module
 
         if name in _MODULES:
@@ -90,5 +90,5 @@ else:  # were it visible to type checkers, they would accept any misspelt name (
             f"module {__name__!r} has no attribute {name!r}{did_you_mean(name, __all__)}", name=name
         )
 
-    def __dir__():
+    def __dir__() -> list[str]:
         return sorted({*__all__, *_BLOCKS})

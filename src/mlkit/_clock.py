@@ -1,8 +1,10 @@
-"""Time. Nothing else in mlkit reads a clock or sleeps, so that a test can put a virtual one in its place.
+"""Time. Nothing else in mlkit reads a clock or sleeps, so that a test can replace it.
 
-A block that needs time takes `clock: Clock | None = None` and calls `current(clock)` when it *uses* time, not when it is
-built: a policy made at import then obeys a `virtual_time()` that a test enters later. The override is local to the
-context (contextvars); a block that starts a thread runs it in a copy of the starter's context.
+A block that needs time takes `clock: Clock | None = None` and calls `current(clock)` when it *uses*
+time, not when it is
+built: a policy made at import then obeys a `virtual_time()` that a test enters later. The override
+is local to the context (contextvars); a block that starts a thread runs it in a copy of the
+starter's context.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ __all__ = ["SYSTEM", "Clock", "current", "replaced"]
 class Clock(Protocol):
     """A source of time and the ways to wait on it.
 
-    Laws: `monotonic()` never decreases; after `sleep(s)` or a timed-out `wait(..., s)` it has grown by at least `s`
-    less the resolution of the platform. All methods are safe to call from any thread.
+    Laws: `monotonic()` never decreases; after `sleep(s)` or a timed-out `wait(..., s)` it has grown
+    by at least `s` less the resolution of the platform. All methods are safe to call from any
+    thread.
     """
 
     def time(self) -> float:
@@ -43,7 +46,7 @@ class Clock(Protocol):
         ...
 
     def wait(self, condition: Condition, timeout: float | None) -> bool:
-        """Wait on *condition*, which the caller holds, until it is notified or *timeout* seconds have passed.
+        """Wait on *condition*, held by the caller, until notified or *timeout* seconds are over.
 
         Returns:
             False if the time ran out first. As with every condition, check the predicate again.
@@ -56,14 +59,14 @@ class _SystemClock:
     """The clocks of the operating system."""
 
     def time(self) -> float:
-        return time.time()
+        return time.time()  # noqa: TID251 - here is where it comes from
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        return time.monotonic()  # noqa: TID251 - as above
 
     def sleep(self, seconds: float) -> None:
         if seconds > 0:
-            time.sleep(seconds)
+            time.sleep(seconds)  # noqa: TID251 - as above
 
     async def asleep(self, seconds: float) -> None:
         import asyncio  # 37 ms of CPU that a synchronous program need not pay
@@ -85,7 +88,7 @@ _override: ContextVar[Clock | None] = ContextVar("mlkit.clock", default=None)
 
 
 def current(clock: Clock | None = None) -> Clock:
-    """Return the clock to use now: *clock* if given, else the context's override, else the system's."""
+    """Return the clock to use now: *clock*, else the context's override, else the system's."""
     return clock or _override.get() or SYSTEM
 
 

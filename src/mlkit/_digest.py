@@ -1,11 +1,11 @@
-"""Identity: one canonical encoding and one hash, so that specs, flags, data, runs and versions can name each other.
+r"""Identity: one canonical encoding and one hash, by which specs, data, runs and versions refer to each other.
 
-`canonical(value)` is ASCII JSON text without spaces, keys sorted as they are encoded. What JSON cannot say exactly is written as
-an object with one tagged key:
+`canonical(value)` is ASCII JSON text without spaces, keys sorted as they are encoded. What JSON
+cannot say exactly is written as an object with one tagged key:
 
 | value | encoding | decision |
 | --- | --- | --- |
-| `None`, `True`, `"é"` | `null`, `true`, `"\\u00e9"` | no Unicode normalisation: unequal strings differ |
+| `None`, `True`, `"é"` | `null`, `true`, `"\u00e9"` | no Unicode normalisation: unequal strings differ |
 | `7` (`IntEnum`, NumPy integers) | `7`, from 2**63 on `{"!int":"0x..."}` | a bool is never an int |
 | `1.5` (NumPy floats) | `{"!float":"0x1.8000000000000p+0"}` | exact; `1.0` is not `1`; `-0.0` is not `0.0`; all NaN are one |
 | `1j` | `{"!complex":[re,im]}` | |
@@ -22,8 +22,9 @@ an object with one tagged key:
 | dataclass instance | `{"!dataclass":["Point",{...}]}` | the class name without its module |
 | NumPy array | `{"!array":["<f4",[2,3],"sha256 of the bytes"]}` | little-endian, C order, all NaN one; text arrays element-wise |
 
-Anything else has no digest: `DigestError` says where it is. Integers and floats of NumPy are the Python number they equal.
-The encoding is frozen by vectors in the tests; RFC 8785 (JCS) is the nearest standard, but it has one number type.
+Anything else has no digest: `DigestError` says where it is. Integers and floats of NumPy are the
+Python number they equal. The encoding is frozen by vectors in the tests; RFC 8785 (JCS) is the
+nearest standard, but it has one number type.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def digest(value: object) -> str:
         value: Plain data, see the module docstring.
 
     Raises:
-        DigestError: If *value* holds something that has no canonical encoding, holds itself, or is nested deeper than
-            200 levels.
+        DigestError: If *value* holds something that has no canonical encoding, holds itself, or is
+            nested deeper than 200 levels.
     """
     return digest_bytes(canonical(value))
 
@@ -113,12 +114,13 @@ def short(value: str) -> str:
     return value.removeprefix(_PREFIX)[:12]
 
 
-# An encoder takes the value and the ids of the containers around it, which bound the depth and find cycles.
+# An encoder takes the value and the ids of the containers around it, which bound the depth and find
+# cycles.
 _Parents = tuple[int, ...]
 
 
 class _NoEncodingError(Exception):
-    """A value has no encoding; each container on the way out adds its step, so that success pays for no path."""
+    """A value has no encoding; each container on the way out adds its step to the path."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -164,8 +166,8 @@ def _find_encoder(value: object) -> Callable[[Any, _Parents], str] | None:
 
 
 def _find_rare_encoder(value: object) -> Callable[[Any, _Parents], str] | None:
-    """Return the encoder of a type whose module is costly to import, so that the table does not hold it."""
-    import datetime
+    """Return the encoder of a type whose module is too costly to import for a table."""
+    import datetime as dt
     import enum
     from decimal import Decimal
     from fractions import Fraction
@@ -173,11 +175,11 @@ def _find_rare_encoder(value: object) -> Callable[[Any, _Parents], str] | None:
     from uuid import UUID
 
     rare: list[tuple[type, str, Callable[[Any], object]]] = [
-        (datetime.datetime, "datetime", _instant),
-        (datetime.date, "date", lambda date: date.isoformat()),
-        (datetime.time, "time", lambda time: time.isoformat()),
+        (dt.datetime, "datetime", _instant),
+        (dt.date, "date", lambda date: date.isoformat()),
+        (dt.time, "time", lambda time: time.isoformat()),
         (
-            datetime.timedelta,
+            dt.timedelta,
             "timedelta",
             lambda delta: [delta.days, delta.seconds, delta.microseconds],
         ),
@@ -225,7 +227,8 @@ def _encode_str(value: str, _: _Parents) -> str:
 
 
 def _encode_int(value: int, parents: _Parents) -> str:
-    # Beyond 64 bits the decimal form is quadratic to make and, from 4,300 digits, refused by Python.
+    # Beyond 64 bits the decimal form is quadratic to make and, from 4,300 digits, refused by
+    # Python.
     return int.__repr__(value) if -(2**63) <= value < 2**63 else _tagged("int", hex(value), parents)
 
 

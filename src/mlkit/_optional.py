@@ -15,8 +15,9 @@ DISTRIBUTION = "mlkit-blocks"
 def require(module: str, *, extra: str, feature: str) -> Any:
     """Import *module*, or say which feature needs it and how to install it.
 
-    Only the absence of *module* itself is translated. An installed package that fails to import, or that misses one
-    of its own dependencies, raises its own error: installing our extra would not help.
+    Only the absence of *module* itself is translated. An installed package that fails to import, or
+    that misses one of its own dependencies, raises its own error: installing our extra would not
+    help.
 
     Args:
         module: Dotted name of the module, e.g. `"mlflow"`.

@@ -1,4 +1,4 @@
-"""Words for error messages: the names a reader probably meant, and text cut to a readable length."""
+"""Words for error messages: the name that was probably meant, and text cut to length."""
 
 from __future__ import annotations
 

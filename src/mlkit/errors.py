@@ -1,7 +1,8 @@
 """Every error and warning that mlkit raises, in one tree.
 
-Each error also is the builtin that a caller would catch, carries its data as attributes, says what happened with which
-value, what was expected and what to do, and survives a pickle (process pools) with its attributes and notes.
+Each error also is the builtin that a caller would catch, carries its data as attributes, says what
+happened with which value, what was expected and what to do, and survives a pickle (process pools)
+with its attributes and notes.
 
 ```text
 MlkitError
@@ -131,8 +132,8 @@ class MlkitError(Exception):
     """Base of every error of mlkit.
 
     Args:
-        message: What happened, with the value, what was expected and what to do. Longer than 600 characters, it is
-            cut in the middle.
+        message: What happened, with the value, what was expected and what to do. Longer than 600
+            characters, it is cut in the middle.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -143,7 +144,8 @@ class MlkitError(Exception):
         return str(self.args[0]) if self.args else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The message is already built, so __init__ (whose arguments differ per class) is not called again.
+        # The message is already built, so __init__ (whose arguments differ per class) is not called
+        # again.
         return _rebuild, (type(self), self.args), {**self.__dict__}
 
 
@@ -207,7 +209,8 @@ class DigestError(MlkitError, TypeError):
         super().__init__(f"cannot digest {clip(path, 200)}: {reason}")
 
 
-# --- registry ----------------------------------------------------------------------------------------------------
+# --- registry
+# ----------------------------------------------------------------------------------------------------
 
 
 class RegistryError(MlkitError):
@@ -287,7 +290,8 @@ class SpecProblem:
 
     Args:
         path: Where, as a dotted path, e.g. `"model.encoder.width"`; empty for the root.
-        kind: What kind of problem: `"type"`, `"unknown_name"`, `"unknown_argument"`, `"missing_argument"`, `"value"`.
+        kind: What kind of problem: `"type"`, `"unknown_name"`, `"unknown_argument"`,
+            `"missing_argument"`, `"value"`.
         message: What is wrong with which value.
         suggestions: Names that were perhaps meant, best first.
         source: File, line and column, `"train.yaml:14:9"`, if the spec was read from a file.
@@ -348,7 +352,8 @@ class NoCandidateError(RegistryError, LookupError):
         super().__init__(f"no entry of {registry!r} accepts this context\n" + _bullets(reasons))
 
 
-# --- repro -------------------------------------------------------------------------------------------------------
+# --- repro
+# -------------------------------------------------------------------------------------------------------
 
 
 class ReproError(MlkitError):
@@ -378,7 +383,8 @@ class ManifestError(ReproError, ValueError):
     """A manifest cannot be read or captured."""
 
 
-# --- inference ---------------------------------------------------------------------------------------------------
+# --- inference
+# ---------------------------------------------------------------------------------------------------
 
 
 class InferenceError(MlkitError):
@@ -458,7 +464,8 @@ class BatcherClosedError(InferenceError, RuntimeError):
     """The batcher is closed, or was never started, so that it takes no rows."""
 
 
-# --- resilience --------------------------------------------------------------------------------------------------
+# --- resilience
+# --------------------------------------------------------------------------------------------------
 
 
 class DeadlineExceededError(MlkitError, TimeoutError):
@@ -547,7 +554,8 @@ class AllTiersFailedError(MlkitError, ExceptionGroup[Exception]):
         return AllTiersFailedError(self.message, excs)
 
 
-# --- flags -------------------------------------------------------------------------------------------------------
+# --- flags
+# -------------------------------------------------------------------------------------------------------
 
 
 class FlagError(MlkitError):
@@ -585,7 +593,8 @@ class FlagTypeError(FlagError, TypeError):
         super().__init__(f"flag {key!r} was declared as {expected}, but its definition has {got}")
 
 
-# --- tracking ----------------------------------------------------------------------------------------------------
+# --- tracking
+# ----------------------------------------------------------------------------------------------------
 
 
 class TrackingError(MlkitError):
@@ -667,7 +676,8 @@ class SinkRejectedError(TrackingError, ValueError):
     """A backend will never take a batch as it is; the batch is split and the culprit set aside."""
 
 
-# --- models ------------------------------------------------------------------------------------------------------
+# --- models
+# ------------------------------------------------------------------------------------------------------
 
 
 class ModelStoreError(MlkitError):
@@ -780,7 +790,8 @@ class UntrustedFormatError(ModelStoreError, ValueError):
         )
 
 
-# --- warnings ----------------------------------------------------------------------------------------------------
+# --- warnings
+# ----------------------------------------------------------------------------------------------------
 
 
 class MlkitWarning(UserWarning):

@@ -1,8 +1,9 @@
 """How the blocks speak about themselves: counters that are pulled, events that are pushed.
 
-Success is counted. A `Counter` costs one dictionary update whether or not anybody ever reads it; `collect()` reads them
-all. Transitions (a breaker opened, flags changed, a batch was split after running out of memory) are pushed as one frozen
-`Event` to the listeners. structlog, OpenTelemetry, Prometheus and MLflow are listeners in `mlkit.integrations`.
+Success is counted. A `Counter` costs one dictionary update whether or not anybody ever reads it;
+`collect()` reads them all. Transitions (a breaker opened, flags changed, a batch was split after
+running out of memory) are pushed as one frozen `Event` to the listeners. structlog, OpenTelemetry,
+Prometheus and MLflow are listeners in `mlkit.integrations`.
 
 Arguments, rows and results never appear in either: a batch may be a patient.
 """
@@ -97,8 +98,8 @@ class Counter:
     def __init__(self, name: str, **labels: str) -> None:
         self.name = name
         self.labels = tuple(sorted(labels.items()))
-        # A cell per thread: `+=` on a shared number would lose updates. A thread's number may be given to a later
-        # thread, which then goes on with its cell.
+        # A cell per thread: `+=` on a shared number would lose updates. A thread's number may be
+        # given to a later thread, which then goes on with its cell.
         self._cells: dict[int, int] = {}
 
     def add(self, n: int = 1) -> None:
@@ -153,7 +154,8 @@ def collect() -> list[Sample]:
 def emit(kind: str, name: str, /, **fields: str | float | bool | None) -> None:
     """Push one event to all who listen; costs next to nothing when nobody does.
 
-    A listener that raises is reported once as a `DegradedWarning` and never disturbs the caller or other listeners.
+    A listener that raises is reported once as a `DegradedWarning` and never disturbs the caller or
+    other listeners.
 
     Args:
         kind: What happened, see `Event.kind`.
@@ -219,7 +221,8 @@ def listen(listener: Callable[[Event], object], *, scope: str = "process") -> Su
 
     Args:
         listener: A callable of one `Event`.
-        scope: `"process"`, or `"context"` for events of this context (task, or thread) and what it starts.
+        scope: `"process"`, or `"context"` for events of this context (task, or thread) and what it
+            starts.
 
     Returns:
         The subscription, to be closed.

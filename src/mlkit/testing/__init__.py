@@ -1,6 +1,7 @@
-"""What mlkit's own tests use and users need too: virtual time, recorded events, Hypothesis strategies, contract suites.
+"""What mlkit's own tests use and its users need too: virtual time, faults, contract suites.
 
-`mlkit.testing.strategies` needs Hypothesis and is imported by its own name; the rest needs the standard library only.
+`mlkit.testing.strategies` needs Hypothesis and is imported by its own name; the rest needs the
+standard library only.
 """
 
 from __future__ import annotations

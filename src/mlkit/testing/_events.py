@@ -19,8 +19,8 @@ __all__ = ["record_events"]
 def record_events(prefix: str = "") -> Iterator[list[Event]]:
     """Collect the events that this context emits while the block runs.
 
-    Only events of this context and of the tasks and threads of mlkit started from it are seen, so that tests may run in
-    parallel.
+    Only events of this context and of the tasks and threads of mlkit started from it are seen, so
+    that tests may run in parallel.
 
     Args:
         prefix: Keep only kinds that begin with it, e.g. `"resilience."`.

@@ -1,4 +1,4 @@
-"""Virtual time: sleeps, timeouts and event loops that pass as fast as the code between them runs."""
+"""Virtual time: sleeps and timeouts that take as long as the code between them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ _R = TypeVar("_R")
 class VirtualTime:
     """A clock that moves only when told to, or when everybody who uses it waits.
 
-    With *autojump*, a sleep or an expired wait moves the time on at once: to the earliest moment that anybody waits for,
-    so that several threads wake in the right order. Without it, only `advance` moves the time.
+    With *autojump*, a sleep or an expired wait moves the time on at once: to the earliest moment
+    that anybody waits for, so that several threads wake in the right order. Without it, only
+    `advance` moves the time.
 
     Thread-safe. Made by `virtual_time`.
 
@@ -35,8 +36,8 @@ class VirtualTime:
         start: First value of `monotonic()`, in seconds.
         epoch: First value of `time()`, in seconds since the Unix epoch.
         autojump: Whether waiting moves the time.
-        grace: Real seconds given to other threads before an expired wait moves the time. Raise it if a thread
-            computes for longer between two waits.
+        grace: Real seconds given to other threads before an expired wait moves the time. Raise it
+            if a thread computes for longer between two waits.
     """
 
     def __init__(
@@ -84,13 +85,14 @@ class VirtualTime:
             while self._now < deadline:
                 alone = self._autojump and len(self._deadlines) == 1
                 if not alone:
-                    time.sleep(self._grace)
+                    time.sleep(self._grace)  # noqa: TID251 - real time, for real threads
                 self._jump()
 
     async def asleep(self, seconds: float) -> None:
         """Suspend the task until *seconds* of virtual time have passed.
 
-        In a loop started by `run`, all tasks wake in the right order. In another loop, time jumps at once.
+        In a loop started by `run`, all tasks wake in the right order. In another loop, time jumps
+        at once.
         """
         import asyncio
 
@@ -145,7 +147,8 @@ class VirtualTime:
             **kwargs: Passed to *target*.
 
         Returns:
-            The started thread, to be joined. A thread started in another way has the system's clock.
+            The started thread, to be joined. A thread started in another way has the system's
+            clock.
         """
         context = copy_context()
         thread = threading.Thread(target=lambda: context.run(target, *args, **kwargs), daemon=True)
@@ -175,7 +178,7 @@ class VirtualTime:
                 if ready := real.select(self._grace if threading.active_count() > 1 else 0):
                     return ready
                 if not self._autojump:
-                    time.sleep(self._grace)
+                    time.sleep(self._grace)  # noqa: TID251 - real time, for real threads
                 self._jump()
         return real.select(0)
 
@@ -204,8 +207,8 @@ def virtual_time(
 ) -> Iterator[VirtualTime]:
     """Let every block of mlkit live in virtual time while the block runs.
 
-    It is local to this context, so that tests may run in parallel. Threads that mlkit starts follow; for your own use
-    `VirtualTime.thread`, and `VirtualTime.run` for coroutines.
+    It is local to this context, so that tests may run in parallel. Threads that mlkit starts
+    follow; for your own use `VirtualTime.thread`, and `VirtualTime.run` for coroutines.
 
     Args:
         start: First value of the monotonic clock, in seconds.

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for the values that mlkit's blocks take. Needs Hypothesis: `pip install hypothesis`."""
+"""Hypothesis strategies for the values that mlkit takes; needs `pip install hypothesis`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["digestible", "json_values", "names"]
 
 
 def names(*, max_size: int = 20) -> SearchStrategy[str]:
-    """Return names as people give them to models, flags, runs and streams: letters, digits, `-`, `_`, `.`, `/`.
+    """Return names as people give them to models, flags, runs and streams.
 
     Args:
         max_size: The longest name, at least 1.

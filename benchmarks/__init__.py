@@ -1,0 +1,1 @@
+"""Each block beside its peers: `python -m benchmarks [BLOCK ...] [--quick]`."""
