@@ -1,0 +1,78 @@
+"""A missing package names its install line, and a misspelt name the right one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlkit._optional import installed, require
+from mlkit._suggest import clip, closest, did_you_mean, listing
+from mlkit.errors import MissingDependencyError
+
+
+def test_a_missing_package_names_feature_and_install_line() -> None:
+    with pytest.raises(MissingDependencyError) as caught:
+        require("no_such_package.sub", extra="mlflow", feature="MlflowSink")
+    assert "MlflowSink needs 'no_such_package.sub'" in str(caught.value)
+    assert "pip install 'mlkit-blocks[mlflow]'" in str(caught.value)
+    assert caught.value.name == "no_such_package"
+    assert isinstance(caught.value, ImportError)
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("import absent_dependency_of_it", ModuleNotFoundError),
+        ("raise ImportError('ABI')", ImportError),
+    ],
+)
+def test_a_broken_package_raises_its_own_error(
+    tmp_path: Path, monkeypatch, source: str, error: type
+) -> None:
+    (tmp_path / "broken_package_xyz.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(error) as caught:
+        require("broken_package_xyz", extra="mlflow", feature="MlflowSink")
+    assert not isinstance(caught.value, MissingDependencyError)
+
+
+def test_an_installed_package_comes_back() -> None:
+    import json
+
+    assert require("json", extra="torch", feature="anything") is json
+
+
+def test_whether_something_is_installed_is_known_without_importing_it() -> None:
+    assert installed("json")
+    assert not installed("no_such_package")
+    assert installed("antigravity")
+    assert "antigravity" not in sys.modules
+
+
+@given(st.text(min_size=1, max_size=30), st.lists(st.text(max_size=30)))
+def test_suggestions_are_known_names(name: str, names: list[str]) -> None:
+    assert set(closest(name, names)) <= set(names)
+    assert name not in names or closest(name, [name]) == [name]
+
+
+def test_case_and_dashes_do_not_matter() -> None:
+    assert closest("RESNET_18", ["vit", "resnet-18"]) == ["resnet-18"]
+    assert did_you_mean("resnt18", ["resnet18"]) == "; did you mean 'resnet18'?"
+    assert did_you_mean("zzz", ["resnet18"]) == ""
+
+
+@given(st.text(), st.integers(5, 200))
+def test_clipped_text_fits_and_short_text_is_whole(text: str, limit: int) -> None:
+    clipped = clip(text, limit)
+    assert len(clipped) <= limit
+    assert len(text) > limit or clipped == text
+
+
+def test_a_listing_stays_short() -> None:
+    assert listing([]) == "(none)"
+    assert listing(["b", "a"]) == "a, b"
+    assert listing(f"n{i:04}" for i in range(1_000)).endswith("and 992 more")
