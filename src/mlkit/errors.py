@@ -48,6 +48,7 @@ MlkitError
     ├── AliasConflictError (RuntimeError)    the alias moved meanwhile (compare-and-swap)
     ├── ChecksFailedError (RuntimeError)     a gate refused the promotion
     ├── VersionInUseError (ValueError)       an alias still points at the version
+    ├── RebuildError (ValueError)            what the spec builds does not take the stored weights
     └── UntrustedFormatError (ValueError)    loading would run code from the file
 
 MlkitWarning (UserWarning)
@@ -99,6 +100,7 @@ __all__ = [
     "ParamConflictError",
     "QueueFullError",
     "RateLimitedError",
+    "RebuildError",
     "RegistryError",
     "RejectedError",
     "ReproError",
@@ -690,15 +692,18 @@ class VersionNotFoundError(ModelStoreError, LookupError):
     Args:
         ref: What was asked for, `"churn@7"`.
         known: The nearest kind of name that exists: models, or versions and aliases of the model.
+        hint: What else there is to say.
     """
 
     ref: str
 
-    def __init__(self, ref: str, known: Iterable[str] = ()) -> None:
+    def __init__(self, ref: str, known: Iterable[str] = (), *, hint: str = "") -> None:
         known = list(known)
         self.ref = ref
-        near = did_you_mean(ref, known) or f"; the store has {listing(known)}"
-        super().__init__(f"no model version {clip(ref, 120)!r}{near}")
+        near = did_you_mean(ref, known)
+        if not near and (known or not hint):
+            near = f"; the store has {listing(known)}"
+        super().__init__(f"no model version {clip(ref, 120)!r}{near}{hint and '; '}{hint}")
 
 
 class IntegrityError(ModelStoreError, ValueError):
@@ -774,6 +779,23 @@ class VersionInUseError(ModelStoreError, ValueError):
     def __init__(self, ref: str, aliases: Iterable[str]) -> None:
         self.ref, self.aliases = ref, tuple(aliases)
         super().__init__(f"{ref} is in use as {listing(self.aliases)}; move the alias first")
+
+
+class RebuildError(ModelStoreError, ValueError):
+    """What a spec builds does not take the stored weights.
+
+    Args:
+        ref: The version.
+        reason: What does not fit.
+    """
+
+    ref: str
+
+    def __init__(self, ref: str, reason: str) -> None:
+        self.ref = ref
+        super().__init__(
+            f"{ref} cannot be rebuilt: {reason}; build it with the code that its manifest names, or save it again"
+        )
 
 
 class UntrustedFormatError(ModelStoreError, ValueError):

@@ -1,0 +1,14 @@
+"""Versions of models that can be found, trusted, promoted and rolled back.
+
+A `ModelStore` is a folder. `save` makes an immutable, numbered `ModelVersion` with a digest over its weights, spec,
+signature and manifest; `load` gives it back after checking every byte; `promote` and `rollback` move an alias and write
+down who, when, why and on what evidence.
+"""
+
+from __future__ import annotations
+
+from mlkit.models._formats import Stateful
+from mlkit.models._store import Check, ModelStore
+from mlkit.models._version import Change, ModelVersion
+
+__all__ = ["Change", "Check", "ModelStore", "ModelVersion", "Stateful"]

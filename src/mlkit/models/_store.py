@@ -1,0 +1,672 @@
+"""The store: save, find, load, promote, roll back, delete."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, final, overload
+
+from mlkit._clock import Clock, current
+from mlkit._digest import short
+from mlkit._suggest import clip
+from mlkit.errors import (
+    AliasConflictError,
+    ChecksFailedError,
+    ConfigurationError,
+    IntegrityError,
+    ModelStoreError,
+    UntrustedFormatError,
+    VersionInUseError,
+    VersionNotFoundError,
+)
+from mlkit.models._folder import Folder, blob_path, write_all
+from mlkit.models._formats import Trust, decode, write
+from mlkit.models._log import Log, State, name_of
+from mlkit.models._names import check_alias, check_name, check_text, parse
+from mlkit.models._plain import check_metrics, check_tags, dump, plain_mapping
+from mlkit.models._version import (
+    DOCUMENT_FORMAT,
+    MAX_DOCUMENT,
+    Change,
+    ModelVersion,
+    parse_payload,
+    read_document,
+)
+from mlkit.telemetry import Counter, emit, register
+
+if TYPE_CHECKING:
+    from os import PathLike
+    from types import EllipsisType
+
+__all__ = ["Check", "ModelStore"]
+
+T = TypeVar("T")
+Check: TypeAlias = Callable[[ModelVersion], bool | str | None]
+"""A gate of a promotion: None or True lets the version pass, False or a text (the reason) does not.
+
+One that raises, or returns anything else, does not let it pass either. It is known by its `__name__`.
+"""
+
+
+@final
+class ModelStore:
+    """A folder of model versions, found by name, number, alias or digest.
+
+    ```text
+    blobs/sha256/ab/abcd...   weights, and one JSON document per version; named by their content, never changed
+    models/churn.jsonl        the history of a model: one chained line per change; what has happened is what it says
+    lock, tmp/                held by a writer; files not yet finished
+    ```
+
+    A change happens when its line is written, whole, after all it speaks of is on the disk: a process that is killed
+    at any point leaves the state before or the state after. Readers take no lock. Writers, in any number of threads and
+    processes of one machine, take turns; between machines as far as the file system gives `flock` (NFSv4 does).
+
+    Thread-safe, fork-safe and picklable. Building one touches no file.
+
+    Args:
+        path: The folder; created by the first `save`.
+        who: Who is written down for a change; by default `user@host`.
+        clock: Where times come from; by default the context's clock.
+
+    Raises:
+        ConfigurationError: If an argument is of the wrong kind.
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> store = ModelStore(tempfile.mkdtemp())
+        >>> for shift in (0.1, 0.2):
+        ...     version = store.save("prior", {"shift": np.array(shift)})
+        >>> _ = store.promote("prior", 1, to="champion")
+        >>> _ = store.promote("prior", 2, to="champion", expect=1)
+        >>> float(store.load("prior@champion")["shift"])
+        0.2
+        >>> store.rollback("prior", "champion").version
+        1
+        >>> [change.kind for change in store.history("prior")]
+        ['saved', 'saved', 'promoted', 'promoted', 'rolled_back']
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_clock",
+        "_folder",
+        "_loads",
+        "_logs",
+        "_repairs",
+        "_saves",
+        "_who",
+    )
+
+    def __init__(
+        self, path: str | PathLike[str], *, who: str | None = None, clock: Clock | None = None
+    ) -> None:
+        if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+            raise ConfigurationError("ModelStore(path)", path, "the path of a folder")
+        if not os.fspath(path):
+            raise ConfigurationError("ModelStore(path)", path, "the path of a folder")
+        self._folder = Folder(os.path.abspath(path))  # noqa: PTH100 - does not look at the disk
+        self._who = None if who is None else check_text("ModelStore(who=...)", who)
+        self._clock = clock
+        self._logs: dict[str, Log] = {}
+        self._saves = Counter("models_saves_total")
+        self._loads = Counter("models_loads_total")
+        self._repairs = Counter("models_log_repairs_total")
+        for counter in (self._saves, self._loads, self._repairs):
+            register(counter)
+
+    @property
+    def path(self) -> str:
+        """The folder."""
+        return self._folder.root
+
+    def __repr__(self) -> str:
+        return f"ModelStore({self.path!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.path, self._who, self._clock)
+
+    # --- finding -----------------------------------------------------------------------------------------------
+
+    def names(self) -> list[str]:
+        """Return the names of the models that have a history, sorted."""
+        found = [name_of(file) for file in self._folder.listing("models")]
+        return sorted(name for name in found if name is not None and self._has_history(name))
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """Return the versions of a model that are not deleted, oldest first.
+
+        Args:
+            name: The model.
+
+        Raises:
+            VersionNotFoundError: If there is no such model.
+            IntegrityError: If its history was tampered with.
+        """
+        state = self._known(check_name("versions(name)", name))
+        return [self._version(name, state, number) for number in state.versions]
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Return which version each alias of a model points at.
+
+        Args:
+            name: The model.
+
+        Raises:
+            VersionNotFoundError: If there is no such model.
+            IntegrityError: If its history was tampered with.
+        """
+        return self._known(check_name("aliases(name)", name)).aliases()
+
+    def history(self, name: str) -> list[Change]:
+        """Return every change of a model since its first version, oldest first.
+
+        Args:
+            name: The model.
+
+        Raises:
+            VersionNotFoundError: If there is no such model.
+            IntegrityError: If its history was tampered with.
+        """
+        return list(self._known(check_name("history(name)", name)).changes)
+
+    def get(self, ref: str | ModelVersion) -> ModelVersion:
+        """Return a version without its weights; its spec, signature and manifest are read and checked.
+
+        Args:
+            ref: `"churn@champion"`, `"churn@7"`, `"churn@sha256:..."` (a beginning of at least 4 digits that only one
+                content has; of equal versions the newest), or a version.
+
+        Raises:
+            ConfigurationError: If *ref* is none of these.
+            VersionNotFoundError: If there is no such version.
+            IntegrityError: If what is stored is not what was saved.
+        """
+        version = self._resolve("get(ref)", ref)
+        self._reading(version, lambda: read_document(version))
+        return version
+
+    # --- saving and loading --------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        name: str,
+        model: object,
+        *,
+        spec: Mapping[str, Any] | None = None,
+        run: str | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        manifest: Mapping[str, Any] | None = None,
+        signature: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        why: str = "",
+        trust: Trust | None = None,
+    ) -> ModelVersion:
+        """Store a model as the next version of *name*.
+
+        Args:
+            name: The model.
+            model: What to store: a mapping of NumPy arrays or of torch tensors, a torch module or other `Stateful`
+                object (with *spec*), bytes, or a `pathlib.Path` of a file, which is copied as it is.
+            spec: The plain data that rebuilds the object without its weights.
+            run: The id of the run that made it.
+            metrics: What was measured of it; NaN is kept.
+            manifest: What it was made with, as plain data.
+            signature: What it takes and gives, as plain data.
+            tags: Notes.
+            why: Why, for the history.
+            trust: `"pickle"` stores what has no safe format with pickle; each load must then say the same.
+
+        Returns:
+            The new version. Its digest covers weights, spec, signature and manifest, and nothing else.
+
+        Raises:
+            ConfigurationError: If an argument is wrong.
+            UntrustedFormatError: If only pickle could store it and *trust* does not say so.
+            OSError: If the folder cannot be written; nothing was saved.
+        """
+        check_name("save(name)", name)
+        _check_trust("save(trust=...)", trust)
+        if run is not None:
+            check_text("save(run=...)", run)
+        check_text("save(why=...)", why)
+        facts: dict[str, Any] = {
+            "run": run,
+            # JSON has no NaN.
+            "metrics": {
+                key: repr(value)
+                for key, value in check_metrics("save(metrics=...)", metrics).items()
+            },
+            "tags": check_tags("save(tags=...)", tags),
+        }
+        document: dict[str, Any] = {
+            "format": DOCUMENT_FORMAT,
+            "spec": plain_mapping("save(spec=...)", spec),
+            "signature": plain_mapping("save(signature=...)", signature),
+            "manifest": plain_mapping("save(manifest=...)", manifest),
+        }
+        temporary = [self._folder.temporary(), self._folder.temporary()]
+        try:
+            written = write(model, temporary[0], has_spec=spec is not None, trust=trust)
+            payload, n_bytes = self._folder.settle(temporary[0])
+            document["payload"] = {**written._asdict(), "digest": payload, "n_bytes": n_bytes}
+            content = dump(document)
+            if len(content) > MAX_DOCUMENT:
+                raise ConfigurationError(
+                    "save(manifest=...)",
+                    f"{len(content)} bytes of spec, signature and manifest",
+                    f"at most {MAX_DOCUMENT} bytes in all",
+                )
+            _write(temporary[1], content)
+            digest, _ = self._folder.settle(temporary[1])
+            facts |= {
+                "format": written.format,
+                "payload": payload,
+                "n_bytes": n_bytes,
+                "digest": digest,
+            }
+            log = self._log(name)
+            with self._folder.lock():
+                state = log.read_locked()
+                self._folder.adopt(temporary[0], payload)
+                self._folder.adopt(temporary[1], digest)
+                state = log.append(state, self._event("saved", state.last + 1, why) | facts)
+        finally:
+            for path in temporary:
+                _discard(path)
+        self._saves.add()
+        return self._version(name, state, state.last)
+
+    @overload
+    def load(
+        self, ref: str | ModelVersion, *, build: Callable[[dict[str, Any]], T], trust: None = None
+    ) -> T: ...
+    @overload
+    def load(
+        self, ref: str | ModelVersion, *, build: None = None, trust: Trust | None = None
+    ) -> Any: ...
+    def load(
+        self,
+        ref: str | ModelVersion,
+        *,
+        build: Callable[[dict[str, Any]], Any] | None = None,
+        trust: Trust | None = None,
+    ) -> Any:
+        """Return the model of a version, after checking every byte that is read.
+
+        Args:
+            ref: As for `get`.
+            build: Called with a copy of the version's spec; must return the object without its weights, which then
+                takes them by `load_state_dict`. Needed for what was saved as an object.
+            trust: `"pickle"` if code in the file may run; needed for what was saved so.
+
+        Returns:
+            What *build* returned, with the weights in it, in the stored dtypes; without *build*, the mapping of
+            arrays or tensors, or the bytes, that were saved.
+
+        Raises:
+            ConfigurationError: If an argument is wrong, or *build* is missing or cannot apply.
+            VersionNotFoundError: If there is no such version.
+            IntegrityError: If what is stored is not what was saved.
+            UntrustedFormatError: If it was stored with pickle and *trust* does not say so.
+            RebuildError: If what *build* returned does not take the weights.
+        """
+        _check_trust("load(trust=...)", trust)
+        if build is not None and not callable(build):
+            raise ConfigurationError("load(build=...)", build, "a callable of the spec")
+        version = self._resolve("load(ref)", ref)
+        document = self._reading(version, lambda: read_document(version))
+        payload = parse_payload(document)
+        if payload.format == "pickle" and trust != "pickle":
+            raise UntrustedFormatError(
+                f"{version.ref} (sha256:{short(version.digest)})",
+                "pass trust='pickle' if you trust whoever can write to this store, or save it in a safe format",
+            )
+        if build is None and payload.rebuild:
+            raise ConfigurationError(
+                "load(build=...)",
+                None,
+                f"the callable that rebuilds {version.ref} from its spec",
+                hint="e.g. the build method of the registry it came from",
+            )
+        if build is not None and payload.format not in {"torch", "numpy"}:
+            raise ConfigurationError(
+                "load(build=...)", build, f"no build for {version.ref}, which is {payload.format}"
+            )
+        data = self._reading(
+            version, lambda: self._folder.read_blob(payload.digest, n_bytes=payload.n_bytes)
+        )
+        model = decode(version.ref, data, payload, spec=document["spec"], build=build)
+        self._loads.add()
+        return model
+
+    # --- changing ------------------------------------------------------------------------------------------------
+
+    def promote(
+        self,
+        name: str,
+        version: int | ModelVersion,
+        *,
+        to: str = "champion",
+        expect: int | ModelVersion | EllipsisType | None = ...,
+        checks: Sequence[Check] = (),
+        why: str = "",
+    ) -> Change:
+        """Point an alias at a version, if the alias is where it is expected to be and every check passes.
+
+        Args:
+            name: The model.
+            version: The version, or its number.
+            to: The alias.
+            expect: The version that must hold the alias now, None if none may. Left out: whichever holds it when the
+                call begins; checks that judged against that one do not count for another.
+            checks: Gates, all of which are asked; see `Check`. No lock is held meanwhile.
+            why: Why, for the history.
+
+        Returns:
+            The change as it was written down. If the alias points there already nothing is written, and the change
+            that put it there is returned.
+
+        Raises:
+            ConfigurationError: If an argument is wrong.
+            VersionNotFoundError: If there is no such version.
+            AliasConflictError: If another version than expected holds the alias.
+            ChecksFailedError: If a check did not let it pass; the history says which and why.
+        """
+        check_name("promote(name)", name)
+        check_alias("promote(to=...)", to)
+        check_text("promote(why=...)", why)
+        gates = _check_names("promote(checks=...)", checks)
+        number = self._number("promote(version)", name, version)
+        expected = ... if expect is ... else self._expected("promote(expect=...)", name, expect)
+        state = self._known(name)
+        judged = self._get_number(name, state, number)
+        holder = state.aliases().get(to)
+        if expected is not ... and expected != holder:
+            raise AliasConflictError(f"{name}@{to}", expected=expected, got=holder)
+        evidence = {gate: _ask(check, judged) for gate, check in gates.items()}
+        failures = {gate: said for gate, said in evidence.items() if said != _PASSED}
+        kind: Literal["promoted", "refused"] = "refused" if failures else "promoted"
+        log = self._log(name)
+        with self._folder.lock():
+            state = log.read_locked()
+            self._get_number(name, state, number)
+            holder_now = state.aliases().get(to)
+            if not failures:
+                if (expected is not ... or gates) and holder_now != holder:
+                    raise AliasConflictError(f"{name}@{to}", expected=holder, got=holder_now)
+                if holder_now == number:
+                    return _last_move(state, to)
+            event = self._event(kind, number, why)
+            event |= {"alias": to, "previous": holder_now, "evidence": evidence}
+            change = log.append(state, event).changes[-1]
+        if failures:
+            emit("models.promotion.refused", name, alias=to, version=number)
+            raise ChecksFailedError(f"{name}@{number}", failures)
+        emit("models.alias.moved", name, alias=to, version=number, previous=holder_now)
+        return change
+
+    def rollback(
+        self,
+        name: str,
+        alias: str = "champion",
+        *,
+        expect: int | ModelVersion | EllipsisType = ...,
+        why: str = "",
+    ) -> Change:
+        """Point an alias at the version that held it before the present one did.
+
+        Called again it goes back further; what was rolled back is not returned to. Versions deleted since are passed
+        over. Two guards that see the same trouble should both pass *expect*, so that only one of them rolls back.
+
+        Args:
+            name: The model.
+            alias: The alias.
+            expect: The version that must hold the alias now.
+            why: Why, for the history.
+
+        Returns:
+            The change as it was written down.
+
+        Raises:
+            ConfigurationError: If an argument is wrong.
+            VersionNotFoundError: If nobody holds the alias, or nobody held it before.
+            AliasConflictError: If another version than expected holds it.
+        """
+        check_name("rollback(name)", name)
+        check_alias("rollback(alias)", alias)
+        check_text("rollback(why=...)", why)
+        expected = ... if expect is ... else self._number("rollback(expect=...)", name, expect)
+        self._known(name)
+        log = self._log(name)
+        with self._folder.lock():
+            state = log.read_locked()
+            held = state.holders.get(alias, ())
+            if not held:
+                raise self._missing(f"{name}@{alias}", state)
+            if expected is not ... and held[-1] != expected:
+                raise AliasConflictError(f"{name}@{alias}", expected=expected, got=held[-1])
+            if len(held) < 2:
+                raise VersionNotFoundError(
+                    f"{name}@{alias} before version {held[-1]}", hint="it was the first to hold it"
+                )
+            event = self._event("rolled_back", held[-2], why)
+            event |= {"alias": alias, "previous": held[-1]}
+            change = log.append(state, event).changes[-1]
+        emit(
+            "models.alias.moved",
+            name,
+            alias=alias,
+            version=change.version,
+            previous=change.previous,
+        )
+        return change
+
+    def delete(self, name: str, version: int | ModelVersion, *, why: str = "") -> Change:
+        """Delete a version and what only it uses on the disk. Its number is never given again.
+
+        Args:
+            name: The model.
+            version: The version, or its number.
+            why: Why, for the history.
+
+        Returns:
+            The change as it was written down.
+
+        Raises:
+            ConfigurationError: If an argument is wrong.
+            VersionNotFoundError: If there is no such version.
+            VersionInUseError: If an alias points at it.
+        """
+        check_name("delete(name)", name)
+        check_text("delete(why=...)", why)
+        number = self._number("delete(version)", name, version)
+        self._known(name)
+        log = self._log(name)
+        with self._folder.lock():
+            state = log.read_locked()
+            gone = self._get_number(name, state, number)
+            if using := [alias for alias, holder in state.aliases().items() if holder == number]:
+                raise VersionInUseError(gone.ref, using)
+            change = log.append(state, self._event("deleted", number, why)).changes[-1]
+            facts = state.versions[number]
+            self._remove_unused({facts.digest, facts.payload})
+        emit("models.version.deleted", name, version=number)
+        return change
+
+    # --- within --------------------------------------------------------------------------------------------------
+
+    def _log(self, name: str) -> Log:
+        return self._logs.setdefault(name, Log(self._folder, name, self._repairs))
+
+    def _event(self, kind: str, number: int, why: str) -> dict[str, Any]:
+        who = _whoami() if self._who is None else self._who
+        time = current(self._clock).time()
+        return {"kind": kind, "version": number, "who": who, "time": time, "why": why}
+
+    def _known(self, name: str) -> State:
+        state = self._log(name).read()
+        if not state.changes:
+            # Names that were only asked for must not pile up.
+            self._logs.pop(name, None)
+            raise VersionNotFoundError(name, self.names())
+        return state
+
+    def _has_history(self, name: str) -> bool:
+        try:
+            return bool(self._log(name).read().changes)
+        except ModelStoreError:
+            return True  # it is there, and every other call will say what is wrong with it
+
+    def _version(self, name: str, state: State, number: int) -> ModelVersion:
+        return ModelVersion(self._folder, name, number, state.versions[number])
+
+    def _get_number(self, name: str, state: State, number: int) -> ModelVersion:
+        if number not in state.versions:
+            raise self._missing(f"{name}@{number}", state)
+        return self._version(name, state, number)
+
+    def _missing(self, ref: str, state: State) -> VersionNotFoundError:
+        name, _, wanted = ref.partition("@")
+        deleted = wanted.isdecimal() and 0 < int(wanted) <= state.last
+        known = [f"{name}@{alias}" for alias in state.aliases()]
+        known += [f"{name}@{number}" for number in state.versions]
+        return VersionNotFoundError(ref, known, hint="it was deleted" if deleted else "")
+
+    def _resolve(self, where: str, ref: str | ModelVersion) -> ModelVersion:
+        given = ref if isinstance(ref, ModelVersion) else None
+        name, number, alias, prefix = parse(where, ref if given is None else given.ref)
+        state = self._known(name)
+        if alias is not None:
+            number = state.aliases().get(alias)
+        elif prefix is not None:
+            found = {
+                facts.digest: number
+                for number, facts in state.versions.items()
+                if facts.digest.startswith(prefix)
+            }
+            if len(found) > 1:
+                raise ConfigurationError(
+                    where, ref, f"more digits: {len(found)} versions of {name!r} begin so"
+                )
+            number = next(iter(found.values()), None)
+        if number is None:
+            raise self._missing(str(ref), state)
+        version = self._get_number(name, state, number)
+        if given is not None and given.digest != version.digest:
+            raise ConfigurationError(where, given, "a version of this store")
+        return version
+
+    def _reading(self, version: ModelVersion, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except FileNotFoundError as error:
+            state = self._known(version.name)
+            if version.number not in state.versions:  # deleted since we looked
+                raise self._missing(version.ref, state) from None
+            raise IntegrityError(
+                str(error.filename), expected=f"a file of {version.ref}", got="nothing"
+            ) from None
+
+    def _number(self, where: str, name: str, version: object) -> int:
+        if isinstance(version, ModelVersion):
+            if version.name != name:
+                raise ConfigurationError(where, version, f"a version of {name!r}")
+            return version.number
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            raise ConfigurationError(where, version, "a version number >= 1, or a ModelVersion")
+        return version
+
+    def _expected(self, where: str, name: str, version: object) -> int | None:
+        return None if version is None else self._number(where, name, version)
+
+    def _remove_unused(self, digests: set[str]) -> None:
+        """Remove blobs that no version of any model uses. The lock is held, so none can begin to."""
+        for name in self.names():
+            try:
+                versions = self._log(name).read_locked().versions
+            except ModelStoreError:
+                return  # a history that cannot be read may use anything
+            for facts in versions.values():
+                digests = digests - {facts.digest, facts.payload}
+        for digest in digests:
+            self._folder.remove(blob_path(digest))
+
+
+_PASSED = "passed"
+
+
+def _reopen(path: str, who: str | None, clock: Clock | None) -> ModelStore:
+    return ModelStore(path, who=who, clock=clock)
+
+
+def _check_trust(where: str, trust: object) -> None:
+    if trust not in {None, "pickle"}:
+        raise ConfigurationError(where, trust, "'pickle' or None")
+
+
+def _check_names(where: str, checks: object) -> dict[str, Check]:
+    if not isinstance(checks, Sequence) or isinstance(checks, (str, bytes)):
+        raise ConfigurationError(where, checks, "a list of callables of one ModelVersion")
+    named: dict[str, Check] = {}
+    for check in checks:
+        if not callable(check):
+            raise ConfigurationError(where, check, "callables of one ModelVersion")
+        name = clip(str(getattr(check, "__name__", type(check).__name__)), 100)
+        unique, copy = name, 1
+        while unique in named:
+            copy += 1
+            unique = f"{name} ({copy})"
+        named[unique] = check
+    return named
+
+
+def _ask(check: Check, version: ModelVersion) -> str:
+    """Return what a check says: `"passed"`, or why not."""
+    try:
+        said: object = check(version)
+        if said is None:
+            return _PASSED
+        if isinstance(said, str):
+            return clip(said, 300) or "refused without a reason"
+        if type(said).__name__ in {"bool", "bool_"}:  # NumPy's comparisons return its own
+            return _PASSED if said else "returned False"
+    except Exception as error:  # noqa: BLE001 - a check that cannot judge has not let it pass
+        return clip(f"raised {type(error).__name__}: {error}", 300)
+    return f"returned a {type(said).__name__}, not True, False, None or a reason"
+
+
+def _last_move(state: State, alias: str) -> Change:
+    moves = {"promoted", "rolled_back"}
+    return next(
+        change
+        for change in reversed(state.changes)
+        if change.alias == alias and change.kind in moves
+    )
+
+
+def _whoami() -> str:
+    import pwd
+
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # containers often run as a number without a name
+        user = str(os.getuid())
+    return f"{user}@{os.uname().nodename}"
+
+
+def _write(path: str, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        write_all(descriptor, content)
+    finally:
+        os.close(descriptor)
+
+
+def _discard(path: str) -> None:
+    try:
+        os.unlink(path)  # noqa: PTH108 - symmetric with the rest of the store
+    except FileNotFoundError:
+        return
