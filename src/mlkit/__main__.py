@@ -1,0 +1,7 @@
+"""`python -m mlkit`."""
+
+import sys
+
+from mlkit.cli import main
+
+sys.exit(main())
