@@ -1,0 +1,28 @@
+"""A run recorded, whatever happens.
+
+Logging appends to a journal on the local disk and returns; a shipper process delivers the journal to MLflow and others, and
+never stands in the training loop's way. What a killed process leaves behind is complete, and `sync` delivers it.
+"""
+
+from __future__ import annotations
+
+from mlkit.tracking._delivery import Delivery
+from mlkit.tracking._read import Point, RunData, read
+from mlkit.tracking._records import Record, RunInfo
+from mlkit.tracking._run import Run, start_run
+from mlkit.tracking._shipper import sync
+from mlkit.tracking._sink import JsonlSink, Sink
+
+__all__ = [
+    "Delivery",
+    "JsonlSink",
+    "Point",
+    "Record",
+    "Run",
+    "RunData",
+    "RunInfo",
+    "Sink",
+    "read",
+    "start_run",
+    "sync",
+]

@@ -1,0 +1,166 @@
+"""A run on disk: who may touch what, and who is still alive.
+
+```text
+runs/20261123-063012-1f2e3d4c/
+├── run.json                    what is known from the start: id, experiment, name, parent, sinks
+├── journal/<time>-<pid>-<nonce>.mkj    one file per writing process, which holds a lock on it while it lives
+├── artifacts/<sha256>          contents, each once
+├── sinks/<sink>/cursor.json    how far each sink has come, and dead.jsonl with what it refused, and a lock
+├── children/<id>/              nested runs, in the same form
+└── shipper.log                 what the shipper process had to say
+```
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from mlkit.errors import JournalError, RunNotFoundError
+from mlkit.tracking._records import RunInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["FORMAT", "Folder", "find_run", "is_locked", "new_id", "replace_text"]
+
+FORMAT = 1
+
+
+@final
+class Folder:
+    """The paths of one run.
+
+    Args:
+        path: Its folder.
+    """
+
+    __slots__ = ("artifacts", "children", "journal", "path", "sinks")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.journal = path / "journal"
+        self.artifacts = path / "artifacts"
+        self.sinks = path / "sinks"
+        self.children = path / "children"
+
+    def create(self, info: RunInfo, sinks: Sequence[str]) -> None:
+        """Make the folder of a new run.
+
+        Raises:
+            FileExistsError: If it is there.
+            OSError: If it cannot be made.
+        """
+        self.path.mkdir(parents=True)
+        for folder in (self.journal, self.artifacts):
+            folder.mkdir()
+        self.describe(info, sinks)
+
+    def describe(self, info: RunInfo, sinks: Sequence[str]) -> None:
+        """Write `run.json`. Only its owner may read it, for a sink's address may hold a password."""
+        content = {"format": FORMAT, **info._asdict(), "sinks": list(sinks)}
+        replace_text(self.path / "run.json", json.dumps(content, indent=1) + "\n", mode=0o600)
+
+    def load(self) -> tuple[RunInfo, list[str]]:
+        """Return what `run.json` says: the run and the addresses of its sinks.
+
+        Raises:
+            RunNotFoundError: If there is none.
+            JournalError: If it is not of this format.
+        """
+        path = self.path / "run.json"
+        try:
+            content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            if content["format"] != FORMAT:
+                raise JournalError(
+                    str(path),
+                    f"format {content['format']} is not one this version of mlkit reads ({FORMAT})",
+                )
+            return RunInfo(*(content[field] for field in RunInfo._fields)), list(content["sinks"])
+        except (FileNotFoundError, NotADirectoryError):
+            raise RunNotFoundError(str(self.path), _runs_in(self.path)) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, JournalError):
+                raise
+            raise JournalError(str(path), f"{type(error).__name__}: {error}") from error
+
+    def writers(self) -> list[Path]:
+        """Return the journal files, those started first first."""
+        try:
+            return sorted(path for path in self.journal.iterdir() if path.suffix == ".mkj")
+        except FileNotFoundError:
+            return []
+
+    def alive(self) -> bool:
+        """Return whether a process still writes to the journal."""
+        return any(is_locked(path) for path in self.writers())
+
+    def family(self) -> Iterator[Folder]:
+        """Yield this run and all nested in it."""
+        yield self
+        try:
+            inner = sorted(self.children.iterdir())
+        except FileNotFoundError:
+            return
+        for path in inner:
+            if (path / "run.json").exists():
+                yield from Folder(path).family()
+
+
+def find_run(root: Path, run: str) -> Folder:
+    """Return the folder of a run that is given by its id, or by its path.
+
+    Raises:
+        RunNotFoundError: If there is none.
+    """
+    for path in (root / run, Path(run)):
+        if (path / "run.json").exists():
+            return Folder(path.absolute())
+    raise RunNotFoundError(run, _runs_in(root))
+
+
+def _runs_in(root: Path) -> list[str]:
+    try:
+        return [path.name for path in root.iterdir() if (path / "run.json").exists()]
+    except OSError:
+        return []
+
+
+def new_id(microseconds: int) -> str:
+    """Return a new run id: sorted by time, unique by chance."""
+    from time import gmtime, strftime
+
+    return f"{strftime('%Y%m%d-%H%M%S', gmtime(microseconds / 1e6))}-{os.urandom(4).hex()}"
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether somebody holds the lock on a file.
+
+    The kernel drops the lock when its holder is gone, however it died; a process id could be another's by now.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def replace_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -1,0 +1,127 @@
+"""What a user may log: checked where it is passed, put into the form that the journal keeps."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from mlkit.errors import ConfigurationError, ParamConflictError
+
+__all__ = ["as_step", "as_tags", "artifact_name", "check_key", "choice", "flat_params"]
+
+_MAX_KEY = 1000
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def check_key(where: str, key: object) -> str:
+    """Return *key* if it is a name: text of 1 to 1000 characters."""
+    if not isinstance(key, str) or not 1 <= len(key) <= _MAX_KEY:
+        raise ConfigurationError(where, key, f"a name of 1 to {_MAX_KEY} characters")
+    return key
+
+
+def as_step(where: str, step: object) -> int:
+    """Return *step* as an integer of 64 bits; a NumPy integer is one, a bool is not."""
+    from operator import index
+
+    try:
+        number = index(step)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(step, bool) or not -(2**63) <= number < 2**63:
+        raise ConfigurationError(where, step, "an integer from -2**63 to 2**63 - 1")
+    return number
+
+
+def flat_params(where: str, params: object) -> dict[str, Any]:
+    """Return nested *params* as one level of dotted keys, their values as what JSON reads back.
+
+    Raises:
+        ConfigurationError: If a key is no text, or a value has no text of its own.
+        ParamConflictError: If two of them meet under one dotted key with different values.
+    """
+    if not isinstance(params, Mapping):
+        raise ConfigurationError(where, params, "a mapping of names to values")
+    flat: dict[str, Any] = {}
+    _flatten(where, "", params, flat, 0)
+    return flat
+
+
+def _flatten(
+    where: str, prefix: str, params: Mapping[Any, Any], flat: dict[str, Any], depth: int
+) -> None:
+    if depth > 50:
+        raise ConfigurationError(where, prefix, "nesting of at most 50 levels")
+    for key, value in params.items():
+        path = f"{prefix}.{check_key(where, key)}" if prefix else check_key(where, key)
+        if isinstance(value, Mapping) and value:
+            _flatten(where, path, value, flat, depth + 1)
+            continue
+        plain = _plain(f"{where[:-1]}[{path!r}])", value, 0)
+        if path in flat and json.dumps(flat[path]) != json.dumps(plain):
+            raise ParamConflictError(path, flat[path], plain)
+        flat[check_key(where, path)] = plain
+
+
+def _plain(where: str, value: Any, depth: int) -> Any:
+    """Return *value* as JSON can keep it: plain data as it is, the rest by its own text."""
+    if type(value) in _PLAIN:
+        return value
+    if depth > 50:
+        raise ConfigurationError(where, value, "nesting of at most 50 levels")
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        if isinstance(value, numpy.generic):
+            return _plain(where, value.item(), depth + 1)
+        if isinstance(value, numpy.ndarray):
+            raise ConfigurationError(where, value, "a value; log an array as an artifact")
+    if isinstance(value, (list, tuple)):
+        return [_plain(where, item, depth + 1) for item in value]
+    if isinstance(value, Mapping):
+        return {
+            check_key(where, key): _plain(where, item, depth + 1) for key, item in value.items()
+        }
+    kind = type(value)
+    if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__:
+        # Its text would be its address, another one in every run.
+        raise ConfigurationError(where, value, "plain data, or an object with a text of its own")
+    return str(value)
+
+
+def as_tags(where: str, tags: object) -> dict[str, str]:
+    """Return *tags* with their values as text; a value may be text, a number or a bool."""
+    if not isinstance(tags, Mapping):
+        raise ConfigurationError(where, tags, "a mapping of names to text")
+    checked = {}
+    for key, value in tags.items():
+        if not isinstance(value, (str, int, float)):
+            raise ConfigurationError(f"{where[:-1]}[{key!r}])", value, "text, a number or a bool")
+        checked[check_key(where, key)] = str(value)
+    return checked
+
+
+def artifact_name(where: str, name: object) -> str:
+    """Return *name* if it is a relative path with `/` that stays where it is put."""
+    good = isinstance(name, str) and 1 <= len(name) <= _MAX_KEY
+    if good and isinstance(name, str):
+        parts = name.split("/")
+        good = not any(part in {"", ".", ".."} for part in parts) and not set(name) & {"\\", "\0"}
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            good = False
+    if not good:
+        raise ConfigurationError(where, name, "a relative path like 'plots/loss.png'")
+    return str(name)
+
+
+def choice(where: str, value: object, allowed: tuple[str, ...]) -> str:
+    """Return *value* if it is one of *allowed*."""
+    if not isinstance(value, str) or value not in allowed:
+        from mlkit._suggest import did_you_mean
+
+        near = did_you_mean(value, allowed) if isinstance(value, str) else ""
+        raise ConfigurationError(where, value, " or ".join(map(repr, allowed)), hint=near[2:])
+    return value
