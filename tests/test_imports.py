@@ -1,0 +1,87 @@
+"""Importing is cheap, brings nothing along, and needs no extra."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import mlkit
+
+BLOCKS = ("registry", "repro", "inference", "resilience", "flags", "tracking", "models")
+EXTRAS = ("matplotlib", "mlflow", "sklearn", "starlette", "torch", "tqdm", "uvicorn")
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def cpu_of_import(module: str) -> float:
+    """Return the least CPU time of importing *module* in fresh interpreters, in seconds."""
+    code = f"import time; start = time.process_time(); import {module}; print(time.process_time() - start)"
+    return min(float(run(code)) for _ in range(7))
+
+
+@pytest.fixture(scope="module")
+def cpu_of_numpy() -> float:
+    return cpu_of_import("numpy")
+
+
+def test_the_facade_costs_next_to_nothing(cpu_of_numpy: float) -> None:
+    assert cpu_of_import("mlkit") <= 0.04 * cpu_of_numpy
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_costs_less_than_numpy(block: str, cpu_of_numpy: float) -> None:
+    assert cpu_of_import(f"mlkit.{block}") <= 0.40 * cpu_of_numpy
+
+
+def test_the_blocks_bring_no_third_party_module() -> None:
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        + "\n".join(f"import mlkit.{name}" for name in (*BLOCKS, "errors", "telemetry", "testing"))
+        + "\ntops = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(tops - set(sys.stdlib_module_names) - {'mlkit'}))\n"
+        "print('asyncio' in sys.modules)"
+    )
+    assert run(code).splitlines() == ["False"] or run(code).splitlines() == ["", "False"]
+
+
+def test_a_block_brings_no_sibling() -> None:
+    for block in BLOCKS:
+        code = (
+            f"import sys, mlkit.{block}\n"
+            f"print(*[b for b in {BLOCKS} if b != {block!r} and 'mlkit.' + b in sys.modules])"
+        )
+        assert run(code) == ""
+
+
+def every_module() -> list[str]:
+    return [
+        info.name
+        for info in pkgutil.walk_packages(mlkit.__path__, "mlkit.")
+        if info.name not in {"mlkit.__main__", "mlkit.testing.strategies"}  # runs; needs Hypothesis
+    ]
+
+
+def test_without_extras_every_module_imports_and_star_works() -> None:
+    modules = every_module()
+    assert len(modules) > 40
+    code = f"""
+import sys
+for name in {EXTRAS}:
+    sys.modules[name] = None  # what an absent package does to an import of it
+from mlkit import *
+import importlib
+for name in {modules}:
+    importlib.import_module(name)
+import mlkit
+for name in mlkit.__all__:
+    getattr(mlkit, name)
+print("fine")
+"""
+    assert run(code) == "fine"

@@ -1,0 +1,36 @@
+"""Run `pyright --verifytypes`: every public symbol has a known type and every public object a docstring."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+
+def main() -> int:
+    """Print what is incomplete; return 1 if anything is."""
+    command = [
+        sys.executable,
+        "-m",
+        "pyright",
+        "--verifytypes",
+        "mlkit",
+        "--ignoreexternal",
+        "--outputjson",
+    ]
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    facts = report["typeCompleteness"]
+    for symbol in facts["symbols"]:
+        if symbol["isExported"] and not symbol["isTypeKnown"]:
+            reasons = "; ".join(item["message"].splitlines()[0] for item in symbol["diagnostics"])
+            print(f"{symbol['name']}: {reasons}")
+    score = facts["completenessScore"]
+    counts = {
+        key: facts[key] for key in ("missingFunctionDocStringCount", "missingClassDocStringCount")
+    }
+    print(f"types of {score:.2%} of the public symbols are known; {counts}")
+    return int(score < 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
