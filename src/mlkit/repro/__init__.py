@@ -1,0 +1,39 @@
+"""The same result again, or the exact place where it differs.
+
+Seeds by name, isolation, determinism, data loading, checks, fingerprints and manifests. Importing this module imports
+nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+from mlkit.repro._check import Divergence, check
+from mlkit.repro._determinism import Finding, audit, deterministic
+from mlkit.repro._fingerprint import fingerprint
+from mlkit.repro._invariance import InvarianceReport, batch_invariance
+from mlkit.repro._loading import Keyed, KeyedSampler
+from mlkit.repro._manifest import Change, Manifest
+from mlkit.repro._rng_state import RngState, rng_state
+from mlkit.repro._seeding import SeedReport, isolated, seed_all, seed_everything
+from mlkit.repro._seeds import Seeds
+
+__all__ = [
+    "Change",
+    "Divergence",
+    "Finding",
+    "InvarianceReport",
+    "Keyed",
+    "KeyedSampler",
+    "Manifest",
+    "RngState",
+    "SeedReport",
+    "Seeds",
+    "audit",
+    "batch_invariance",
+    "check",
+    "deterministic",
+    "fingerprint",
+    "isolated",
+    "rng_state",
+    "seed_all",
+    "seed_everything",
+]

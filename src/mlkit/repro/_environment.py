@@ -1,0 +1,171 @@
+"""What a result may depend on besides code and data: Python, machine, threads, packages, a few variables."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlkit.repro._generators import loaded_torch
+
+__all__ = ["environment", "packages", "redacted"]
+
+# Variables that change results. All others are left out: they may hold secrets, and a deny-list always misses one.
+_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_VISIBLE_DEVICES",
+    "DNNL_MAX_CPU_ISA",
+    "LC_ALL",
+    "MKL_CBWR",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "PYTHONOPTIMIZE",
+    "TZ",
+)
+# CPU features that numerical libraries choose kernels by.
+_ISA = frozenset(
+    (
+        *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl"),
+        *("avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"),
+        *("asimd", "asimdhp", "asimddp", "sve", "sve2", "i8mm", "bf16"),
+    )
+)
+_SECRET = re.compile(r"(?i)(key|token|secret|passw|pwd|credential|auth|cookie|session)")
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_HIDDEN = "<hidden>"
+
+
+def environment() -> dict[str, Any]:
+    """Return python, machine, threads, variables and torch's switches as plain data."""
+    return {
+        "python": {
+            "implementation": platform.python_implementation(),
+            "version": platform.python_version(),
+            "hash_randomization": bool(sys.flags.hash_randomization),
+        },
+        "platform": {
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "libc": " ".join(_libc()),
+            "isa": _isa(),
+        },
+        "threads": {"available": _cpus(), **_torch_threads()},
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "torch": _torch_switches(),
+    }
+
+
+def packages() -> dict[str, str]:
+    """Return the version of every installed distribution, by its normalised name.
+
+    Reads the names of the metadata folders on `sys.path` and opens no file, except for distributions that do not
+    write their version there.
+    """
+    found: dict[str, str] = {}
+    for place in sys.path:
+        try:
+            names = os.listdir(place or ".")  # noqa: PTH208 - only names are wanted
+        except OSError:  # a zip file, or not there
+            continue
+        for name in sorted(names):
+            stem, dot, kind = name.rpartition(".")
+            if (
+                not dot or kind not in {"dist-info", "egg-info"} or name.startswith("~")
+            ):  # pip's leftovers
+                continue
+            project, dash, version = stem.partition("-")
+            if not dash:
+                version = _version_in(Path(place or ".", name))
+            elif kind == "egg-info":
+                version = re.sub(r"-py\d.*$", "", version)
+            # Earlier entries of sys.path win, as they do for import.
+            found.setdefault(re.sub(r"[-_.]+", "-", project).lower(), version)
+    return dict(sorted(found.items()))
+
+
+def redacted(arguments: list[str]) -> list[str]:
+    """Return a command line without the values of options that look like secrets, or user names in addresses."""
+    shown = []
+    hide_next = False
+    for argument in arguments:
+        option, equals, _ = argument.partition("=")
+        if hide_next and not argument.startswith("-"):
+            shown.append(_HIDDEN)
+            hide_next = False
+            continue
+        hide_next = False
+        if _SECRET.search(option) and (equals or option.startswith("-")):
+            hide_next = not equals
+            shown.append(f"{option}={_HIDDEN}" if equals else option)
+        else:
+            shown.append(_USERINFO.sub(f"{_HIDDEN}@", argument))
+    return shown
+
+
+def _version_in(folder: Path) -> str:
+    for name in ("METADATA", "PKG-INFO"):
+        try:
+            lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if line.startswith("Version:"):
+                return line.removeprefix("Version:").strip()
+    return "unknown"
+
+
+def _libc() -> tuple[str, ...]:
+    try:
+        name = os.confstr("CS_GNU_LIBC_VERSION")  # platform.libc_ver() reads the whole interpreter
+    except (AttributeError, ValueError, OSError):
+        return ()
+    return (name,) if name else ()
+
+
+def _isa() -> list[str]:
+    """Return the CPU features that matter, sorted; empty where the system does not list them."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                key, _, features = line.partition(":")
+                if key.strip() in {"flags", "Features"}:
+                    return sorted(_ISA & set(features.split()))
+    except OSError:
+        pass
+    return []
+
+
+def _cpus() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+def _torch_threads() -> dict[str, int]:
+    torch = loaded_torch()
+    return {} if torch is None else {"torch": torch.get_num_threads()}
+
+
+def _torch_switches() -> dict[str, Any]:
+    """Return the switches of torch that change results; empty if it is not imported."""
+    torch = loaded_torch()
+    if torch is None:
+        return {}
+    return {
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "default_dtype": str(torch.get_default_dtype()),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }

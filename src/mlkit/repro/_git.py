@@ -1,0 +1,139 @@
+"""The whole working tree as one git tree id, with nothing touched: not the index, a ref, an object or a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from mlkit.repro._determinism import Finding
+
+__all__ = ["Code", "code_of"]
+
+_TIMEOUT = 60.0
+_LARGEST_UNTRACKED = 256 * 2**20
+
+
+class Code(NamedTuple):
+    """The code of a run.
+
+    `tree` is the id that `git write-tree` gives for the working tree, untracked files that are not ignored included.
+    """
+
+    tree: str | None
+    commit: str | None
+    clean: bool | None
+    findings: tuple[Finding, ...]
+
+
+class _GitError(Exception):
+    """git is missing, refused, or took too long."""
+
+
+def code_of(folder: Path) -> Code:
+    """Return the state of the working tree that *folder* lies in; a finding says what could not be told."""
+    try:
+        return _capture(folder)
+    except _GitError as error:
+        fix = "run from a git working tree to have the code recorded"
+        return Code(
+            None, None, None, (Finding("no-git", f"the code has no git tree id: {error}", fix),)
+        )
+
+
+def _capture(folder: Path) -> Code:
+    from tempfile import TemporaryDirectory
+
+    places = _git(
+        folder, "rev-parse", "--show-toplevel", "--git-path", "index", "--git-path", "objects"
+    )
+    top, index, objects = (folder / line for line in places.splitlines())
+    head = _git(top, "rev-parse", "HEAD^{commit}", "HEAD^{tree}", allow=(0, 128)).split()
+    # Before the first commit git prints the question itself.
+    commit, committed = head if len(head) == 2 and "HEAD^{tree}" not in head else (None, None)
+    findings = _untracked_findings(top)
+    with TemporaryDirectory(prefix="mlkit-git-") as scratch:
+        private = Path(scratch)
+        (private / "objects").mkdir()
+        if index.exists():  # its file times spare git from reading what has not changed
+            shutil.copy2(index, private / "index")
+        environment = {
+            "GIT_INDEX_FILE": str(private / "index"),
+            "GIT_OBJECT_DIRECTORY": str(private / "objects"),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": _quoted(objects.resolve()),
+        }
+        scope = "--update" if findings else "--all"
+        _git(top, "add", scope, "--", ".", environment=environment)
+        tree = _git(top, "write-tree", environment=environment).strip()
+    return Code(tree, commit, tree == committed, findings)
+
+
+def _untracked_findings(top: Path) -> tuple[Finding, ...]:
+    """Return a finding if the untracked files are too large to be read at each capture."""
+    names = _git(top, "ls-files", "--others", "--exclude-standard", "-z").split("\0")
+    size = 0
+    for name in filter(None, names):
+        try:
+            size += (top / name).lstat().st_size
+        except OSError:  # it vanished meanwhile
+            continue
+    if size <= _LARGEST_UNTRACKED:
+        return ()
+    what = f"the untracked files hold {size / 2**20:.0f} MiB and are not part of the code's tree id"
+    fix = "name data in .gitignore and pass it as data="
+    return (Finding("untracked-size", what, fix),)
+
+
+def _quoted(path: Path) -> str:
+    """Return *path* as one entry of a list that is separated by colons."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"' if ":" in text or '"' in text else str(path)
+
+
+def _git(
+    folder: Path,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    allow: tuple[int, ...] = (0,),
+) -> str:
+    import subprocess
+
+    program = shutil.which("git")
+    if program is None:
+        raise _GitError("git is not installed")
+    # A hook or a wrapper may have set these for another repository or index.
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_")
+        or name.startswith(("GIT_CONFIG", "GIT_EXEC", "GIT_CEILING", "GIT_SSL"))
+    }
+    # No optional lock, no question to a user, no compression of objects that are thrown away.
+    options = [
+        "-c",
+        "core.fsmonitor=false",
+        "-c",
+        "core.compression=0",
+        "-c",
+        "core.safecrlf=false",
+    ]
+    quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(  # noqa: S603 - a fixed program and our own arguments
+            [program, *options, *arguments],
+            cwd=folder,
+            env={**inherited, **quiet, **(environment or {})},
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise _GitError(f"git {arguments[0]} took longer than {_TIMEOUT:.0f} s") from None
+    except OSError as error:
+        raise _GitError(str(error)) from error
+    if done.returncode not in allow:
+        said = os.fsdecode(done.stderr).strip().splitlines()
+        raise _GitError(said[0] if said else f"git {arguments[0]} exited with {done.returncode}")
+    return os.fsdecode(done.stdout)

@@ -1,0 +1,444 @@
+"""What a run was made of, as one value with a digest: code, data, spec, params, seeds, environment."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    Protocol,
+    final,
+    runtime_checkable,
+)
+
+from mlkit._clock import current
+from mlkit._digest import canonical, digest, is_digest, short
+from mlkit.errors import ConfigurationError, DigestError, FingerprintError, ManifestError
+from mlkit.repro._determinism import Finding
+from mlkit.repro._environment import environment, packages, redacted
+from mlkit.repro._fingerprint import fingerprint
+from mlkit.repro._git import code_of
+from mlkit.repro._seeds import Seeds, as_seeds
+from mlkit.telemetry import emit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+__all__ = ["Change", "Manifest"]
+
+_SCHEMA = "mlkit.manifest/1"
+# In the order in which a difference is likely to explain another result.
+_SECTIONS = ("code", "data", "spec", "params", "seeds", "packages", "environment")
+
+
+@runtime_checkable
+class _Spec(Protocol):
+    """Something that can be written as plain data, such as a spec of `mlkit.registry`."""
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """Return plain data."""
+        ...
+
+
+class Change(NamedTuple):
+    """One difference between two manifests; its text is a sentence.
+
+    Attributes:
+        section: `"code"`, `"data"`, `"spec"`, `"params"`, `"seeds"`, `"packages"` or `"environment"`.
+        name: Which part of it, dotted: `"torch"`, `"variables.OMP_NUM_THREADS"`.
+        kind: `"added"`, `"removed"` or `"changed"`.
+        before: Its value in the first manifest; None if it was added.
+        after: Its value in the second; None if it was removed.
+    """
+
+    section: str
+    name: str
+    kind: Literal["added", "removed", "changed"]
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        noun = _NOUNS.get(self.section, self.section)
+        what = f"{noun} {self.name}".strip()
+        if self.kind == "added":
+            return f"{what} is new: {_shown(self.after)}"
+        if self.kind == "removed":
+            return f"{what} is gone; it was {_shown(self.before)}"
+        return f"{what} changed from {_shown(self.before)} to {_shown(self.after)}"
+
+
+_NOUNS = {"params": "param", "packages": "package", "environment": ""}
+
+
+@final
+class Manifest:
+    """What a run was made of. Made by `Manifest.capture` or `Manifest.load`.
+
+    Two parts: the *identity* (code, data, spec, params, seeds, packages, environment), of which `digest` is the
+    digest, and *facts* that differ from run to run (time, process, command, commit). So two captures of the same code,
+    data, environment and seeds have equal digests.
+
+    Immutable, comparable and hashable by its digest, picklable, safe to share between threads.
+
+    Example:
+        >>> first = Manifest.capture(seeds=7, params={"lr": 0.1})
+        >>> second = Manifest.capture(seeds=7, params={"lr": 0.2})
+        >>> [str(change) for change in first.diff(second)]
+        ['param lr changed from 0.1 to 0.2']
+    """
+
+    __slots__ = ("_digest", "_facts", "_identity")
+
+    _identity: dict[str, Any]
+    _facts: dict[str, Any]
+    _digest: str
+
+    def __init__(self, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        put = object.__setattr__
+        put(self, "_identity", dict(identity))
+        put(self, "_facts", dict(facts))
+        put(self, "_digest", digest(self._identity))
+
+    @classmethod
+    def capture(
+        cls,
+        *,
+        seeds: Seeds | int | None = None,
+        spec: object = None,
+        params: Mapping[str, Any] | None = None,
+        data: Mapping[str, object] | None = None,
+        code: str | PathLike[str] | None = None,
+    ) -> Manifest:
+        """Return the manifest of this process as it is now.
+
+        Touches nothing: no file, git index, ref or object of the repository, no generator; starts no device, and
+        imports nothing that costs. What cannot be told is a finding in `findings`, not an error.
+
+        Args:
+            seeds: The seeds of the run, or their root.
+            spec: What was built: plain data, or something with `to_dict()`.
+            params: The parameters by name: plain data.
+            data: The data by name: anything that `fingerprint` takes (a `Path` is the file or folder there), or a
+                fingerprint made before. A text that is no fingerprint is refused: it may be a forgotten `Path`.
+            code: A folder in the git working tree that the code is in; the current folder if None.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            ConfigurationError: If an argument is wrong.
+            FingerprintError: If some data has no faithful content hash.
+            ManifestError: If the spec or the params hold something that is not plain data.
+
+        Note:
+            Of the environment's variables only a short list that changes numerical results is recorded; of the command
+            line, values of options that look like secrets are hidden. torch's switches and threads are part of the
+            environment once torch is imported: capture at the same point of each run.
+        """
+        folder = Path.cwd() if code is None else _folder(code)
+        state = code_of(folder)
+        findings = list(state.findings)
+        recorded = {"tree": state.tree} if state.tree else _script()
+        identity: dict[str, Any] = {
+            "code": recorded,
+            "data": _fingerprints(data),
+            "spec": _plain_spec(spec),
+            "params": _plain_params(params),
+            "seeds": None if seeds is None else _plain_seeds(as_seeds(seeds, "capture(seeds=...)")),
+            "packages": packages(),
+            "environment": environment(),
+        }
+        facts = {
+            "created": current().time(),
+            "command": redacted([sys.executable, *sys.argv]),
+            "commit": state.commit,
+            "clean": state.clean,
+            "directory": str(folder),
+            "paths": _paths(data),
+            "findings": [list(finding) for finding in findings],
+        }
+        manifest = cls(identity, facts)
+        emit("repro.manifest.captured", short(manifest.digest), digest=manifest.digest)
+        return manifest
+
+    @property
+    def digest(self) -> str:
+        """The digest of the identity, `"sha256:..."`."""
+        return self._digest
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What could not be recorded, and what to do about it."""
+        return tuple(Finding(*finding) for finding in self._facts["findings"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole manifest as plain data that JSON can hold: `schema`, `digest`, `identity`, `facts`."""
+        from copy import deepcopy
+
+        return {
+            "schema": _SCHEMA,
+            "digest": self._digest,
+            "identity": deepcopy(self._identity),
+            "facts": deepcopy(self._facts),
+        }
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the manifest to a JSON file; an old file is replaced in one step.
+
+        Args:
+            path: The file.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        from mlkit.repro._files import write_json
+
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Manifest:
+        """Return the manifest that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ManifestError: If the file is no manifest, was changed, or is from a newer version of mlkit.
+            OSError: If it cannot be read.
+        """
+        from mlkit.repro._files import read_json
+
+        return cls.from_dict(read_json(path, ManifestError), source=str(path))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, source: str = "Manifest.from_dict") -> Manifest:
+        """Return the manifest that `to_dict` gave.
+
+        Args:
+            data: What `to_dict` returned, or what JSON made of it.
+            source: Where it comes from, for error messages.
+
+        Raises:
+            ManifestError: If it is no manifest, was changed, or is from a newer version of mlkit.
+        """
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if not isinstance(schema, str) or schema.rpartition("/")[0] != "mlkit.manifest":
+            raise ManifestError(
+                f"{source}: expected a manifest of schema {_SCHEMA!r}, found {schema!r}"
+            )
+        if schema != _SCHEMA:
+            raise ManifestError(
+                f"{source}: its schema is {schema!r}, this version of mlkit reads {_SCHEMA!r}; read it with the "
+                f"version that wrote it, or a newer one"
+            )
+        identity, facts = data.get("identity"), data.get("facts")
+        if not isinstance(identity, dict) or set(identity) != set(_SECTIONS):
+            raise ManifestError(
+                f"{source}: the identity has not the sections {', '.join(_SECTIONS)}"
+            )
+        if not isinstance(facts, dict) or not _facts_fit(facts):
+            raise ManifestError(f"{source}: the facts of the run are missing or malformed")
+        from copy import deepcopy
+
+        manifest = cls(deepcopy(identity), deepcopy(facts))
+        if manifest.digest != data.get("digest"):
+            raise ManifestError(
+                f"{source}: its content has the digest {short(manifest.digest)}, it says "
+                f"{short(str(data.get('digest')))}: it was changed after it was saved"
+            )
+        return manifest
+
+    def diff(self, other: Manifest) -> tuple[Change, ...]:
+        """Return what differs in *other*, most telling first; empty if and only if the digests are equal.
+
+        Args:
+            other: Another manifest, the later one.
+        """
+        if not isinstance(other, Manifest):
+            raise ConfigurationError("Manifest.diff(other)", other, "a Manifest")
+        changes: list[Change] = []
+        for section in _SECTIONS:
+            _compare(section, "", self._identity[section], other._identity[section], changes)
+        return tuple(changes)
+
+    def verify(
+        self, *, data: Mapping[str, object] | None = None, code: str | PathLike[str] | None = None
+    ) -> tuple[Change, ...]:
+        """Return what is different here and now from what the manifest records; empty if it could be repeated.
+
+        Code, packages and environment are captured again; data that was given as paths is read again. Seeds, spec,
+        params and other data are the caller's to provide and are taken as recorded.
+
+        Args:
+            data: The data by name, where it is not (or no longer) at its recorded path.
+            code: A folder in the working tree to compare with; the current folder if None.
+
+        Raises:
+            ConfigurationError: If *data* has a name that the manifest does not have.
+            FingerprintError: If some data has no faithful content hash.
+        """
+        recorded = self._identity["data"]
+        given = dict(data or {})
+        for name in given:
+            if name not in recorded:
+                expected = f"names among {sorted(recorded)}"
+                raise ConfigurationError("Manifest.verify(data=...)", name, expected)
+        now: dict[str, Any] = dict(recorded)
+        for name, path in self._facts["paths"].items():
+            if name not in given:
+                if Path(path).exists():
+                    given[name] = Path(path)
+                else:
+                    now.pop(name)  # gone: that is a change
+        now.update(_fingerprints(given))
+        present = Manifest.capture(code=code)
+        identity = {**self._identity, "data": now}
+        for section in ("code", "packages", "environment"):
+            identity[section] = present._identity[section]  # noqa: SLF001 - another of our own
+        return self.diff(Manifest(identity, self._facts))
+
+    def __eq__(self, other: object) -> bool:
+        return self._digest == other._digest if isinstance(other, Manifest) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __repr__(self) -> str:
+        tree = self._identity["code"].get("tree")
+        code = f"code {tree[:12]}" if tree else "code unknown"
+        seeds = self._identity["seeds"]
+        root = f"seeds {seeds['root']}" if seeds else "no seeds"
+        return (
+            f"<Manifest {short(self._digest)}: {code}, {root}, {len(self._identity['data'])} data>"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Manifest, (self._identity, self._facts)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("Manifest is immutable; capture another one")
+
+
+def _facts_fit(facts: dict[str, Any]) -> bool:
+    findings, paths = facts.get("findings"), facts.get("paths")
+    return (
+        isinstance(findings, list)
+        and all(isinstance(finding, list) and len(finding) == 3 for finding in findings)
+        and isinstance(paths, dict)
+        and all(isinstance(path, str) for path in paths.values())
+    )
+
+
+def _folder(code: str | PathLike[str]) -> Path:
+    try:
+        folder = Path(code)
+    except TypeError:
+        raise ConfigurationError("capture(code=...)", code, "a folder") from None
+    if not folder.is_dir():
+        raise ConfigurationError("capture(code=...)", str(code), "a folder that exists")
+    return folder.absolute()
+
+
+def _script() -> dict[str, str]:
+    """Return the fingerprint of the program's main file, for code that is in no git working tree."""
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    try:
+        return {"script": fingerprint(Path(main))} if main else {}
+    except FingerprintError:
+        return {}
+
+
+def _fingerprints(data: Mapping[str, object] | None) -> dict[str, str]:
+    found = {}
+    for name, value in _named(data, "data").items():
+        if not isinstance(value, str):
+            found[name] = fingerprint(value)
+        elif is_digest(value):
+            found[name] = value
+        else:
+            expected = "a fingerprint, or anything but text"
+            hint = "for a file or folder pass pathlib.Path(...), for text its fingerprint(text)"
+            raise ConfigurationError(f"capture(data={{{name!r}: ...}})", value, expected, hint=hint)
+    return found
+
+
+def _paths(data: Mapping[str, object] | None) -> dict[str, str]:
+    return {
+        name: str(value.absolute())
+        for name, value in (data or {}).items()
+        if isinstance(value, Path)
+    }
+
+
+def _plain_seeds(seeds: Seeds) -> dict[str, Any]:
+    return {"root": f"{seeds.root:#x}", "path": list(seeds.path)}
+
+
+def _plain_spec(spec: object) -> Any:
+    if isinstance(spec, _Spec):
+        spec = spec.to_dict()
+    return _plain(spec, "spec")
+
+
+def _plain_params(params: Mapping[str, Any] | None) -> Any:
+    return _plain(_named(params, "params"), "params")
+
+
+def _named(values: Mapping[str, Any] | None, argument: str) -> dict[str, Any]:
+    from collections.abc import Mapping as AnyMapping
+
+    if values is None:
+        return {}
+    if not isinstance(values, AnyMapping) or not all(isinstance(key, str) for key in values):
+        raise ConfigurationError(f"capture({argument}=...)", values, "a mapping with text keys")
+    return dict(values)
+
+
+def _plain(value: object, argument: str) -> Any:
+    """Return *value* as JSON data with the same meaning; what JSON cannot say exactly keeps its canonical tag."""
+    import json
+
+    try:
+        return _readable(json.loads(canonical(value)))
+    except DigestError as error:
+        raise ManifestError(f"Manifest.capture({argument}=...): {error}") from None
+
+
+def _readable(value: Any) -> Any:
+    """Write finite floats as JSON numbers, which hold them exactly; a person reads the file, too."""
+    if isinstance(value, list):
+        return [_readable(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"!float"}:
+        number = float("nan") if value["!float"] == "nan" else float.fromhex(value["!float"])
+        return number if abs(number) < float("inf") else value
+    return {key: _readable(item) for key, item in value.items()}
+
+
+def _compare(section: str, name: str, before: Any, after: Any, changes: list[Change]) -> None:
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        if digest(before) != digest(after):
+            changes.append(Change(section, name, "changed", before, after))
+        return
+    for key in sorted({*before, *after}):
+        inner = f"{name}.{key}" if name else key
+        if key not in before:
+            changes.append(Change(section, inner, "added", None, after[key]))
+        elif key not in after:
+            changes.append(Change(section, inner, "removed", before[key], None))
+        else:
+            _compare(section, inner, before[key], after[key], changes)
+
+
+def _shown(value: Any) -> str:
+    from mlkit._suggest import clip
+
+    if isinstance(value, str):
+        return short(value) if is_digest(value) else clip(value, 60)
+    return clip(value, 60)

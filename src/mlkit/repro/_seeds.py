@@ -1,0 +1,252 @@
+"""Named random streams: a tree of 128-bit keys under one root, by a derivation that is published and frozen.
+
+```text
+node(root)             = blake2b(root as 16 bytes, little-endian)
+node(parent / name)    = blake2b(key = parent, data = "s" + name in UTF-8)
+node(parent / number)  = blake2b(key = parent, data = "i" + number in decimal)
+word(node, purpose)    = blake2b(key = node,   data = "=" + purpose), read as a little-endian integer
+```
+
+Every hash is 16 bytes long and personalised with `mlkit.seeds.v1`. The letter keeps the number 1, the name "1" and the
+purposes of one node apart. `docs/concepts/repro.md` has the test vectors, `tests/test_repro/test_seeds.py` freezes them.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NoReturn, final
+
+from mlkit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import builtins
+    import random
+
+    import numpy as np
+    import torch
+
+__all__ = ["Seeds", "as_seeds", "whole", "word"]
+
+_PERSON = b"mlkit.seeds.v1"
+_BITS = 128
+
+
+def _hash(key: bytes, data: bytes) -> bytes:
+    return blake2b(data, key=key, digest_size=16, person=_PERSON).digest()
+
+
+@final
+class Seeds:
+    """An immutable tree of random streams: `(seeds / "data" / epoch / item).numpy()`.
+
+    A stream depends on the root and the path alone: not on what was made before it, the process, rank or worker, the
+    modules imported or the hash seed. Unequal paths give unrelated streams, and so do the libraries at one path. Two
+    calls at one path give two generators that start at the same place: the path is the stream's name.
+
+    Immutable and hashable, hence safe to share between threads; pickles to its root and path.
+
+    Args:
+        root: A whole number, `0 <= root < 2**128`. None takes fresh entropy from the operating system; `root` tells
+            it, so that the run can be repeated.
+
+    Raises:
+        ConfigurationError: If *root* is anything else. A bool, a float and a negative number are refused: other
+            libraries read them as another seed than the one you see.
+
+    Example:
+        >>> seeds = Seeds(42)
+        >>> seeds / "data" / 3
+        Seeds(42) / 'data' / 3
+        >>> (seeds / "init").numpy().integers(100, size=4).tolist()
+        [51, 21, 48, 11]
+        >>> (seeds / 1).int() == (seeds / "1").int()
+        False
+
+    Note:
+        The collision argument is that of NumPy's `SeedSequence`: keys of 128 bits, so that among 2**40 streams two
+        agree with a probability of about 2**-49. Making a child takes one BLAKE2b call.
+    """
+
+    __slots__ = ("_node", "_path", "_root")
+
+    _root: int
+    _path: tuple[int | str, ...]
+    _node: bytes
+
+    def __init__(self, root: int | None = None) -> None:
+        if root is None:
+            from secrets import randbits
+
+            root = randbits(_BITS)
+        number = whole(root, "Seeds(root)", 0, 2**_BITS - 1)
+        _set(self, number, (), _hash(b"", number.to_bytes(16, "little")))
+
+    @property
+    def root(self) -> int:
+        """The number at the root of the tree, of at most 128 bits."""
+        return self._root
+
+    @property
+    def path(self) -> tuple[int | str, ...]:
+        """The names and numbers that lead here from the root."""
+        return self._path
+
+    def __truediv__(self, name: int | str) -> Seeds:
+        """Return the child called *name*.
+
+        Args:
+            name: A text that is not empty, or a whole number of at most 128 bits. 1 and "1" are two children, and
+                "a/b" is one child whose name holds a stroke.
+
+        Raises:
+            ConfigurationError: If it is anything else (a bool, a float, None, bytes).
+        """
+        part: int | str
+        if isinstance(name, str):
+            part = str(name)
+            try:
+                data = b"s" + part.encode()
+            except UnicodeEncodeError:
+                raise ConfigurationError(
+                    "Seeds / name", name, "text that UTF-8 can write"
+                ) from None
+            if not part:
+                raise ConfigurationError("Seeds / name", name, "a name that is not empty")
+        else:
+            part = whole(
+                name, "Seeds / name", -(2 ** (_BITS - 1)), 2**_BITS - 1, "a name (str) or "
+            )
+            data = b"i%d" % part
+        child = object.__new__(Seeds)
+        _set(child, self._root, (*self._path, part), _hash(self._node, data))
+        return child
+
+    def int(self, bits: builtins.int = 32) -> builtins.int:
+        """Return a number in `[0, 2**bits)`, for libraries that take a plain seed (`random_state=`).
+
+        Args:
+            bits: How many bits the library uses, 1 to 128: 32 for scikit-learn and XGBoost. Each size is a number of
+                its own.
+
+        Raises:
+            ConfigurationError: If *bits* is out of range.
+        """
+        size = whole(bits, "Seeds.int(bits=...)", 1, _BITS)
+        return self._word(f"int:{size}") >> (_BITS - size)
+
+    def numpy(self) -> np.random.Generator:
+        """Return a new NumPy generator: `Generator(Philox(SeedSequence(word)))`.
+
+        Its raw bits are frozen for ever. What its methods make of them (`normal`, `choice`) may change with NumPy's
+        version, see NEP 19. `generator.spawn()` is reproducible, too.
+        """
+        from numpy.random import Generator, Philox, SeedSequence
+
+        return Generator(Philox(SeedSequence(self._word("numpy"))))
+
+    def python(self) -> random.Random:
+        """Return a new generator of the standard library: `random.Random(word)`."""
+        from random import Random
+
+        return Random(self._word("python"))  # noqa: S311 - for science, not for secrets
+
+    def torch(self, device: str | torch.device = "cpu") -> torch.Generator:
+        """Return a new torch generator.
+
+        On the CPU its whole state is derived from 128 bits, where `manual_seed` would use 32; on other devices it is
+        seeded with the 64 bits that they take.
+
+        Args:
+            device: Where the generator draws.
+
+        Raises:
+            MissingDependencyError: If torch is not installed.
+            ConfigurationError: If torch has no such device here.
+        """
+        from mlkit._optional import require
+        from mlkit.repro._generators import seed_torch_generator
+
+        torch = require("torch", extra="torch", feature="Seeds.torch")
+        try:
+            generator = torch.Generator(device=device)
+        except (RuntimeError, TypeError) as error:
+            expected = "a device that torch can use here, such as 'cpu'"
+            raise ConfigurationError("Seeds.torch(device)", device, expected) from error
+        seed_torch_generator(generator, self._word("torch"))
+        return generator
+
+    def _word(self, purpose: str) -> builtins.int:
+        return int.from_bytes(_hash(self._node, b"=" + purpose.encode()), "little")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Seeds):
+            return NotImplemented
+        # An int and a str are never equal, and bools were refused: plain equality is typed equality.
+        return (self._root, self._path) == (other._root, other._path)
+
+    def __hash__(self) -> builtins.int:
+        return hash((Seeds, self._root, self._path))
+
+    def __repr__(self) -> str:
+        return " / ".join([f"Seeds({self._root})", *map(repr, self._path)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self._root, self._path)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"Seeds is immutable; make a child instead: seeds / {name!r}")
+
+    __delattr__ = __setattr__  # type: ignore[assignment]
+
+
+def word(seeds: Seeds, purpose: str) -> int:
+    """Return the 128-bit word of *seeds* for one purpose."""
+    return seeds._word(purpose)  # noqa: SLF001 - the block's own
+
+
+def as_seeds(value: Seeds | int, argument: str) -> Seeds:
+    """Return *value* as seeds, or say that *argument* is wrong."""
+    if isinstance(value, Seeds):
+        return value
+    return Seeds(whole(value, argument, 0, 2**_BITS - 1, "Seeds or "))
+
+
+def _set(seeds: Seeds, root: int, path: tuple[int | str, ...], node: bytes) -> None:
+    put = object.__setattr__
+    put(seeds, "_root", root)
+    put(seeds, "_path", path)
+    put(seeds, "_node", node)
+
+
+def _rebuild(root: int, path: tuple[int | str, ...]) -> Seeds:
+    seeds = Seeds(root)
+    for name in path:
+        seeds = seeds / name
+    return seeds
+
+
+def whole(value: object, argument: str, low: int, high: int, other: str = "") -> int:
+    """Return *value* as an int if it is a whole number in range; a bool and a float are none."""
+    if type(value) is not int:
+        from numbers import Integral  # NumPy's integers are registered there, its bool is not
+
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ConfigurationError(argument, value, other + _range(low, high))
+        value = int(value)
+    if not low <= value <= high:
+        raise ConfigurationError(argument, value, other + _range(low, high))
+    return value
+
+
+def _range(low: int, high: int) -> str:
+    def shown(number: int) -> str:
+        if abs(number) < 2**20:
+            return str(number)
+        sign, size = ("-" if number < 0 else ""), abs(number)
+        return (
+            f"{sign}2**{size.bit_length() - 1}"
+            if size & (size - 1) == 0
+            else f"2**{size.bit_length()} - 1"
+        )
+
+    return f"a whole number from {shown(low)} to {shown(high)} (no bool, no float)"

@@ -1,0 +1,171 @@
+"""A digest of every torch operation that a call runs, and the first one that differs from another call's.
+
+torch's own `torch.utils._debug_mode.DebugMode` does not see reordered elements and flipped signs, because it sums.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mlkit.repro._compare import as_array, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Mismatch", "Step", "Trace", "tracing"]
+
+
+class Step(NamedTuple):
+    """One operation: its name, the module it ran in (empty outside of one), and a digest of what it wrote."""
+
+    op: str
+    module: str
+    content: bytes
+
+
+class Mismatch(NamedTuple):
+    """The first step that differs from the reference: its number, what was expected and came, and the user's line."""
+
+    call: int
+    expected: Step | None
+    got: Step | None
+    values: Any
+    line: str
+
+
+class Trace:
+    """The steps of one call.
+
+    Args:
+        reference: The steps to compare with, as they come.
+        keep: The number of the step whose values are kept.
+    """
+
+    def __init__(self, reference: list[Step] | None = None, keep: int | None = None) -> None:
+        self.steps: list[Step] = []
+        self.mismatch: Mismatch | None = None
+        self.kept: Any = None
+        self._reference, self._keep = reference, keep
+        self._count = 0
+
+    def add(self, torch: Any, op: str, module: str, values: list[Any]) -> None:
+        """Take note of one operation."""
+        call, self._count = self._count, self._count + 1
+        if call == self._keep:
+            self.kept = frozen(values)
+        if self.mismatch is not None:
+            return
+        step = Step(op, module, _content(torch, values))
+        if self._reference is None:
+            self.steps.append(step)
+            return
+        expected = self._reference[call] if call < len(self._reference) else None
+        if step != expected:
+            self.mismatch = Mismatch(call, expected, step, frozen(values), _users_line())
+
+    def finish(self) -> None:
+        """Take note that the call is over: it may have stopped short of the reference."""
+        if self._reference is None or self.mismatch is not None:
+            return
+        if self._count < len(self._reference):
+            expected = self._reference[self._count]
+            self.mismatch = Mismatch(self._count, expected, None, None, "")
+
+
+@contextmanager
+def tracing(torch: Any, trace: Trace) -> Iterator[None]:
+    """Add every operation that runs in the block to *trace*."""
+    from torch.nn.modules import module as hooks
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    running: list[str] = []
+    names: dict[int, str] = {}
+
+    def enter(module: Any, _: Any) -> None:
+        if not running:  # the outermost module names the ones inside it
+            names.clear()
+            root = type(module).__name__
+            for name, inner in module.named_modules():
+                names[id(inner)] = f"{root}.{name}" if name else root
+        running.append(names.get(id(module), type(module).__name__))
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    class Mode(TorchDispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            name = func._schema.name  # noqa: SLF001 - the schema is how torch names an operation
+            if not name.partition("::")[2].startswith(_UNINITIALISED):
+                values = [*_tensors(torch, result), *_written(torch, func, args, kwargs or {})]
+                trace.add(torch, name, running[-1] if running else "", values)
+            return result
+
+    before = hooks.register_module_forward_pre_hook(enter)
+    after = hooks.register_module_forward_hook(leave, always_call=True)
+    try:
+        with Mode():
+            yield
+    finally:
+        before.remove()
+        after.remove()
+    trace.finish()
+
+
+# What these return is whatever the memory held; it counts once something is written to it.
+_UNINITIALISED = ("empty", "new_empty", "resize_", "set_")
+
+
+def _tensors(torch: Any, value: Any) -> list[Any]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _tensors(torch, item)]
+    return []
+
+
+def _written(torch: Any, func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """Return the arguments that an operation writes to without returning them (`_foreach_add_`)."""
+    schema = func._schema  # noqa: SLF001
+    if schema.returns or not schema.is_mutable:
+        return []
+    found = []
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            found += _tensors(torch, value)
+    return found
+
+
+def _content(torch: Any, values: list[Any]) -> bytes:
+    from hashlib import sha256
+
+    total = sha256()
+    for tensor in values:
+        total.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        if (
+            tensor.layout is torch.strided
+            and tensor.device.type != "meta"
+            and not tensor.is_quantized
+        ):
+            total.update(memoryview(as_array(torch, tensor).reshape(-1).view("u1")))
+    return total.digest()[:16]
+
+
+def _users_line() -> str:
+    """Return `file:line` of the innermost frame that is neither torch's nor ours."""
+    from pathlib import Path
+
+    torch_folder = str(Path(sys.modules["torch"].__file__ or "").parent)
+    own_folder = str(Path(__file__).parent)
+    frame = sys._getframe(1)  # noqa: SLF001 - CPython's documented way to the caller
+    while frame.f_back is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((torch_folder, own_folder)) and not name.endswith("contextlib.py"):
+            break
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
