@@ -1,0 +1,14 @@
+"""Feed a model in batches and lose nothing: `map_batches` offline, `Batcher` online.
+
+One idea of a batch is under both: rows of any structure are collated, run, and split back into rows. Needs numpy; torch
+is optional.
+"""
+
+from __future__ import annotations
+
+from mlkit.inference._batcher import Batcher, BatcherStats
+from mlkit.inference._collate import collate, split
+from mlkit.inference._map import map_batches
+from mlkit.inference._tree import Padded
+
+__all__ = ["Batcher", "BatcherStats", "Padded", "collate", "map_batches", "split"]

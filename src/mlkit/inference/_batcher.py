@@ -1,0 +1,654 @@
+"""Batches online: callers hand in one row each, one thread runs the model on as many as there are."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextvars import copy_context
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, final, overload
+
+from mlkit._clock import current
+from mlkit.errors import (
+    BatcherClosedError,
+    ConfigurationError,
+    DeadlineExceededError,
+    InferenceError,
+    QueueFullError,
+)
+from mlkit.inference._check import number_of, seconds
+from mlkit.inference._requests import Gathering, Request, Waiting
+from mlkit.inference._runner import Failure, Runner
+from mlkit.telemetry import Sample, register
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable, Iterable, Mapping
+    from types import TracebackType
+    from typing import NoReturn, Self
+
+    from mlkit._clock import Clock
+    from mlkit.inference._collate import Pad
+
+__all__ = ["Batcher", "BatcherStats"]
+
+_LONGEST_WAIT = 3600.0  # seconds; a lock's timeout has an upper limit, and each wait is in a loop
+
+_Row = TypeVar("_Row")
+_Result = TypeVar("_Result")
+
+
+class BatcherStats(NamedTuple):
+    """What a `Batcher` has done so far, at one moment.
+
+    Every accepted row is counted once: `n_accepted == n_done + n_failed + n_expired + n_cancelled + n_waiting +
+    n_running`.
+
+    Attributes:
+        n_accepted: Rows that entered the queue.
+        n_done: Rows that ran and have a result, whether or not their caller still wanted it.
+        n_failed: Rows that ran and have an error.
+        n_expired: Rows whose deadline passed before they ran; they never ran.
+        n_cancelled: Rows whose caller left, or that `close(drain=False)` dropped, before they ran; they never ran.
+        n_rejected: Rows refused because the queue was full; not accepted.
+        n_waiting: Rows in the queue now.
+        n_running: Rows in the batch that runs now.
+        n_batches: Batches that ran.
+        n_calls: Calls of the model: more than batches where bad rows were isolated or memory ran out.
+        batch_sizes: How many batches had how many rows, `{rows: batches}`, read-only, in ascending order.
+    """
+
+    n_accepted: int
+    n_done: int
+    n_failed: int
+    n_expired: int
+    n_cancelled: int
+    n_rejected: int
+    n_waiting: int
+    n_running: int
+    n_batches: int
+    n_calls: int
+    batch_sizes: Mapping[int, int]
+
+    @property
+    def mean_batch_size(self) -> float:
+        """Rows per batch; 0.0 before the first one."""
+        rows = sum(size * batches for size, batches in self.batch_sizes.items())
+        return rows / self.n_batches if self.n_batches else 0.0
+
+
+@final
+class Batcher(Generic[_Row, _Result]):
+    """Answer many callers, each with one row, by few calls of a model on batches of rows.
+
+    Callers `await submit(row)` in any number of event loops, or block on `call(row)` in any number of threads, all at
+    once. One thread of its own runs the model. A batch is put together when that thread is free, not before: it takes
+    what waits, first come, first served, and it waits for more only while more is to be expected, at most *max_wait*
+    seconds. Every accepted row gets exactly one outcome: the result for that row, or an error.
+
+    - The model raises: the batch is run again in halves until the rows that break it stand alone. Each of their callers
+      gets the error that the model raised for its row; all others get their results.
+    - Rows that do not fit together (another shape, dtype or keys) run in separate batches, so that a row's outcome does
+      not depend on its company.
+    - The model raises something that is no `Exception` (`KeyboardInterrupt`, `SystemExit`, `CancelledError`): every
+      caller of the batch gets an `InferenceError` from it, and the batcher goes on.
+    - Memory runs out: the batch is halved, the smaller size kept, and a larger one tried again later.
+    - A caller is cancelled, or its deadline passes: its row is dropped if it does not run yet, and nobody else notices.
+
+    Thread-safe. Not usable in a forked child, where its thread does not exist: calls there raise `BatcherClosedError`.
+    Cannot be pickled. Use it with `with` or `async with`, or call `start` and `close`.
+
+    Args:
+        fn: Takes a batch of rows collated as by `mlkit.inference.collate` and returns one output per row, in order, cut
+            as by `mlkit.inference.split`. A plain function, a callable object, or a torch module in evaluation mode,
+            which runs in `torch.inference_mode` on the device of its parameters, with arrays for numpy rows. It may
+            see a row more than once.
+        max_batch_size: The most rows per call, at least 1.
+        max_wait: The longest that a free device holds back a waiting row for company, in seconds. 0 never waits.
+        max_queue: The most rows that may wait; more are rejected with `QueueFullError`.
+        buckets: Batch sizes to keep to, e.g. `[1, 8, 32]`: a smaller batch is filled up to the next one by repeating
+            its last row, and the surplus is cut off. With a single bucket every call has the same shape, so that for a
+            model that treats rows alike a row's bits do not depend on its company. The largest must reach
+            *max_batch_size*.
+        pad: Fills up sequences of different lengths, see `mlkit.inference.collate`. They reach *fn* as `Padded`.
+        collate: Your own function from a list of rows to a batch.
+        device: Run on this torch device: tensors and arrays are moved there, through pinned memory on CUDA, and outputs
+            back to where the rows were.
+        isolate: Whether *fn* may be run again to find the bad rows of a failed batch. If not, all its callers get an
+            `InferenceError` from the model's error.
+        name: What metrics and events call it; by default the name of *fn*.
+        clock: The clock for `max_wait` and deadlines; by default the context's at `start`.
+
+    Raises:
+        ConfigurationError: If an argument is wrong.
+
+    Example:
+        >>> import numpy as np
+        >>> with Batcher(lambda batch: batch.sum(axis=1)) as batcher:
+        ...     float(batcher.call(np.array([1.0, 2.0])))
+        3.0
+
+    Note:
+        Late binding is how Triton's dynamic batcher works; the two turns of the event loop before a batch leaves keep
+        callers in a closed loop together, which greedy dispatch splits into alternating halves. Handing over a row is
+        O(1); a batch wakes each event loop once.
+    """
+
+    @overload
+    def __init__(
+        self: Batcher[Any, _Result],
+        fn: Callable[[Any], list[_Result]],
+        *,
+        max_batch_size: int = ...,
+        max_wait: float = ...,
+        max_queue: int = ...,
+        buckets: Iterable[int] | None = ...,
+        pad: Pad = ...,
+        collate: Callable[[list[Any]], Any] | None = ...,
+        device: object = ...,
+        isolate: bool = ...,
+        name: str | None = ...,
+        clock: Clock | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Batcher[Any, Any],
+        fn: Callable[[Any], Any],
+        *,
+        max_batch_size: int = ...,
+        max_wait: float = ...,
+        max_queue: int = ...,
+        buckets: Iterable[int] | None = ...,
+        pad: Pad = ...,
+        collate: Callable[[list[Any]], Any] | None = ...,
+        device: object = ...,
+        isolate: bool = ...,
+        name: str | None = ...,
+        clock: Clock | None = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        fn: Callable[[Any], Any],
+        *,
+        max_batch_size: int = 32,
+        max_wait: float = 0.002,
+        max_queue: int = 1024,
+        buckets: Iterable[int] | None = None,
+        pad: Pad = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        device: object = None,
+        isolate: bool = True,
+        name: str | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._runner = Runner(
+            fn,
+            owner="Batcher",
+            name=name,
+            limit=("max_batch_size", max_batch_size),
+            buckets=buckets,
+            pad=pad,
+            collate=collate,
+            device=device,
+            isolate=isolate,
+            group=True,
+        )
+        self._largest = self._runner.limit
+        self._max_wait = seconds("Batcher(max_wait=...)", max_wait)
+        self._max_queue = number_of("Batcher(max_queue=...)", max_queue)
+        self._given_clock = clock
+        self._clock = current(clock)
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._waiting = Waiting()
+        self._gathering = Gathering(self._largest, self._max_wait)
+        self._thread: threading.Thread | None = None
+        self._pid: int | None = None
+        self._free = False  # the device thread waits for rows
+        self._closing = False
+        self._entered = False  # the device thread has its torch settings
+        self._running = 0
+        self._accepted = self._done = self._failed = self._expired = 0
+        self._cancelled = self._rejected = 0
+        self._sizes: dict[int, int] = {}
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What metrics and events call it."""
+        return self._runner.name
+
+    def start(self) -> Self:
+        """Start the thread that runs the model; a second call does nothing.
+
+        The thread runs in a copy of this context, with torch's number of threads as it is here.
+
+        Returns:
+            The batcher.
+
+        Raises:
+            BatcherClosedError: If it was closed.
+        """
+        with self._lock:
+            if self._closing:
+                raise self._refusal()
+            if self._thread is None:
+                self._clock = current(self._given_clock)
+                self._pid = os.getpid()
+                context = copy_context()
+                self._thread = threading.Thread(
+                    target=context.run, args=(self._run,), name=f"mlkit-{self.name}", daemon=True
+                )
+                self._thread.start()
+                register(self)
+        return self
+
+    def close(self, *, drain: bool = True) -> None:
+        """Take no more rows and stop the thread; blocks until it has ended. More calls do nothing more.
+
+        Args:
+            drain: Whether to run the rows that wait. If not, their callers get `BatcherClosedError`. The batch that
+                runs is finished in either case.
+        """
+        if self._pid is not None and self._pid != os.getpid():
+            return  # a forked child: the thread to stop lives in the parent, and the lock may be held for ever
+        dropped: list[Request] = []
+        with self._lock:
+            self._closing = True
+            if not drain or self._thread is None:
+                dropped.extend(self._waiting.pop())
+                self._cancelled += len(dropped)
+            self._wake.notify()
+            thread = self._thread
+        for request in dropped:
+            request.row, request.outcome = None, (None, self._refusal())
+        self._deliver(dropped)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    async def aclose(self, *, drain: bool = True) -> None:
+        """Close without blocking the event loop.
+
+        Args:
+            drain: As for `close`.
+        """
+        from asyncio import to_thread
+
+        await to_thread(self.close, drain=drain)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self.start()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None:
+        await self.aclose()
+
+    # --- callers -------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self, row: _Row, *, deadline: float | None = None, priority: int = 0
+    ) -> _Result:
+        """Return the model's result for *row*.
+
+        Args:
+            row: The row.
+            deadline: Seconds from now after which the answer is of no use. A row that has not begun by then never runs.
+            priority: Rows of a larger priority run first; rows of the same in the order they came.
+
+        Returns:
+            The result; made of arrays or tensors, it is a view into its batch.
+
+        Raises:
+            QueueFullError: At once, if *max_queue* rows wait already.
+            DeadlineExceededError: At the deadline.
+            BatcherClosedError: If the batcher is closed, not started, or was started in another process.
+            CollateError: If the row cannot be put into a batch.
+            OutputShapeError: If the model did not return one output per row.
+            InferenceError: If an error is not this row's alone; its cause is the model's error.
+            Exception: What the model raised for this row.
+        """
+        from asyncio import get_running_loop
+
+        loop = get_running_loop()
+        request = self._request(row, "submit(deadline=...)", deadline, priority)
+        request.loop, request.signal = loop, loop.create_future()
+        timer = None
+        try:
+            self._push(request)
+            if deadline is not None:
+                timer = loop.call_later(request.allowed, self._expire, request)
+            result, error = await request.signal
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if request.waits:  # this task was cancelled
+                self._withdraw(request)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, request  # the error refers to this frame by its traceback
+        return result  # type: ignore[no-any-return]
+
+    def call(self, row: _Row, *, timeout: float | None = None, priority: int = 0) -> _Result:
+        """Return the model's result for *row*, blocking this thread.
+
+        Args:
+            row: The row.
+            timeout: As the *deadline* of `submit`.
+            priority: As for `submit`.
+
+        Returns:
+            The result.
+
+        Raises:
+            Exception: As `submit`.
+        """
+        request = self._request(row, "call(timeout=...)", timeout, priority)
+        request.signal = threading.Condition(threading.Lock())
+        self._push(request)
+        try:
+            with request.signal:
+                while request.outcome is None:
+                    left = None
+                    if request.expires is not None:
+                        left = request.expires - self._clock.monotonic()
+                        if left <= 0:
+                            break
+                        left = min(left, _LONGEST_WAIT)
+                    self._clock.wait(request.signal, left)
+        finally:
+            if request.waits:
+                self._withdraw(request, expired=request.expires is not None)
+        result: Any
+        result, error = request.outcome or (None, self._too_late(request))
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, request
+        return result  # type: ignore[no-any-return]
+
+    def stats(self) -> BatcherStats:
+        """Return what it has done so far, all figures of the same moment."""
+        if self._pid is not None and self._pid != os.getpid():
+            return self._snapshot()  # the lock may have been held when the process forked
+        with self._lock:
+            return self._snapshot()
+
+    def samples(self) -> list[Sample]:
+        """Return the figures of `stats` for `mlkit.telemetry.collect`, labelled with the batcher's name."""
+        stats = self._snapshot()
+        label = ("batcher", self.name)
+        rows = {
+            "done": stats.n_done,
+            "failed": stats.n_failed,
+            "expired": stats.n_expired,
+            "cancelled": stats.n_cancelled,
+            "rejected": stats.n_rejected,
+        }
+        samples = [
+            Sample("inference_rows_total", (label, ("outcome", outcome)), value)
+            for outcome, value in rows.items()
+        ]
+        samples += [
+            Sample("inference_batches_total", (label, ("rows", str(size))), batches)
+            for size, batches in stats.batch_sizes.items()
+        ]
+        return [
+            *samples,
+            Sample("inference_calls_total", (label,), stats.n_calls),
+            Sample("inference_waiting_rows", (label,), stats.n_waiting),
+            Sample("inference_running_rows", (label,), stats.n_running),
+        ]
+
+    def _snapshot(self) -> BatcherStats:
+        sizes = dict(sorted(self._sizes.copy().items()))
+        return BatcherStats(
+            n_accepted=self._accepted,
+            n_done=self._done,
+            n_failed=self._failed,
+            n_expired=self._expired,
+            n_cancelled=self._cancelled,
+            n_rejected=self._rejected,
+            n_waiting=self._waiting.n_rows,
+            n_running=self._running,
+            n_batches=sum(sizes.values()),
+            n_calls=self._runner.calls,
+            batch_sizes=MappingProxyType(sizes),
+        )
+
+    def _request(self, row: Any, argument: str, limit: float | None, priority: int) -> Request:
+        if type(priority) is not int:
+            raise ConfigurationError("priority", priority, "an integer; larger runs first")
+        if limit is None:
+            return Request(row, priority, None, 0.0)
+        allowed = seconds(argument, limit)
+        return Request(row, priority, self._clock.monotonic() + allowed, allowed)
+
+    def _push(self, request: Request) -> None:
+        if self._pid != os.getpid() or threading.current_thread() is self._thread:
+            raise self._refusal()
+        with self._lock:
+            if self._closing:
+                raise self._refusal()
+            if self._waiting.n_rows >= self._max_queue:
+                self._rejected += 1
+                raise QueueFullError(self._max_queue)
+            self._waiting.push(request)
+            self._accepted += 1
+            gathering, now = self._gathering, self._clock.monotonic()
+            gathering.arrived(now)
+            if not self._free:
+                return
+            if gathering.since is None:
+                gathering.since = now
+            loop = request.loop
+            if self._max_wait and loop is not None and self._waiting.n_rows < self._largest:
+                if loop not in gathering.unsettled:
+                    gathering.unsettled.add(loop)
+                    loop.call_soon(self._turn, loop, 1)
+            else:
+                self._wake.notify()
+
+    def _turn(self, loop: AbstractEventLoop, left: int) -> None:
+        """Let the loop turn *left* times more, then say that its callers have settled. Runs in the loop."""
+        if left:
+            loop.call_soon(self._turn, loop, left - 1)
+            return
+        with self._lock:
+            self._gathering.unsettled.discard(loop)
+            if self._free and self._waiting.n_rows:
+                self._wake.notify()
+
+    def _withdraw(self, request: Request, *, expired: bool = False) -> bool:
+        """Take a row out of the queue; return False if it is no longer there."""
+        with self._lock:
+            if not self._waiting.remove(request):
+                return False
+            if expired:
+                self._expired += 1
+            else:
+                self._cancelled += 1
+        request.row = None
+        return True
+
+    def _expire(self, request: Request) -> None:
+        """Answer a row whose deadline has come, running or not. Runs in its loop."""
+        self._withdraw(request, expired=True)
+        if not request.signal.done():
+            request.signal.set_result((None, self._too_late(request)))
+
+    def _too_late(self, request: Request) -> DeadlineExceededError:
+        return DeadlineExceededError(f"a row of Batcher {self.name!r}", request.allowed)
+
+    def _refusal(self) -> InferenceError:
+        if self._pid is None and not self._closing:
+            return BatcherClosedError(
+                f"Batcher {self.name!r} is not started: use it with `with` or `async with`, or call start()"
+            )
+        if self._pid is not None and self._pid != os.getpid():
+            return BatcherClosedError(
+                f"Batcher {self.name!r} was started in process {self._pid}, and its thread does not exist in the "
+                f"forked process {os.getpid()}; make and start one here"
+            )
+        if not self._closing:
+            return InferenceError(
+                f"Batcher {self.name!r} was called from inside its own model function, which would wait for itself"
+            )
+        return BatcherClosedError(f"Batcher {self.name!r} is closed; it takes no more rows")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Batcher owns a thread and cannot be pickled; make one in each process")
+
+    def __repr__(self) -> str:
+        state = "new" if self._pid is None else "closed" if self._closing else "running"
+        return f"<Batcher {self.name!r} {state}, max_batch_size={self._largest}>"
+
+    # --- the device thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while batch := self._next_batch():
+                self._serve(batch)
+                # What an idle thread still names stays in memory, perhaps in the device's.
+                del batch
+        finally:
+            self.close(drain=False)  # nobody waits for a thread that is no more
+
+    def _next_batch(self) -> list[Request]:
+        """Wait until a batch should run and take it out of the queue; empty once closed and drained."""
+        batch: list[Request] = []
+        while not batch:
+            late: list[Request] = []
+            with self._lock:
+                if not self._gather():
+                    return []
+                now = self._clock.monotonic()
+                for request in self._waiting.pop():
+                    expired = request.expires is not None and now >= request.expires
+                    (late if expired else batch).append(request)
+                    if len(batch) == self._largest:
+                        break
+                self._expired += len(late)
+                self._running = len(batch)
+                self._gathering.sealed(len(batch), now)
+            for request in late:
+                request.row, request.outcome = None, (None, self._too_late(request))
+            self._deliver(late)
+        return batch
+
+    def _gather(self) -> bool:
+        """Wait, holding the lock, until the rows in the queue should run; False if there will be none."""
+        self._free = True
+        try:
+            while True:
+                n_rows = self._waiting.n_rows
+                if n_rows == 0:
+                    self._gathering.since = None
+                    if self._closing:
+                        return False
+                    self._clock.wait(self._wake, None)
+                    continue
+                if self._closing or self._gathering.complete(n_rows):
+                    return True
+                left = self._gathering.seconds_left(self._clock.monotonic())
+                if left <= 0:
+                    return True
+                self._clock.wait(self._wake, min(left, _LONGEST_WAIT))
+        finally:
+            self._free = False
+
+    def _serve(self, batch: list[Request]) -> None:
+        rows = [request.row for request in batch]
+        for request in batch:
+            request.row = None
+        results: list[Any]
+        try:
+            if not self._entered:
+                self._runner.enter_thread()
+                self._entered = True
+            results = self._runner.run(rows)
+        except BaseException as error:  # noqa: BLE001 - a thread that dies here leaves every caller waiting
+            results = [Failure(error, len(batch))] * len(batch)
+        seen: set[int] = set()
+        failed = 0
+        for request, result in zip(batch, results, strict=True):
+            if isinstance(result, Failure):
+                failed += 1
+                request.outcome = (None, self._error(result, seen))
+            else:
+                request.outcome = (result, None)
+        with self._lock:
+            self._failed += failed
+            self._done += len(batch) - failed
+            self._running = 0
+            self._sizes[len(batch)] = self._sizes.get(len(batch), 0) + 1
+            self._gathering.answered()
+            if self._max_wait:
+                self._gathering.unsettled.update(
+                    request.loop for request in batch if request.loop is not None
+                )
+        self._deliver(batch, settle=True)
+        # An error that a caller keeps also keeps this frame; the neighbours' data must not stay with it.
+        del rows, results, result, request, batch
+
+    def _error(self, failure: Failure, seen: set[int]) -> BaseException:
+        """Return the error for one caller: its row's own, or one of its own about the shared one."""
+        error = failure.error
+        alone = failure.n_rows == 1 and id(error) not in seen
+        seen.add(id(error))
+        if failure.of_the_program:
+            from copy import copy
+
+            return copy(error)
+        # StopIteration means something else to whoever awaits; what is no Exception would end their task or loop.
+        if alone and isinstance(error, Exception) and not isinstance(error, StopIteration):
+            return error
+        fresh = InferenceError(
+            f"{self.name} failed on a batch of {failure.n_rows} row{'s'[: failure.n_rows != 1]}: "
+            f"{type(error).__name__}: {error}"
+        )
+        fresh.__cause__ = error
+        return fresh
+
+    def _deliver(self, requests: list[Request], *, settle: bool = False) -> None:
+        """Wake the callers of *requests*, each event loop once."""
+        loops: dict[AbstractEventLoop, list[Request]] = {}
+        for request in requests:
+            if request.loop is None:
+                request.answer_thread()
+            else:
+                loops.setdefault(request.loop, []).append(request)
+        for loop, theirs in loops.items():
+            try:
+                loop.call_soon_threadsafe(self._answer, loop, theirs, settle)
+            except RuntimeError:  # the loop is closed, and its callers are gone with it
+                with self._lock:
+                    self._gathering.unsettled.discard(loop)
+
+    def _answer(self, loop: AbstractEventLoop, requests: list[Request], settle: bool) -> None:  # noqa: FBT001
+        """Give the tasks of one loop their outcomes. Runs in that loop."""
+        for request in requests:
+            if not request.signal.done():
+                request.signal.set_result(request.outcome)
+        if settle and self._max_wait:
+            loop.call_soon(self._turn, loop, 1)

@@ -1,0 +1,98 @@
+"""Arguments that both `map_batches` and `Batcher` take, refused early when they are wrong."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import TYPE_CHECKING, Any
+
+from mlkit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["bucket_sizes", "is_async", "number_of", "plain_callable", "seconds"]
+
+_COROUTINE_FLAGS = (
+    0x80 | 0x200
+)  # inspect.CO_COROUTINE | CO_ASYNC_GENERATOR, without the 10 ms of importing it
+
+
+def number_of(argument: str, value: object, *, minimum: int = 1) -> int:
+    """Return *value* as an int of at least *minimum*; booleans and floats are refused."""
+    expected = f"an integer of at least {minimum}"
+    if isinstance(value, bool):
+        raise ConfigurationError(argument, value, expected)
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ConfigurationError(argument, value, expected) from None
+    if number < minimum:
+        raise ConfigurationError(argument, value, expected)
+    return number
+
+
+def seconds(argument: str, value: object) -> float:
+    """Return *value* as a finite number of seconds, at least 0; booleans and NaN are refused."""
+    expected = "a finite number of seconds >= 0"
+    if isinstance(value, (bool, str)):
+        raise ConfigurationError(argument, value, expected)
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ConfigurationError(argument, value, expected) from None
+    if not math.isfinite(number) or number < 0:
+        raise ConfigurationError(argument, value, expected)
+    return number
+
+
+def bucket_sizes(
+    argument: str, buckets: Iterable[int] | None, *, largest: int, limit: str
+) -> tuple[int, ...]:
+    """Return *buckets* sorted and without repeats; they must cover a batch of *largest* rows."""
+    if buckets is None:
+        return ()
+    expected = "a list of batch sizes, each an integer of at least 1"
+    if isinstance(buckets, (str, bytes)):
+        raise ConfigurationError(argument, buckets, expected)
+    try:
+        sizes = tuple(sorted({number_of(argument, size) for size in buckets}))
+    except TypeError:
+        raise ConfigurationError(argument, buckets, expected) from None
+    if not sizes:
+        raise ConfigurationError(argument, buckets, expected, hint="or None for no buckets")
+    if sizes[-1] < largest:
+        raise ConfigurationError(
+            argument,
+            buckets,
+            f"a largest bucket of at least {limit}={largest}",
+            hint=f"add {largest}, or lower {limit}",
+        )
+    return sizes
+
+
+def plain_callable(argument: str, fn: object) -> None:
+    """Refuse what cannot be called, and coroutine functions."""
+    if not callable(fn):
+        raise ConfigurationError(argument, fn, "a callable that takes a batch")
+    if is_async(fn):
+        raise ConfigurationError(
+            argument,
+            fn,
+            "a plain function, not a coroutine function",
+            hint="the model runs in a thread of its own; make fn an ordinary `def`",
+        )
+
+
+def is_async(fn: Any) -> bool:
+    """Return whether calling *fn* gives a coroutine or an async generator."""
+    fn = getattr(fn, "__wrapped__", fn) if not hasattr(fn, "__code__") else fn
+    while hasattr(fn, "func") and not hasattr(fn, "__code__"):  # functools.partial
+        fn = fn.func
+    fn = getattr(fn, "__func__", fn)
+    code = getattr(fn, "__code__", None) or getattr(
+        getattr(type(fn), "__call__", None),  # noqa: B004 - its code is what is wanted
+        "__code__",
+        None,
+    )
+    return bool(code is not None and code.co_flags & _COROUTINE_FLAGS)

@@ -1,0 +1,387 @@
+"""Rows to one batch and back, keeping containers and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, final
+
+from mlkit._suggest import clip, did_you_mean
+from mlkit.errors import CollateError, ConfigurationError, OutputShapeError
+from mlkit.inference._tree import (
+    Columns,
+    Padded,
+    field_names,
+    is_array,
+    is_tensor,
+    rebuild,
+    replace_fields,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["Pad", "check_pad", "collate", "split", "split_output", "stack"]
+
+Pad = float | Mapping[str, float] | None
+"""One value for every array leaf, or a value for each named leaf; None pads nothing."""
+
+_SCALARS = (bool, int, float, complex)
+_WHOLE = ""
+
+
+def collate(rows: Iterable[Any], *, pad: Pad = None) -> Any:
+    """Stack rows into one batch of the same structure.
+
+    Dicts, tuples, named tuples, lists and dataclasses are kept, and their leaves become columns: arrays and tensors are
+    stacked along a new first axis and keep their dtype, numbers and booleans become an array (a tensor where the row
+    also holds tensors), strings and all other objects become a list. None stays None. Rows must agree in structure,
+    dtype and shape; nothing is promoted or cut to make them agree.
+
+    Args:
+        rows: At least one row.
+        pad: The value that fills up sequences of different lengths, for every array leaf or, as a mapping from leaf
+            (`"tokens"`, `"inputs.tokens"`, `"[0]"`) to value, for those leaves alone. A padded leaf becomes a
+            `Padded` even if all lengths are equal; a list of numbers counts as a sequence there. Must fit the dtype;
+            NaN fits floats.
+
+    Returns:
+        The batch.
+
+    Raises:
+        CollateError: If there are no rows, or a row differs from the first one: which row and leaf, and both sides.
+        ConfigurationError: If *pad* is not a number or mapping of numbers, or names no leaf.
+
+    Example:
+        >>> import numpy as np
+        >>> batch = collate([{"x": np.zeros(3), "id": "a"}, {"x": np.ones(3), "id": "b"}])
+        >>> batch["x"].shape, batch["id"]
+        ((2, 3), ['a', 'b'])
+
+    Note:
+        Time and memory are linear in the size of the rows.
+    """
+    check_pad("collate(pad=...)", pad)
+    return stack(list(rows), pad)
+
+
+def split(batch: Any, n_rows: int) -> list[Any]:
+    """Cut a batch, or what a model made of it, into its rows: the inverse of `collate`.
+
+    Arrays and tensors are cut along their first axis, a plain list has one entry per row, a `Padded` gives each row its
+    own length back, and dicts, tuples, named tuples and dataclasses are rebuilt for each row.
+
+    Args:
+        batch: The batch.
+        n_rows: How many rows it must hold, at least 0.
+
+    Returns:
+        The rows. Those made of arrays and tensors are views: they keep the batch's memory alive.
+
+    Raises:
+        OutputShapeError: If a leaf has another number of rows, or none.
+
+    Example:
+        >>> import numpy as np
+        >>> split({"label": ["cat", "dog"], "p": np.array([0.9, 0.6])}, 2)[1]["label"]
+        'dog'
+    """
+    return split_output(batch, n_rows, "split(batch)")
+
+
+def check_pad(argument: str, pad: Pad) -> None:
+    """Refuse a *pad* that is neither a number nor a mapping of numbers."""
+    if pad is None:
+        return
+    for value in pad.values() if isinstance(pad, Mapping) else (pad,):
+        if not isinstance(value, (bool, int, float)):
+            raise ConfigurationError(argument, pad, "a number, or a mapping from leaf to number")
+
+
+def stack(rows: list[Any], pad: Pad, *, tensors: bool = False) -> Any:
+    """Collate *rows*; with *tensors*, numbers become tensors whatever else the row holds."""
+    if not rows:
+        raise CollateError("there are no rows to collate")
+    how = _How(pad, tensors=tensors or has_leaf(rows[0], is_tensor))
+    batch = _stack(rows, _WHOLE, how)
+    for name in pad if isinstance(pad, Mapping) else ():
+        if name not in how.arrays:
+            near = did_you_mean(name, how.arrays)
+            raise ConfigurationError("pad", name, f"the name of an array leaf of the rows{near}")
+    return batch
+
+
+@final
+class _How:
+    """How the leaves of one batch are stacked, and which of them turned out to be arrays."""
+
+    __slots__ = ("arrays", "pad", "tensors")
+
+    def __init__(self, pad: Pad, *, tensors: bool) -> None:
+        self.pad = pad
+        self.tensors = tensors
+        self.arrays: list[str] = []
+
+    def filler(self, path: str) -> float | None:
+        return self.pad.get(path) if isinstance(self.pad, Mapping) else self.pad
+
+
+def has_leaf(row: Any, test: Any) -> bool:
+    """Return whether any leaf of *row* passes *test*."""
+    if isinstance(row, Mapping):
+        return any(has_leaf(child, test) for child in row.values())
+    if isinstance(row, (tuple, list)):
+        return any(has_leaf(child, test) for child in row)
+    names = field_names(row)
+    if names is not None:
+        return any(has_leaf(getattr(row, name), test) for name in names)
+    return bool(test(row))
+
+
+def _stack(rows: list[Any], path: str, how: _How) -> Any:
+    first = rows[0]
+    kind = type(first)
+    filler = how.filler(path)
+    if is_tensor(first) or is_array(first):
+        how.arrays.append(path)
+        return _stack_arrays(rows, path, filler)
+    if filler is not None and kind is list and _numbers(rows):
+        how.arrays.append(path)
+        return _pad_lists(rows, path, filler, how)
+    if isinstance(first, _SCALARS):
+        _same_type(rows, path)
+        return _stack_scalars(rows, how)
+    if isinstance(first, Mapping):
+        _same_type(rows, path)
+        keys = first.keys()
+        for index, row in enumerate(rows):
+            if row.keys() != keys:
+                raise _differs(path, index, f"keys {_keys(row)}", f"keys {_keys(first)}")
+        return {key: _stack([row[key] for row in rows], _join(path, key), how) for key in first}
+    if isinstance(first, (tuple, list)):
+        _same_type(rows, path)
+        for index, row in enumerate(rows):
+            if len(row) != len(first):
+                raise _differs(path, index, f"length {len(row)}", f"length {len(first)}")
+        names = getattr(kind, "_fields", None)
+        columns = [
+            _stack(
+                list(column),
+                _join(path, names[place]) if names else f"{path}[{place}]",
+                how,
+            )
+            for place, column in enumerate(zip(*rows, strict=True))
+        ]
+        return Columns(columns) if isinstance(first, list) else rebuild(first, columns)
+    fields = field_names(first)
+    if fields is not None:
+        _same_type(rows, path)
+        return replace_fields(
+            first,
+            [
+                _stack([getattr(row, name) for row in rows], _join(path, name), how)
+                for name in fields
+            ],
+        )
+    return _stack_objects(rows, path)
+
+
+def _stack_arrays(rows: list[Any], path: str, filler: float | None) -> Any:
+    first = rows[0]
+    shape, dtype = first.shape, first.dtype
+    tensor = is_tensor(first)
+    ragged = filler is not None and len(shape) > 0 and (tensor or dtype.kind in "biufc")
+    for index, row in enumerate(rows):
+        if is_tensor(row) is not tensor or not (tensor or is_array(row)):
+            raise _differs(path, index, _article(row), _article(first))
+        if row.dtype != dtype and (tensor or {row.dtype.kind, dtype.kind} not in ({"U"}, {"S"})):
+            raise _differs(path, index, f"dtype {row.dtype}", f"dtype {dtype}")
+        if row.shape != shape and not (
+            ragged and row.ndim == len(shape) and row.shape[1:] == shape[1:]
+        ):
+            hint = "; give pad= to fill up the shorter ones" if row.ndim == len(shape) > 0 else ""
+            raise _differs(path, index, f"shape {tuple(row.shape)}", f"shape {tuple(shape)}", hint)
+        if tensor and row.device != first.device:
+            raise _differs(path, index, f"device {row.device}", f"device {first.device}")
+    if ragged and filler is not None:
+        return _pad_tensors(rows, filler) if tensor else _pad_arrays(rows, filler)
+    if tensor:
+        import torch
+
+        return torch.stack(rows)
+    import numpy as np
+
+    return np.stack(rows)
+
+
+def _pad_arrays(rows: list[Any], filler: float) -> Padded:
+    import numpy as np
+
+    first = rows[0]
+    if first.dtype.kind in "iu":
+        limits = np.iinfo(first.dtype)
+        _check_filler(filler, first.dtype, int(limits.min), int(limits.max))
+    elif first.dtype.kind == "b":
+        _check_filler(filler, first.dtype, 0, 1)
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    values = np.full((len(rows), int(lengths.max()), *first.shape[1:]), filler, first.dtype)
+    for place, row in enumerate(rows):
+        values[place, : len(row)] = row
+    return Padded(values, lengths)
+
+
+def _pad_tensors(rows: list[Any], filler: float) -> Padded:
+    import torch
+
+    first = rows[0]
+    if first.dtype == torch.bool:
+        _check_filler(filler, first.dtype, 0, 1)
+    elif not (first.dtype.is_floating_point or first.dtype.is_complex):
+        limits = torch.iinfo(first.dtype)
+        _check_filler(filler, first.dtype, limits.min, limits.max)
+    values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filler)
+    return Padded(values, torch.tensor([len(row) for row in rows], device=first.device))
+
+
+def _check_filler(filler: float, dtype: object, low: int, high: int) -> None:
+    if not low <= filler <= high or filler != int(filler):  # NaN fails the first comparison
+        raise ConfigurationError("pad", filler, f"a value that dtype {dtype} can hold")
+
+
+def _pad_lists(rows: list[Any], path: str, filler: float, how: _How) -> Padded:
+    kinds = {type(number) for row in rows for number in row} or {float}
+    if len(kinds) > 1:
+        names = " and ".join(sorted(kind.__name__ for kind in kinds))
+        raise CollateError(f"{_place(path)} mixes {names}; use one type, or arrays of one dtype")
+    if how.tensors:
+        import torch
+
+        empty = torch.tensor([next(iter(kinds))()])
+        return _pad_tensors([torch.tensor(row, dtype=empty.dtype) for row in rows], filler)
+    import numpy as np
+
+    return _pad_arrays([np.array(row, dtype=next(iter(kinds))) for row in rows], filler)
+
+
+def _stack_scalars(rows: list[Any], how: _How) -> Any:
+    if how.tensors:
+        import torch
+
+        return torch.tensor(rows)
+    import numpy as np
+
+    return np.array(rows)
+
+
+def _stack_objects(rows: list[Any], path: str) -> Any:
+    first = rows[0]
+    opaque = _opaque(first)
+    for index, row in enumerate(rows):
+        if type(row) is not type(first) and not (opaque and _opaque(row)):
+            raise _differs(path, index, _article(row), _article(first))
+    return None if first is None else rows
+
+
+def _opaque(value: object) -> bool:
+    known = (*_SCALARS, str, bytes, tuple, list, Mapping)
+    return not (
+        value is None
+        or isinstance(value, known)
+        or is_tensor(value)
+        or is_array(value)
+        or field_names(value) is not None
+    )
+
+
+def _numbers(rows: Sequence[Any]) -> bool:
+    return all(
+        type(row) is list and all(isinstance(number, _SCALARS) for number in row) for row in rows
+    )
+
+
+def _same_type(rows: Sequence[Any], path: str) -> None:
+    first = rows[0]
+    for index, row in enumerate(rows):
+        if type(row) is not type(first):
+            raise _differs(path, index, _article(row), _article(first))
+
+
+def _differs(path: str, index: int, here: str, there: str, hint: str = "") -> CollateError:
+    return CollateError(
+        f"{_place(path)} has {here} where the other rows have {there}{hint}", index=index
+    )
+
+
+def _place(path: str) -> str:
+    return f"leaf {clip(path, 100)!r}" if path else "the row itself"
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _keys(row: Mapping[Any, Any]) -> str:
+    return clip(sorted(map(str, row)), 100)
+
+
+def _article(value: object) -> str:
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeio" else f"a {name}"
+
+
+# --- and back ----------------------------------------------------------------------------------------------------
+
+
+def split_output(output: Any, n_rows: int, function: str) -> list[Any]:
+    """Cut *output* into *n_rows* rows, or say what *function* returned instead."""
+    if output is None:
+        raise OutputShapeError(function, expected=n_rows, got="None")
+    return _split(output, n_rows, function, _WHOLE)
+
+
+def _split(tree: Any, n: int, function: str, path: str) -> list[Any]:
+    if is_tensor(tree) or is_array(tree):
+        if tree.ndim == 0:
+            raise _refused(function, n, f"{_article(tree)} without a first axis", path)
+        if len(tree) != n:
+            raise _refused(function, n, len(tree), path)
+        return list(tree.unbind(0)) if is_tensor(tree) else list(tree)
+    if isinstance(tree, Padded):
+        lengths = _split(tree.lengths, n, function, path)
+        values = _split(tree.values, n, function, path)
+        return [value[: int(length)] for value, length in zip(values, lengths, strict=True)]
+    if isinstance(tree, list) and not isinstance(tree, Columns):
+        if len(tree) != n:
+            raise _refused(function, n, len(tree), path)
+        return tree.copy()
+    if tree is None:
+        return [None] * n
+    names: Iterable[object]
+    if isinstance(tree, Mapping):
+        names, children = tree.keys(), list(tree.values())
+    elif isinstance(tree, (tuple, Columns)):
+        names = getattr(type(tree), "_fields", None) or [f"[{i}]" for i in range(len(tree))]
+        children = list(tree)
+    else:
+        fields = field_names(tree)
+        if fields is None:
+            raise _refused(function, n, _article(tree), path)
+        names, children = fields, [getattr(tree, name) for name in fields]
+    if not children:
+        raise _refused(function, n, f"an empty {type(tree).__name__}", path)
+    columns = [
+        _split(child, n, function, _join(path, name))
+        for name, child in zip(names, children, strict=True)
+    ]
+    if type(tree) is tuple:
+        return list(zip(*columns, strict=True))
+    if isinstance(tree, Columns):
+        return [list(parts) for parts in zip(*columns, strict=True)]
+    return [rebuild(tree, parts) for parts in zip(*columns, strict=True)]
+
+
+def _refused(function: str, n: int, got: int | str, path: str) -> OutputShapeError:
+    if path and isinstance(got, int):
+        got = f"{got} rows"
+    return OutputShapeError(function, expected=n, got=f"{got} at {path!r}" if path else got)

@@ -1,0 +1,224 @@
+"""Batches offline: any iterable in, results streaming out in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from mlkit._optional import require
+from mlkit._suggest import did_you_mean
+from mlkit.errors import ConfigurationError, RowError
+from mlkit.inference._runner import Failure, Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from mlkit.inference._collate import Pad
+
+__all__ = ["map_batches"]
+
+_Row = TypeVar("_Row")
+_Result = TypeVar("_Result")
+_ON_ERROR = ("raise", "skip", "return")
+
+
+@overload
+def map_batches(
+    fn: Callable[[Any], list[_Result]],
+    rows: Iterable[_Row],
+    *,
+    batch_size: int = ...,
+    on_error: Literal["raise", "skip"] = ...,
+    buckets: Iterable[int] | None = ...,
+    pad: Pad = ...,
+    collate: Callable[[list[_Row]], Any] | None = ...,
+    device: object = ...,
+    isolate: bool = ...,
+    progress: bool | Callable[[int], object] = ...,
+    name: str | None = ...,
+) -> Iterator[_Result]: ...
+@overload
+def map_batches(
+    fn: Callable[[Any], list[_Result]],
+    rows: Iterable[_Row],
+    *,
+    batch_size: int = ...,
+    on_error: Literal["return"],
+    buckets: Iterable[int] | None = ...,
+    pad: Pad = ...,
+    collate: Callable[[list[_Row]], Any] | None = ...,
+    device: object = ...,
+    isolate: bool = ...,
+    progress: bool | Callable[[int], object] = ...,
+    name: str | None = ...,
+) -> Iterator[_Result | RowError]: ...
+@overload
+def map_batches(
+    fn: Callable[[Any], Any],
+    rows: Iterable[_Row],
+    *,
+    batch_size: int = ...,
+    on_error: Literal["raise", "skip", "return"] = ...,
+    buckets: Iterable[int] | None = ...,
+    pad: Pad = ...,
+    collate: Callable[[list[_Row]], Any] | None = ...,
+    device: object = ...,
+    isolate: bool = ...,
+    progress: bool | Callable[[int], object] = ...,
+    name: str | None = ...,
+) -> Iterator[Any]: ...
+def map_batches(
+    fn: Callable[[Any], Any],
+    rows: Iterable[Any],
+    *,
+    batch_size: int = 32,
+    on_error: Literal["raise", "skip", "return"] = "raise",
+    buckets: Iterable[int] | None = None,
+    pad: Pad = None,
+    collate: Callable[[list[Any]], Any] | None = None,
+    device: object = None,
+    isolate: bool = True,
+    progress: bool | Callable[[int], object] = False,
+    name: str | None = None,
+) -> Iterator[Any]:
+    """Run *fn* on batches of *rows* and yield one result per row, in the order of the rows.
+
+    Rows are collated as by `mlkit.inference.collate`, the output is cut as by `mlkit.inference.split`. One batch is
+    read ahead of what is yielded, so an endless generator is fine. When *fn* fails, the batch is run again in halves
+    until the rows that break it stand alone; when memory runs out, the batch is halved and the smaller size kept, and a
+    larger one tried again later. *fn* may thus see a row more than once.
+
+    Args:
+        fn: Takes a batch, returns one output per row, in order. A torch module, which must be in evaluation mode, runs
+            in `torch.inference_mode` on the device of its parameters; numpy rows are fed to it as tensors, and its
+            outputs come back as arrays on the CPU.
+        rows: Any iterable of rows. A row that differs in structure, dtype or shape from the majority of the first batch
+            is a bad row.
+        batch_size: Rows per call, at least 1.
+        on_error: What to do about a row that breaks *fn*: `"raise"` a `RowError` in its turn, `"skip"` it, or
+            `"return"` the `RowError` in its place.
+        buckets: Batch sizes to keep to, e.g. `[8, 32]`: a smaller batch is filled up to the next one by repeating its
+            last row, and the surplus is cut off. The largest must reach *batch_size*.
+        pad: Fills up sequences of different lengths, see `mlkit.inference.collate`. They reach *fn* as `Padded`.
+        collate: Your own function from a list of rows to a batch, instead of `mlkit.inference.collate`.
+        device: Run on this torch device: tensors and arrays are moved there, through pinned memory on CUDA, and outputs
+            back to where the rows were.
+        isolate: Whether *fn* may be run again to find the bad rows of a failed batch. If not, all its rows fail.
+        progress: True for a tqdm bar, or a callable that is given the number of rows each batch finished, like
+            `bar.update`.
+        name: What events call this job; by default the name of *fn*.
+
+    Returns:
+        An iterator over the results. Those made of arrays and tensors are views into their batch.
+
+    Raises:
+        ConfigurationError: If an argument is wrong; at the call, not at the first result.
+        RowError: For a bad row, with its index and the model's own error as `__cause__`.
+        OutputShapeError: If *fn* does not return one output per row, whatever *on_error* says: no row is to blame.
+        MissingDependencyError: If *device* or *progress* needs a package that is not installed.
+
+    Example:
+        >>> import numpy as np
+        >>> rows = (np.array([i, i + 1.0]) for i in range(5))
+        >>> [float(total) for total in map_batches(lambda batch: batch.sum(axis=1), rows, batch_size=2)]
+        [1.0, 3.0, 5.0, 7.0, 9.0]
+
+    Note:
+        A batch of `n` rows of which `k` are bad costs at most about `2 * k * log2(n)` further calls.
+    """
+    if on_error not in _ON_ERROR:
+        raise ConfigurationError(
+            "map_batches(on_error=...)",
+            on_error,
+            "'raise', 'skip' or 'return'"
+            + (did_you_mean(on_error, _ON_ERROR) if isinstance(on_error, str) else ""),
+        )
+    if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
+        raise ConfigurationError(
+            "map_batches(rows)",
+            type(rows).__name__,
+            "an iterable of rows",
+            hint="for columns, pass rows of dicts",
+        )
+    if type(rows).__name__ in {"DataFrame", "LazyFrame"}:
+        raise ConfigurationError(
+            "map_batches(rows)",
+            type(rows).__name__,
+            "an iterable of rows, not of columns",
+            hint="pass df.to_dict('records') (pandas) or df.iter_rows(named=True) (polars)",
+        )
+    if not (isinstance(progress, bool) or callable(progress)):
+        raise ConfigurationError("map_batches(progress=...)", progress, "True, False or a callable")
+    runner = Runner(
+        fn,
+        owner="map_batches",
+        name=name,
+        limit=("batch_size", batch_size),
+        buckets=buckets,
+        pad=pad,
+        collate=collate,
+        device=device,
+        isolate=isolate,
+        group=False,
+    )
+    finished, close = _progress(progress, rows, runner.name)
+    results = _stream(runner, iter(rows), batch_size, on_error, finished)
+    return results if close is None else _closing(results, close)
+
+
+def _stream(
+    runner: Runner,
+    source: Iterator[Any],
+    batch_size: int,
+    on_error: str,
+    finished: Callable[[int], object] | None,
+) -> Iterator[Any]:
+    index = 0
+    while batch := list(islice(source, batch_size)):
+        n_rows = len(batch)
+        results = runner.run(batch)
+        del batch
+        for place in range(n_rows):
+            result, results[place] = results[place], None
+            if isinstance(result, Failure):
+                if result.of_the_program:
+                    raise result.error
+                result = RowError(index + place, result.error)
+                if on_error == "raise":
+                    raise result
+                if on_error == "skip":
+                    continue
+            yield result
+            del result
+        index += n_rows
+        if finished is not None:
+            finished(n_rows)
+
+
+def _progress(
+    progress: bool | Callable[[int], object],  # noqa: FBT001 - the public argument as it came
+    rows: Iterable[Any],
+    name: str,
+) -> tuple[Callable[[int], object] | None, Callable[[], object] | None]:
+    if callable(progress):
+        return progress, None
+    if not progress:
+        return None, None
+    tqdm = require("tqdm", extra="demo", feature="map_batches(progress=True)")
+    bar = tqdm.tqdm(total=_length(rows), unit="row", desc=name)
+    return bar.update, bar.close
+
+
+def _closing(results: Iterator[Any], close: Callable[[], object]) -> Iterator[Any]:
+    try:
+        yield from results
+    finally:
+        close()
+
+
+def _length(rows: Iterable[Any]) -> int | None:
+    try:
+        return len(rows)  # type: ignore[arg-type]
+    except TypeError:
+        return None

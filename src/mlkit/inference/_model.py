@@ -1,0 +1,139 @@
+"""The user's function as a step on one batch: where its input goes, under which torch modes it runs, where its output returns."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, final
+
+from mlkit._optional import require
+from mlkit.errors import ConfigurationError
+from mlkit.inference._check import plain_callable
+from mlkit.inference._collate import has_leaf
+from mlkit.inference._tree import is_array, is_tensor, map_leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Model", "name_of"]
+
+_NUMBERS = (bool, int, float, complex)
+
+
+@final
+class Model:
+    """A callable on batches.
+
+    A torch module (or a bound method of one) runs in inference mode on the device of its parameters, and is fed tensors.
+    Other functions get what `collate` made, on *device* if one is given.
+
+    Args:
+        fn: The user's function.
+        device: Where to put tensors, or None for where they are.
+        owner: The public call, for error messages: `"map_batches"`.
+    """
+
+    __slots__ = ("_fn", "_module", "device", "name", "tensors")
+
+    def __init__(self, fn: Callable[[Any], Any], device: object, *, owner: str) -> None:
+        plain_callable(f"{owner}(fn)", fn)
+        self._fn = fn
+        self.name = name_of(fn)
+        self._module = _module_of(fn)
+        if self._module is not None and self._module.training:
+            raise ConfigurationError(
+                f"{owner}(fn)",
+                self.name,
+                "a torch module in evaluation mode",
+                hint="call model.eval() first; to run in training mode on purpose, pass `lambda batch: model(batch)`",
+            )
+        self.device: Any = None
+        if device is not None:
+            torch = require("torch", extra="torch", feature=f"{owner}(device=...)")
+            try:
+                self.device = torch.device(device)
+            except (RuntimeError, TypeError) as error:
+                raise ConfigurationError(
+                    f"{owner}(device=...)", device, "a torch device such as 'cpu' or 'cuda:0'"
+                ) from error
+        elif self._module is not None:
+            parameter = next(iter(self._module.parameters()), None)
+            if parameter is not None and parameter.device.type not in ("cpu", "meta"):
+                self.device = parameter.device
+        self.tensors = self._module is not None or self.device is not None
+
+    def enter_thread(self) -> None:
+        """Give this thread the torch settings of the process: they are kept per thread."""
+        torch = sys.modules.get("torch")
+        if torch is None:
+            return
+        # A new thread would use every core whatever the program set (pytorch issue 37259).
+        torch.set_num_threads(torch.get_num_threads())
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
+    def __call__(self, batch: Any, row: Any) -> Any:
+        """Return the function's output for *batch*, on the side where *row*, one of its rows, lives."""
+        if not self.tensors:
+            return self._fn(batch)
+        batch = map_leaves(self._place, batch)
+        if self._module is None:
+            output = self._fn(batch)
+        else:
+            import torch
+
+            with torch.inference_mode():
+                output = self._fn(batch)
+        if has_leaf(row, is_tensor):
+            return output if self.device is None else map_leaves(_to_cpu_unless(row), output)
+        if has_leaf(row, lambda leaf: is_array(leaf) or isinstance(leaf, _NUMBERS)):
+            return map_leaves(_to_numpy, output)
+        return map_leaves(_to_cpu, output)
+
+    def _place(self, leaf: Any) -> Any:
+        if is_array(leaf):
+            import torch
+
+            try:
+                leaf = torch.from_numpy(leaf)
+            except TypeError:  # text, dates and objects have no tensor
+                return leaf
+        if self.device is None or not is_tensor(leaf) or leaf.device == self.device:
+            return leaf
+        if self.device.type == "cuda" and leaf.device.type == "cpu":
+            # The caching allocator keeps the pinned block until the copy is done.
+            return leaf.pin_memory().to(self.device, non_blocking=True)
+        return leaf.to(self.device)
+
+
+def name_of(fn: Any) -> str:
+    """Return the name of *fn* for messages and metrics."""
+    return getattr(fn, "__qualname__", None) or type(fn).__qualname__
+
+
+def _module_of(fn: Any) -> Any:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    for candidate in (fn, getattr(fn, "__self__", None)):
+        if isinstance(candidate, torch.nn.Module):
+            return candidate
+    return None
+
+
+def _to_cpu_unless(row: Any) -> Callable[[Any], Any]:
+    if has_leaf(row, lambda leaf: is_tensor(leaf) and leaf.device.type != "cpu"):
+        return lambda leaf: leaf  # the rows live on the device, so their results stay there
+    return _to_cpu
+
+
+def _to_cpu(leaf: Any) -> Any:
+    return leaf.cpu() if is_tensor(leaf) else leaf
+
+
+def _to_numpy(leaf: Any) -> Any:
+    if not is_tensor(leaf):
+        return leaf
+    leaf = leaf.detach().cpu()
+    if str(leaf.dtype) == "torch.bfloat16":  # numpy has none; float32 holds each of its values
+        leaf = leaf.float()
+    return leaf.numpy()
