@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit._suggest import did_you_mean
 from mlkit.errors import ConfigurationError
-from mlkit.repro._compare import Difference, frozen, results_differ
 from mlkit.repro._generators import loaded_torch
 from mlkit.repro._seeding import isolated
 from mlkit.repro._seeds import whole
-from mlkit.repro._trace import Mismatch, Trace, tracing
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
+
+    from mlkit.repro._trace import Mismatch, Trace
 
 __all__ = ["Divergence", "check"]
 
@@ -107,6 +105,9 @@ def check(
     """
     if not callable(fn):
         raise ConfigurationError("check(fn)", fn, "a callable")
+    from mlkit.repro._compare import frozen, results_differ
+    from mlkit.repro._trace import Trace
+
     count = whole(runs, "check(runs=...)", 2, 1000)
     variations = _variations(vary)
     reference = Trace()
@@ -145,10 +146,10 @@ def _variations(vary: Iterable[str]) -> list[str]:
 def _run(fn: Callable[..., Any], args: Any, trace: Trace, threads: int | None = None) -> Any:
     import copy
 
+    from mlkit.repro._trace import threaded, tracing
+
     own = copy.deepcopy(args)
-    torch = loaded_torch()
-    watch = nullcontext() if torch is None else tracing(torch, trace)
-    with isolated(), _threaded(threads), watch:
+    with isolated(), threaded(threads), tracing(trace):
         return fn(*own)
 
 
@@ -156,6 +157,9 @@ def _of_operation(
     fn: Callable[..., Any], args: Any, mismatch: Mismatch, run: int, setting: str
 ) -> Divergence:
     """Describe the operation that differs, with the values of a run like the first if it can be had."""
+    from mlkit.repro._compare import Difference, results_differ
+    from mlkit.repro._trace import Trace
+
     expected, got = mismatch.expected, mismatch.got
     step = got or expected
     assert step is not None  # noqa: S101 - a mismatch has one of them
@@ -184,20 +188,8 @@ def _threads() -> int:
 
 
 def _other_threads() -> int:
+    import os
+
     if _threads() > 1:
         return 1
     return min(4, max(2, os.cpu_count() or 2))
-
-
-@contextmanager
-def _threaded(threads: int | None) -> Iterator[None]:
-    torch = loaded_torch()
-    if threads is None or torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -168,7 +168,7 @@ def make_deterministic(*, warn_only: bool) -> tuple[Finding, ...]:
             os.environ[_WORKSPACE] = _WORKSPACES[0]
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    torch.use_deterministic_algorithms(mode=True, warn_only=warn_only)
     return tuple(findings)
 
 

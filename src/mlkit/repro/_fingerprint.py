@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import stat
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlkit._digest import digest, digest_bytes, digest_file
 from mlkit.errors import DigestError, FingerprintError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["fingerprint"]
 
@@ -45,6 +47,8 @@ def fingerprint(value: object) -> str:
     Note:
         One pass at the speed of SHA-256. A folder is read whole each time.
     """
+    from pathlib import Path
+
     try:
         return _of_path(value) if isinstance(value, Path) else digest(_resolved(value, "$", 0))
     except DigestError as error:
@@ -78,6 +82,7 @@ def _resolved(value: Any, path: str, depth: int) -> Any:
         return value
     import dataclasses
     from collections.abc import Mapping
+    from pathlib import Path
 
     if depth > _MAX_DEPTH:
         raise FingerprintError(
@@ -145,6 +150,7 @@ def _of_path(path: Path) -> str:
 def _entries(folder: Path, prefix: str) -> list[tuple[str, Any]]:
     """Return (relative name, what is there) of everything below *folder*."""
     import os
+    from pathlib import Path
 
     found: list[tuple[str, Any]] = []
     with os.scandir(folder) as entries:

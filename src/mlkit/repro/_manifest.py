@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -19,15 +18,14 @@ from mlkit._clock import current
 from mlkit._digest import canonical, digest, is_digest, short
 from mlkit.errors import ConfigurationError, DigestError, FingerprintError, ManifestError
 from mlkit.repro._determinism import Finding
-from mlkit.repro._environment import environment, packages, redacted
 from mlkit.repro._fingerprint import fingerprint
-from mlkit.repro._git import code_of
 from mlkit.repro._seeds import Seeds, as_seeds
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
+    from pathlib import Path
 
 __all__ = ["Change", "Manifest"]
 
@@ -140,7 +138,10 @@ class Manifest:
             line, values of options that look like secrets are hidden. torch's switches and threads are part of the
             environment once torch is imported: capture at the same point of each run.
         """
-        folder = Path.cwd() if code is None else _folder(code)
+        from mlkit.repro._environment import environment, packages, redacted
+        from mlkit.repro._git import code_of
+
+        folder = _folder("." if code is None else code)
         state = code_of(folder)
         findings = list(state.findings)
         recorded = {"tree": state.tree} if state.tree else _script()
@@ -282,6 +283,8 @@ class Manifest:
             ConfigurationError: If *data* has a name that the manifest does not have.
             FingerprintError: If some data has no faithful content hash.
         """
+        from pathlib import Path
+
         recorded = self._identity["data"]
         given = dict(data or {})
         for name in given:
@@ -335,6 +338,8 @@ def _facts_fit(facts: dict[str, Any]) -> bool:
 
 
 def _folder(code: str | PathLike[str]) -> Path:
+    from pathlib import Path
+
     try:
         folder = Path(code)
     except TypeError:
@@ -346,6 +351,8 @@ def _folder(code: str | PathLike[str]) -> Path:
 
 def _script() -> dict[str, str]:
     """Return the fingerprint of the program's main file, for code that is in no git working tree."""
+    from pathlib import Path
+
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     try:
         return {"script": fingerprint(Path(main))} if main else {}
@@ -368,6 +375,8 @@ def _fingerprints(data: Mapping[str, object] | None) -> dict[str, str]:
 
 
 def _paths(data: Mapping[str, object] | None) -> dict[str, str]:
+    from pathlib import Path
+
     return {
         name: str(value.absolute())
         for name, value in (data or {}).items()

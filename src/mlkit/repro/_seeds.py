@@ -13,7 +13,6 @@ purposes of one node apart. `docs/concepts/repro.md` has the test vectors, `test
 
 from __future__ import annotations
 
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from mlkit.errors import ConfigurationError
@@ -32,6 +31,8 @@ _BITS = 128
 
 
 def _hash(key: bytes, data: bytes) -> bytes:
+    from hashlib import blake2b  # loads OpenSSL: 4 ms that an import need not pay
+
     return blake2b(data, key=key, digest_size=16, person=_PERSON).digest()
 
 

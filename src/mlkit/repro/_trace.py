@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit.repro._compare import as_array, frozen
+from mlkit.repro._generators import loaded_torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Mismatch", "Step", "Trace", "tracing"]
+__all__ = ["Mismatch", "Step", "Trace", "threaded", "tracing"]
 
 
 class Step(NamedTuple):
@@ -75,8 +76,27 @@ class Trace:
 
 
 @contextmanager
-def tracing(torch: Any, trace: Trace) -> Iterator[None]:
-    """Add every operation that runs in the block to *trace*."""
+def threaded(threads: int | None) -> Iterator[None]:
+    """Let torch use another number of threads in the block, if it is loaded and one is given."""
+    torch = loaded_torch()
+    if threads is None or torch is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def tracing(trace: Trace) -> Iterator[None]:
+    """Add every operation of torch that runs in the block to *trace*; none if it is not loaded."""
+    torch = loaded_torch()
+    if torch is None:
+        yield
+        return
     from torch.nn.modules import module as hooks
     from torch.utils._python_dispatch import TorchDispatchMode
 
