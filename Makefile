@@ -53,7 +53,7 @@ docs: $(V)/.docs  ## build the documentation into site/
 	@$(BIN)/zensical build --clean
 
 bench: $(V)/.bench  ## measure every block beside its peers; writes benchmarks/results/
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks --docs
 
 wheel: $(V)/.dev  ## build the wheel and check what is in it
 	@$(BIN)/python -m build --installer uv --wheel --outdir dist . >/dev/null \

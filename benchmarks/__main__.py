@@ -1,4 +1,4 @@
-"""Run the benchmarks: `python -m benchmarks [BLOCK ...] [--quick]`."""
+"""Run the benchmarks: `python -m benchmarks [BLOCK ...] [--quick] [--docs]`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("block", nargs="*", help=f"which ones; all by default: {', '.join(BLOCKS)}")
     parser.add_argument("--quick", action="store_true", help="few rounds, and write no results")
+    parser.add_argument(
+        "--docs", action="store_true", help="also rewrite docs/benchmarks.md and the README's chart"
+    )
     options = parser.parse_args()
     if unknown := set(options.block) - set(BLOCKS):
         parser.error(f"unknown block {', '.join(sorted(unknown))}; choose from {', '.join(BLOCKS)}")
@@ -25,6 +28,10 @@ def main() -> int:
         print(f"## {block}\n\n{bench.table()}\n", flush=True)
         if not options.quick:
             bench.save()
+    if options.docs:
+        from benchmarks.publish import publish
+
+        publish(BLOCKS)
     return 0
 
 
