@@ -1,0 +1,206 @@
+"""A spec: plain data that says which registered thing to build, and with what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, final
+
+from mlkit._digest import digest
+from mlkit._suggest import clip, closest, did_you_mean
+from mlkit.errors import ConfigurationError
+from mlkit.registry import _text
+from mlkit.registry._entry import Frozen, parse_ref
+from mlkit.registry._plain import copy_plain, problem, shown, take
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+    from mlkit.registry._plain import Found, Path
+    from mlkit.registry._registry import Registry
+
+__all__ = ["Spec"]
+
+
+@final
+class Spec(Frozen):
+    r"""What to build, as plain data: a `type`, which is a name in a registry, and arguments beside it.
+
+    Specs are immutable values: equal if their digests are, hashable, safe to share between threads, and picklable with
+    the lines of the file they were read from. Holding a spec runs and imports nothing.
+
+    Args:
+        data: A mapping with a `type` key; inside it only text, numbers, booleans, None, lists, mappings with text as
+            keys, and other specs. It is copied. Tuples become lists.
+
+    Raises:
+        SpecError: If there is no `type`, or something in it is not plain data; every such problem at once.
+
+    Example:
+        >>> spec = Spec.load("type: mlp@1\nhidden: 64\n")
+        >>> spec.to_dict()
+        {'type': 'mlp@1', 'hidden': 64}
+        >>> spec == Spec({"hidden": 64, "type": "mlp@1"})
+        True
+    """
+
+    __slots__ = ("_digest", "_plain_data", "_source")
+
+    _plain_data: dict[str, Any]
+    _source: _text.Source | None
+    _digest: str | None
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        from collections.abc import Mapping
+
+        given: Any = data
+        if not isinstance(given, Mapping):
+            hint = "use Spec.load for a file or text" if isinstance(given, str) else ""
+            raise ConfigurationError("Spec(data)", data, "a mapping with a 'type'", hint=hint)
+        self._fill(data, None)
+
+    def _fill(self, data: Mapping[str, Any], source: _text.Source | None) -> None:
+        copy, problems = take(data)
+        if not problems:
+            problems = _check_type(copy)
+        put = object.__setattr__
+        put(self, "_plain_data", copy)
+        put(self, "_source", source)
+        put(self, "_digest", None)
+        if problems:
+            raise _text.spec_error(source, problems)
+
+    @classmethod
+    def load(cls, path_or_text: str | PathLike[str], *, at: str = "") -> Spec:
+        r"""Read a spec from a YAML or JSON file, or from text.
+
+        A string with a line break or `": "` in it, or that begins with `{` or `[`, is text; any other is a path. Text
+        is read as JSON would be: `no` is text, `1e-3` a number, a date text. A key that is there twice is an error.
+
+        Args:
+            path_or_text: The file (UTF-8), or the text itself.
+            at: The part of the document that is the spec, as a dotted path: `"model"`, `"train.model"`.
+
+        Raises:
+            ConfigurationError: If the file cannot be read.
+            SpecError: If it is not well-formed or not a spec; with file, line and column.
+
+        Example:
+            >>> Spec.load("seed: 1\nmodel: {type: mlp, hidden: 32}", at="model")
+            Spec({'type': 'mlp', 'hidden': 32})
+        """
+        name, text = _text.read(path_or_text)
+        if not isinstance(at, str):
+            raise ConfigurationError("Spec.load(at=...)", at, "a dotted path")
+        path: Path = tuple(at.split(".")) if at else ()
+        source = _text.Source(name, text, path)
+        data = _select(_text.parse(name, text), source)
+        return _make(data, source)
+
+    def dump(self, form: str = "yaml") -> str:
+        """Return the spec as text that `load` reads back as an equal spec.
+
+        Args:
+            form: `"yaml"` or `"json"`. JSON has no infinities and no NaN: they are written as Python's `json` does.
+
+        Raises:
+            ConfigurationError: If *form* is neither.
+        """
+        if form == "yaml":
+            return _text.dump_yaml(self._plain_data)
+        if form == "json":
+            return _text.dump_json(self._plain_data)
+        near = did_you_mean(form, ["yaml", "json"]) if isinstance(form, str) else ""
+        raise ConfigurationError(
+            "Spec.dump(form)", form, "'yaml' or 'json'", hint=near.lstrip("; ")
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the data as a fresh dictionary; `Spec(spec.to_dict()) == spec`."""
+        copy: dict[str, Any] = copy_plain(self._plain_data)
+        return copy
+
+    def resolved(self, registry: Registry[Any]) -> Spec:
+        """Return the spec with every version pinned and every default written out.
+
+        What it builds then no longer depends on versions registered, or defaults changed, later. A default that is
+        not plain data (an object, a function) is left out.
+
+        Args:
+            registry: The registry that would build it.
+
+        Raises:
+            SpecError: If the registry could not build it; every problem at once.
+        """
+        from mlkit.registry._build import resolve
+
+        return Spec(resolve(registry, self))
+
+    @property
+    def type(self) -> str:
+        """The name of what to build, with its version if that is pinned."""
+        name: str = self._plain_data["type"]
+        return name
+
+    @property
+    def digest(self) -> str:
+        """`"sha256:..."` of the data; it does not depend on the order of keys, the process or the Python version."""
+        found = self._digest
+        if found is None:
+            found = digest(self._plain_data)
+            object.__setattr__(self, "_digest", found)
+        return found
+
+    @property
+    def source(self) -> str | None:
+        """The file it was read from, `"<text>"`, or None if it was made from data."""
+        return self._source.name if self._source else None
+
+    def __eq__(self, other: object) -> bool:
+        return self.digest == other.digest if isinstance(other, Spec) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"Spec({clip(repr(self._plain_data), 200)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self._plain_data, tuple(self._source) if self._source else None)
+
+
+def _restore(data: dict[str, Any], source: tuple[str, str, Path] | None) -> Spec:
+    return _make(data, _text.Source(*source) if source else None)
+
+
+def _make(data: dict[str, Any], source: _text.Source | None) -> Spec:
+    spec = Spec.__new__(Spec)
+    spec._fill(data, source)  # noqa: SLF001 - the second constructor
+    return spec
+
+
+def _select(document: Any, source: _text.Source) -> dict[str, Any]:
+    """Return the part of a document that `at` names."""
+    found = document
+    for depth, step in enumerate(source.at):
+        keys = [key for key in found if isinstance(key, str)] if isinstance(found, dict) else []
+        if step not in keys:
+            message = f"there is no {step!r}{did_you_mean(str(step), keys)}"
+            at = source._replace(at=source.at[:depth])
+            raise _text.spec_error(at, [problem((), "value", message, closest(str(step), keys))])
+        found = found[step]
+    if not isinstance(found, dict):
+        message = f"expected a mapping with a 'type', got {shown(found)}"
+        raise _text.spec_error(source, [problem((), "type", message)])
+    return found
+
+
+def _check_type(data: dict[str, Any]) -> list[Found]:
+    if "type" not in data:
+        inner = [key for key, value in data.items() if isinstance(value, dict) and "type" in value]
+        hint = f"; perhaps the part at={inner[0]!r} is meant" if inner else ""
+        return [problem((), "type", f"there is no 'type', the name of what to build{hint}")]
+    name = data["type"]
+    if not isinstance(name, str) or parse_ref(name) is None:
+        message = f"expected a name or 'name@version', got {shown(name)}"
+        return [problem(("type",), "type", message)]
+    return []

@@ -1,0 +1,144 @@
+"""From `"module:attribute"` to a callable that is what the registry holds."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mlkit._suggest import clip, did_you_mean
+from mlkit.errors import EntryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlkit.registry._entry import Entry
+
+__all__ = ["Base", "base_name", "checked", "load", "owner_of", "qualified"]
+
+Base = type | tuple[type, ...]
+
+
+def load(registry: str, entry: Entry) -> Any:
+    """Import the target of *entry*.
+
+    Raises:
+        EntryError: If it cannot be imported or is not callable. The original error is the cause.
+    """
+    module_name, _, attribute = entry.target.partition(":")
+    try:
+        found: Any = import_module(module_name)
+    except Exception as error:
+        raise EntryError(
+            registry, entry.ref, target=entry.target, reason=_why(entry, module_name, error)
+        ) from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise EntryError(
+                registry,
+                entry.ref,
+                target=entry.target,
+                reason=f"{clip(found, 60)} has no attribute {part!r}{did_you_mean(part, dir(found))}",
+            ) from error
+    if not callable(found):
+        raise EntryError(
+            registry,
+            entry.ref,
+            target=entry.target,
+            reason=f"it is {clip(found)}, which cannot be called",
+        )
+    return found
+
+
+def _why(entry: Entry, module_name: str, error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        missing = error.name
+        if missing == module_name or module_name.startswith(missing + "."):
+            return (
+                f"there is no module {missing!r}; registered by {entry.source}: install its package or correct the "
+                f"target"
+            )
+        if entry.requires:
+            return (
+                f"it needs {missing!r}, which is not installed; install it with:  pip install "
+                f"{' '.join(entry.requires)}"
+            )
+        return f"it needs {missing!r}, which is not installed"
+    return f"importing it failed: {type(error).__name__}: {clip(str(error), 200)}"
+
+
+def checked(registry: str, entry: Entry, factory: Any, base: Base) -> Callable[..., Any]:
+    """Return *factory* in the form in which it is called.
+
+    A class is checked once, here. The results of a function are checked one by one, because nothing else can be
+    trusted to say what it returns.
+
+    Raises:
+        EntryError: If the class is not a subclass of *base*.
+    """
+    if base is object:
+        return factory  # type: ignore[no-any-return]
+    if isinstance(factory, type):
+        verdict = _is_subclass(factory, base)
+        if verdict:
+            return factory
+        if verdict is False:
+            raise EntryError(
+                registry,
+                entry.ref,
+                target=entry.target,
+                reason=f"the class is not a subclass of {base_name(base)}",
+            )
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        made = factory(*args, **kwargs)
+        if not isinstance(made, base):
+            raise EntryError(
+                registry,
+                entry.ref,
+                target=entry.target,
+                reason=f"it returned a {qualified(type(made))}, not a {base_name(base)}",
+            )
+        return made
+
+    return call
+
+
+def _is_subclass(kind: type, base: Base) -> bool | None:
+    try:
+        return issubclass(kind, base)
+    except TypeError:  # a runtime-checkable protocol with attributes can only judge instances
+        return None
+
+
+def base_name(base: Base) -> str:
+    """Return the name of a base, or of several."""
+    return " or ".join(map(qualified, base)) if isinstance(base, tuple) else qualified(base)
+
+
+def qualified(kind: type) -> str:
+    """Return the full name of a class, without `builtins`."""
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def owner_of(factory: Any) -> tuple[str, str]:
+    """Return where *factory* is defined and who owns what it registers.
+
+    Both are `"module:qualname"` for a class or a function, so that running the definition again is the same owner.
+    A lambda has no name of its own and is told from others by its place; any other object is only itself.
+    """
+    module = getattr(factory, "__module__", None)
+    name = getattr(factory, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(name, str):
+        kind = type(factory)
+        return f"{kind.__module__}:{kind.__qualname__}", f"object {id(factory):#x}"
+    target = f"{module}:{name}"
+    code = getattr(factory, "__code__", None)
+    if name.endswith("<lambda>") and code is not None:
+        return target, f"{target} {code.co_filename}:{code.co_firstlineno}"
+    return target, target

@@ -1,0 +1,211 @@
+"""Check plain arguments against annotations with pydantic, without changing what a caller passed alive."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mlkit.registry._plain import is_plain, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mlkit.registry._plain import Path
+
+__all__ = ["Checked", "Mismatch", "Validator"]
+
+_SCALARS = (str, int, float, bool, type(None))
+_NAMES = {
+    "bool_type": "bool",
+    "bytes_type": "bytes",
+    "dict_type": "a mapping",
+    "float_type": "float",
+    "int_type": "int",
+    "list_type": "a list",
+    "none_required": "None",
+    "string_type": "str",
+}
+
+
+class Mismatch(NamedTuple):
+    """An argument that does not fit its annotation."""
+
+    path: Path
+    message: str
+
+
+class Checked(NamedTuple):
+    """The outcome of a check."""
+
+    arguments: dict[str, Any]
+    made: dict[str, Any]
+    mismatches: list[Mismatch]
+
+
+class Validator:
+    """Checks arguments by name. Names without an annotation pass as they are.
+
+    Made with the plan of an entry, and compiled by pydantic when it is first used.
+    """
+
+    __slots__ = ("_annotations", "_lock", "_schema")
+
+    def __init__(self, annotations: dict[str, Any]) -> None:
+        self._annotations = annotations
+        self._lock = threading.Lock()
+        self._schema: Any = None
+
+    def check(self, arguments: dict[str, Any], *, keep: bool = False) -> Checked:
+        """Return what to call the factory with, what pydantic made of it, and what is wrong with it.
+
+        Types are not guessed at: `"64"` is no int, and True is none either. What JSON has no form for may be given in
+        the form it has in JSON: a path, date or enum member as text, a tuple as a list, an int where a float is meant.
+
+        Args:
+            arguments: By name.
+            keep: Whether a value that fits is handed on as the very object, even if pydantic made an equal one.
+        """
+        given = {name: arguments[name] for name in arguments if name in self._annotations}
+        if not given:
+            return Checked(arguments, {}, [])
+        schema = self._schema or self._compile()
+        from pydantic_core import ValidationError
+
+        try:
+            made = schema.validate_python(given)
+        except ValidationError as error:
+            return self._one_by_one(schema, arguments, given, _rows(error), keep=keep)
+        result = dict(arguments)
+        for name, value in made.items():
+            result[name] = _kept(given[name], value, keep=keep)
+        return Checked(result, made, [])
+
+    def _one_by_one(
+        self,
+        schema: Any,
+        arguments: dict[str, Any],
+        given: dict[str, Any],
+        rows: list[Any],
+        *,
+        keep: bool,
+    ) -> Checked:
+        """Accept what only failed for want of a JSON form, and collect the rest."""
+        import json
+
+        from pydantic_core import ValidationError
+
+        result, everything, mismatches = dict(arguments), {}, list[Mismatch]()
+        failed = {row["loc"][0] for row in rows}
+        for name, value in given.items():
+            own = [row for row in rows if row["loc"][0] == name]
+            try:
+                if name not in failed:
+                    made = schema.validate_python({name: value})
+                elif is_plain(value):
+                    made = schema.validate_json(json.dumps({name: value}))
+                else:
+                    mismatches += _mismatches(value, own)
+                    continue
+            except ValidationError as error:
+                mismatches += _mismatches(value, _rows(error))
+                continue
+            everything[name] = made[name]
+            result[name] = made[name] if name in failed else _kept(value, made[name], keep=keep)
+        return Checked(result, everything, mismatches)
+
+    def _compile(self) -> Any:
+        with self._lock:
+            if self._schema is None:
+                self._schema = _compile(self._annotations)
+        return self._schema
+
+
+def _compile(annotations: dict[str, Any]) -> Any:
+    try:
+        return _adapter(annotations)
+    except Exception:  # noqa: BLE001 - pydantic has a dozen ways to say that it cannot; find out which it means
+        usable = {name: _usable(annotation) for name, annotation in annotations.items()}
+        return _adapter(usable)
+
+
+def _usable(annotation: Any) -> Any:
+    try:
+        _adapter({"it": annotation})
+    except Exception:  # noqa: BLE001 - what pydantic has no schema for is not checked
+        return Any
+    return annotation
+
+
+def _adapter(annotations: dict[str, Any]) -> Any:
+    from pydantic import ConfigDict, TypeAdapter, with_config
+    from typing_extensions import TypedDict  # pydantic refuses typing's own before Python 3.12
+
+    config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+    make: Any = TypedDict  # mypy wants a literal here
+    return TypeAdapter(with_config(config)(make("Arguments", annotations, total=False))).validator
+
+
+def _kept(value: Any, made: Any, *, keep: bool) -> Any:
+    if made is value or type(value) in _SCALARS:
+        return made
+    if (
+        type(made).__module__ == "pydantic_core._pydantic_core"
+    ):  # a lazy view of an iterable, good for one reading
+        return value
+    if not keep:
+        return made
+    try:
+        return value if bool(made == value) else made
+    except Exception:  # noqa: BLE001 - a foreign `==` may do anything
+        return made
+
+
+def _rows(error: Any) -> list[Any]:
+    rows: list[Any] = error.errors(include_url=False, include_context=False)
+    return rows
+
+
+def _mismatches(value: Any, rows: Iterable[Any]) -> list[Mismatch]:
+    """Put pydantic's rows, one for each branch of a union, together by the place in the data they speak of."""
+    places: dict[Path, list[str]] = {}
+    inputs: dict[Path, Any] = {}
+    for row in rows:
+        path, found = _walk(value, row["loc"])
+        wanted = places.setdefault(path, [])
+        inputs[path] = found
+        says = _says(row)
+        if wanted:
+            says = says.removeprefix("expected ")
+        if says not in wanted and f"expected {says}" not in wanted:
+            wanted.append(says)
+    return [
+        Mismatch(path, f"{' or '.join(wanted)}, got {shown(inputs[path])}")
+        for path, wanted in places.items()
+    ]
+
+
+def _says(row: Any) -> str:
+    name = _NAMES.get(row["type"])
+    if name is not None:
+        return f"expected {name}"
+    message: str = row["msg"]
+    for start in ("Input should be ", "Value error, ", "Assertion failed, "):
+        if message.startswith(start):
+            rest = message.removeprefix(start)
+            return f"expected {rest}" if start.startswith("Input") else rest
+    return message[:1].lower() + message[1:]
+
+
+def _walk(value: Any, loc: tuple[Any, ...]) -> tuple[Path, Any]:
+    """Follow *loc* as long as it leads into the data; then it names branches of a union or validators."""
+    path: list[str | int] = [loc[0]]
+    for step in loc[1:]:
+        try:
+            inner = value[step] if isinstance(value, list | tuple | dict) else None
+        except (LookupError, TypeError):
+            break
+        if inner is None:
+            break
+        value = inner
+        path.append(step)
+    return tuple(path), value
