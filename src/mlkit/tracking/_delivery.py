@@ -120,13 +120,20 @@ def merged(each: Mapping[str, Delivery], *, worst: bool) -> Delivery:
     parts = list(each.values())
     if worst:
         behind = max(parts, key=lambda part: (part.pending, part.dead_lettered))
-        return behind._replace(
-            reason="; ".join(sorted({part.reason for part in parts if part.reason})),
-            sinks=dict(each),
-        )
-    sums = (sum(values) for values in zip(*(part[:5] for part in parts), strict=True))
-    reasons = "; ".join(sorted({part.reason for part in parts if part.reason}))
-    return Delivery(*sums, reasons, _by_sink(parts))
+        return behind._replace(reason=_reasons(parts), sinks=dict(each))
+    return Delivery(
+        acked=sum(part.acked for part in parts),
+        delivered=sum(part.delivered for part in parts),
+        pending=sum(part.pending for part in parts),
+        dead_lettered=sum(part.dead_lettered for part in parts),
+        lost=sum(part.lost for part in parts),
+        reason=_reasons(parts),
+        sinks=_by_sink(parts),
+    )
+
+
+def _reasons(parts: Iterable[Delivery]) -> str:
+    return "; ".join(sorted({part.reason for part in parts if part.reason}))
 
 
 def _by_sink(parts: Iterable[Delivery]) -> Mapping[str, Delivery]:

@@ -19,7 +19,7 @@ from mlkit.tracking._journal import Journal
 from mlkit.tracking._read import read
 from mlkit.tracking._records import RunInfo, count_from
 from mlkit.tracking._shipper import NoShipper, ProcessShipper, ThreadShipper, check_timeout
-from mlkit.tracking._sink import make_sink, sink_key
+from mlkit.tracking._sink import make_sink, maker, sink_key
 from mlkit.tracking._values import artifact_name, as_tags, check_key, choice, flat_params
 
 if TYPE_CHECKING:
@@ -254,7 +254,9 @@ class Run:
         """
         self._check_open()
         check_key("Run.child(name)", name)
-        info, folder = _new_folder(self._folder.children, self.experiment, name, self.id, self._sinks)
+        info, folder = _new_folder(
+            self._folder.children, self.experiment, name, self.id, self._sinks
+        )
         run = Run(folder, info, self._sinks, self._durability, self._shipper)
         run._start({})
         self._shipper.wake_children(folder)
@@ -466,7 +468,7 @@ def start_run(
     else:
         folder = find_run(top, os.fspath(resume))
         info, uris = _take_up(folder, experiment, makers)
-    by_key = {sink_key(uri): makers.get(uri) or _maker(uri) for uri in uris}
+    by_key = {sink_key(uri): makers.get(uri) or maker(uri) for uri in uris}
     threads = ThreadShipper(by_key)
     process = ProcessShipper(folder)
     working = uris and shipper != "none"
@@ -490,28 +492,18 @@ def _makers(sinks: object, shipper: str) -> dict[str, Callable[[], Sink]]:
     for one in sinks:
         if isinstance(one, str):
             sink = make_sink(one)
-            make = _maker(sink.uri)
+            make = maker(sink.uri)
         else:
             if shipper == "process":
                 raise ConfigurationError(
                     "start_run(sinks=...)", one, "an address, which another process can open",
                     hint="pass shipper='thread' to use a sink object",
                 )  # fmt: skip
-            sink, make = one, _once(one)
+            sink, make = one, maker(one.uri, one)
         if sink.uri in makers:
             raise ConfigurationError("start_run(sinks=...)", sink.uri, "each sink once")
         makers[sink.uri] = make
     return makers
-
-
-def _maker(uri: str) -> Callable[[], Sink]:
-    return lambda: make_sink(uri)
-
-
-def _once(sink: Sink) -> Callable[[], Sink]:
-    """Give out the user's object for the run itself, and others of its address for nested runs."""
-    given = [sink]
-    return lambda: given.pop() if given else make_sink(sink.uri)
 
 
 def _new_folder(

@@ -15,7 +15,7 @@ from mlkit.errors import ConfigurationError
 from mlkit.tracking._delivery import Delivery, delivery_of, merged
 from mlkit.tracking._folder import Folder
 from mlkit.tracking._lane import Lane
-from mlkit.tracking._sink import Sink, make_sink, sink_key
+from mlkit.tracking._sink import Sink, make_sink, maker, sink_key
 
 if TYPE_CHECKING:
     import subprocess
@@ -169,7 +169,7 @@ def ship(path: Path) -> None:
                 continue
             known.add(folder.path)
             for uri in folder.load()[1]:
-                lane = Lane(folder, sink_key(uri), lambda uri=uri: make_sink(uri))  # type: ignore[misc]
+                lane = Lane(folder, sink_key(uri), maker(uri))
                 threads.append(threading.Thread(target=lane.run, daemon=True))
                 threads[-1].start()
         if not alive and not any(thread.is_alive() for thread in threads):
@@ -221,8 +221,7 @@ def sync(
         for index, (uri, key) in enumerate(zip(uris, keys, strict=True)):
             # A sink object holds one run; for a nested one another is made of its address.
             given = chosen[index] if chosen and folder.path == root.path else None
-            make = (lambda given=given: given) if given else (lambda uri=uri: make_sink(uri))
-            lanes.append(Lane(folder, key, make, once=True, patience=seconds))  # type: ignore[arg-type]
+            lanes.append(Lane(folder, key, maker(uri, given), once=True, patience=seconds))
     threads = [
         threading.Thread(target=copy_context().run, args=(lane.run,), daemon=True) for lane in lanes
     ]

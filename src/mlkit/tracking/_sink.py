@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mlkit.tracking._records import Record, RunInfo
 
-__all__ = ["JsonlSink", "Sink", "make_sink", "sink_key"]
+__all__ = ["JsonlSink", "Sink", "make_sink", "maker", "sink_key"]
 
 ENTRY_POINTS = "mlkit.sinks"
 
@@ -194,6 +194,17 @@ def make_sink(uri: str) -> Sink:
         )
     factory: Callable[[str], Sink] = found[scheme].load()
     return factory(rest)
+
+
+def maker(uri: str, given: Sink | None = None) -> Callable[[], Sink]:
+    """Return what makes the sinks of an address, one for each run.
+
+    Args:
+        uri: The address.
+        given: An object that the user has made; it is handed out first.
+    """
+    rest = [] if given is None else [given]
+    return lambda: rest.pop() if rest else make_sink(uri)
 
 
 def sink_key(uri: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mlkit.errors import ConfigurationError, ParamConflictError
 
-__all__ = ["as_step", "as_tags", "artifact_name", "check_key", "choice", "flat_params"]
+__all__ = ["artifact_name", "as_step", "as_tags", "check_key", "choice", "flat_params"]
 
 _MAX_KEY = 1000
 _PLAIN = (str, int, float, bool, type(None))
@@ -83,11 +83,14 @@ def _plain(where: str, value: Any, depth: int) -> Any:
         return {
             check_key(where, key): _plain(where, item, depth + 1) for key, item in value.items()
         }
-    kind = type(value)
-    if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__:
+    if _has_no_text(type(value)):
         # Its text would be its address, another one in every run.
         raise ConfigurationError(where, value, "plain data, or an object with a text of its own")
     return str(value)
+
+
+def _has_no_text(kind: Any) -> bool:
+    return kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
 
 
 def as_tags(where: str, tags: object) -> dict[str, str]:
