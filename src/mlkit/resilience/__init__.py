@@ -1,0 +1,53 @@
+"""Degrade, do not die; and say so.
+
+One `Policy` around a call (retry, breaker, timeout, deadline, limits, hedge), `fallback` from a model to a smaller one, the
+last good answer or a prior, gates that decide which answers are good, and provenance that says who answered.
+
+Example:
+    >>> from mlkit.resilience import Breaker, Policy, constant, fallback, tier
+    >>> @Policy(retry=3, breaker=Breaker(), on=ConnectionError)
+    ... def score(x: float) -> float:
+    ...     return 2 * x
+    >>> answer = fallback(tier(score), constant(0.0)).explain(1.5)
+    >>> answer.value, answer.tier
+    (3.0, 'score')
+"""
+
+from __future__ import annotations
+
+from mlkit.resilience._ambient import deadline, remaining
+from mlkit.resilience._backoff import full_jitter
+from mlkit.resilience._breaker import Breaker, BreakerStats
+from mlkit.resilience._budget import Budget
+from mlkit.resilience._fallback import Fallback, fallback
+from mlkit.resilience._gates import Gate, confidence, finite, in_range
+from mlkit.resilience._policy import Hedge, Policy, Retry
+from mlkit.resilience._provenance import Answer, Provenance, provenance
+from mlkit.resilience._tiers import Tier, constant, stale, tier
+from mlkit.resilience._verdict import transient
+
+__all__ = [
+    "Answer",
+    "Breaker",
+    "BreakerStats",
+    "Budget",
+    "Fallback",
+    "Gate",
+    "Hedge",
+    "Policy",
+    "Provenance",
+    "Retry",
+    "Tier",
+    "confidence",
+    "constant",
+    "deadline",
+    "fallback",
+    "finite",
+    "full_jitter",
+    "in_range",
+    "provenance",
+    "remaining",
+    "stale",
+    "tier",
+    "transient",
+]

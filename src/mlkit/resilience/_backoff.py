@@ -1,0 +1,142 @@
+"""How long to wait before the next attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from os import urandom
+from typing import Any, final
+
+from mlkit.errors import ConfigurationError
+from mlkit.resilience._settings import Frozen, seconds
+
+__all__ = ["Backoff", "backoff_of", "full_jitter"]
+
+Backoff = Callable[[int], float]
+"""From the number of attempts made so far, at least 1, to seconds to wait."""
+
+
+@final
+class _FullJitter(Frozen):
+    __slots__ = ("base", "cap", "random")
+
+    base: float
+    cap: float
+    random: Callable[[], float] | None
+
+    def __init__(
+        self, *, base: float, cap: float, random: Callable[[], float] | None = None
+    ) -> None:
+        self._set(base=base, cap=cap, random=random)
+
+    def __call__(self, attempt: int) -> float:
+        # 2.0 ** 1024 overflows; long before that the cap rules
+        ceiling = min(self.cap, self.base * 2.0 ** min(attempt - 1, 1000))
+        return ceiling * (self.random or _entropy)()
+
+    def __repr__(self) -> str:
+        return f"full_jitter({self.base:g}, cap={self.cap:g})"
+
+
+def full_jitter(
+    base: float = 0.05, *, cap: float = 5.0, random: Callable[[], float] | None = None
+) -> Backoff:
+    """Return a backoff that waits a random time between 0 and an exponentially growing ceiling.
+
+    The jitter is inside the cap: even at the cap, callers do not come back all at once.
+
+    Args:
+        base: Ceiling before the second attempt, in seconds; it doubles with each attempt.
+        cap: The largest ceiling, in seconds.
+        random: Source of numbers in [0, 1), e.g. `random.Random(7).random`; default the operating system's, which
+            forked workers do not share.
+
+    Raises:
+        ConfigurationError: If an argument is out of its range.
+
+    Example:
+        >>> from random import Random
+        >>> wait = full_jitter(0.1, cap=1.0, random=Random(7).random)
+        >>> all(0 <= wait(attempt) <= 1.0 for attempt in range(1, 2000))
+        True
+
+    Note:
+        Brooker, "Exponential backoff and jitter" (2015).
+    """
+    if random is not None and not callable(random):
+        raise ConfigurationError(
+            "full_jitter(random=...)",
+            random,
+            "a callable returning floats in [0, 1), or None",
+            hint="for a seed pass random.Random(seed).random",
+        )
+    return _FullJitter(
+        base=seconds("full_jitter(base)", base),
+        cap=seconds("full_jitter(cap=...)", cap),
+        random=random,
+    )
+
+
+@final
+class _Constant(Frozen):
+    __slots__ = ("pause",)
+
+    pause: float
+
+    def __init__(self, *, pause: float) -> None:
+        self._set(pause=pause)
+
+    def __call__(self, attempt: int) -> float:  # noqa: ARG002 - a backoff is a function of it
+        return self.pause
+
+    def __repr__(self) -> str:
+        return f"{self.pause:g}"
+
+
+@final
+class _Tenacity(Frozen):
+    """A `tenacity.wait_*` object, given the call state that it expects; never the user's arguments."""
+
+    __slots__ = ("wait",)
+
+    wait: Callable[[Any], float]
+
+    def __init__(self, *, wait: Callable[[Any], float]) -> None:
+        self._set(wait=wait)
+
+    def __call__(self, attempt: int) -> float:
+        from tenacity import RetryCallState
+
+        state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
+        state.attempt_number = attempt
+        return self.wait(state)
+
+    def __repr__(self) -> str:
+        return type(self.wait).__name__
+
+
+def backoff_of(where: str, value: object) -> Backoff:
+    """Return *value* as a backoff: seconds, a callable of the attempt, or a `tenacity.wait_*` object."""
+    if isinstance(value, (int, float)):
+        return _Constant(pause=seconds(where, value, zero=True))
+    if any(kind.__module__ == "tenacity.wait" for kind in type(value).__mro__):
+        return _Tenacity(wait=value)  # type: ignore[arg-type]
+    if callable(value):
+        return value
+    raise ConfigurationError(
+        where, value, "seconds, full_jitter(...), a tenacity wait_* object or a callable"
+    )
+
+
+def pause_after(backoff: Backoff, attempt: int) -> float:
+    """Return the seconds that *backoff* asks for, checked: it is user code."""
+    pause = backoff(attempt)
+    if not isinstance(pause, (int, float)) or not isfinite(pause) or pause < 0:
+        raise ConfigurationError(
+            f"Retry(backoff=...)({attempt})", pause, "a finite number of seconds >= 0"
+        )
+    return float(pause)
+
+
+def _entropy() -> float:
+    return (int.from_bytes(urandom(7), "big") >> 3) * 2.0**-53

@@ -1,0 +1,99 @@
+"""How many calls at once, and how many a second: counted per policy, rejected at once."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, final
+
+from mlkit._clock import current
+from mlkit.errors import BulkheadFullError, RateLimitedError
+from mlkit.telemetry import Counter, register
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Limits"]
+
+
+@final
+class Limits:
+    """What a policy counts. Thread-safe; the lock is never held while user code runs.
+
+    Args:
+        bulkhead: Calls in flight at most, or None.
+        rate: Calls a second, or None.
+    """
+
+    def __init__(self, bulkhead: int | None, rate: float | None) -> None:
+        self._bulkhead, self._rate = bulkhead, rate
+        self._running = 0
+        self._burst = max(1.0, rate or 1.0)
+        self._level, self._filled = self._burst, 0.0
+        self._lock = threading.Lock()
+        self._counters: dict[tuple[str, str], Counter] = {}
+
+    def admitted(self, name: str) -> _Admission:
+        """Admit one call of *name*, to be used as a context manager around it.
+
+        Raises:
+            RateLimitedError: If the bucket is empty.
+            BulkheadFullError: If too many calls are in flight.
+        """
+        now = current().monotonic()
+        with self._lock:
+            full = self._bulkhead is not None and self._running >= self._bulkhead
+            wait = 0.0 if full else self._wait(now)
+            if not full and not wait:
+                self._running += 1
+                return _Admission(self)
+        self.count("rejections", name)
+        if full:
+            raise BulkheadFullError(name, f"{self._bulkhead} calls are in flight")
+        raise RateLimitedError(name, f"more than {self._rate:g} calls a second", retry_after=wait)
+
+    def released(self) -> None:
+        """Take one call out of those in flight."""
+        with self._lock:
+            self._running -= 1
+
+    def count(self, what: str, name: str) -> None:
+        """Add one to `resilience_<what>_total{policy=name}`."""
+        counter = self._counters.get((what, name))
+        if counter is None:
+            with self._lock:
+                counter = self._counters.setdefault(
+                    (what, name), Counter(f"resilience_{what}_total", policy=name)
+                )
+            register(counter)
+        counter.add()
+
+    def _wait(self, now: float) -> float:
+        """Take a token, or return the seconds until there is one."""
+        if self._rate is None:
+            return 0.0
+        self._level = min(self._burst, self._level + max(0.0, now - self._filled) * self._rate)
+        self._filled = now
+        if self._level >= 1.0 - 1e-9:  # ten times a tenth of a token is one
+            self._level = max(0.0, self._level - 1.0)
+            return 0.0
+        return (1.0 - self._level) / self._rate
+
+
+@final
+class _Admission:
+    __slots__ = ("_limits",)
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None:
+        self._limits.released()
