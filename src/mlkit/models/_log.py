@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, final, get_args
 
 from mlkit.errors import ConfigurationError, IntegrityError, ModelStoreError
@@ -107,10 +108,13 @@ class Log:
                 "metrics and tags", f"{len(line)} bytes of them", f"at most {MAX_LINE} bytes in all"
             )
         self._folder.make("models")
-        is_new = state.end == 0
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = self._folder.open(self.relative, flags)
         try:
+            if state.end == 0:
+                self._folder.sync(
+                    "models"
+                )  # first: a line that cannot be lost must be in a file that cannot be
             if os.fstat(descriptor).st_size != state.end:
                 os.ftruncate(descriptor, state.end)  # what a dead writer left
                 self._repairs.add()
@@ -121,11 +125,13 @@ class Log:
                 # The caller is told that nothing happened, so nothing may have happened.
                 os.ftruncate(descriptor, state.end)
                 raise
+            signature = _signature(os.fstat(descriptor))
         finally:
             os.close(descriptor)
-        if is_new:
-            self._folder.sync("models")
-        return self.read_locked()
+        # Not read back: it has happened, and nothing that fails now may say otherwise.
+        state = self._fold(state, line + b"\n")
+        self._seen = (signature, state)
+        return state
 
     def read_locked(self) -> State:
         """Return the present state; the caller holds the lock, or can bear that a writer is at work."""
@@ -135,13 +141,7 @@ class Log:
             return self._empty()
         try:
             facts = os.fstat(descriptor)
-            signature = (
-                facts.st_dev,
-                facts.st_ino,
-                facts.st_size,
-                facts.st_mtime_ns,
-                facts.st_ctime_ns,
-            )
+            signature = _signature(facts)
             seen = self._seen
             if seen is not None and seen[0] == signature:
                 return seen[1]
@@ -185,7 +185,7 @@ class Log:
                 elif change.kind != "refused":
                     alias = check_alias("alias", change.alias)
                     holders[alias] = _moved(holders.get(alias, ()), change)
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 raise self._damaged(len(changes) + 1, "an event that cannot be") from None
             changes.append(change)
         if _misses_only_its_end(total, rest):
@@ -242,6 +242,10 @@ def name_of(file: str) -> str | None:
     return name if log_path(name) == f"models/{file}" else None
 
 
+def _signature(facts: os.stat_result) -> tuple[int, ...]:
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
 def _chain(total: str, body: bytes) -> str:
     from hashlib import sha256
 
@@ -275,8 +279,8 @@ def _change(event: dict[str, Any]) -> Change:
 
 
 def _facts(event: dict[str, Any]) -> Facts:
-    if event["format"] not in FORMATS:
-        raise ValueError("format")
+    if event["format"] not in FORMATS or not isinstance(event["run"], (str, NoneType)):
+        raise ValueError("format or run")
     return Facts(
         float(event["time"]),
         str(event["who"]),
@@ -285,8 +289,8 @@ def _facts(event: dict[str, Any]) -> Facts:
         event["format"],
         int(event["n_bytes"]),
         event["run"],
-        {str(key): float(value) for key, value in event["metrics"].items()},
-        {str(key): str(value) for key, value in event["tags"].items()},
+        {str(key): float(value) for key, value in dict(event["metrics"]).items()},
+        {str(key): str(value) for key, value in dict(event["tags"]).items()},
     )
 
 

@@ -491,8 +491,8 @@ class ModelStore:
                 raise VersionInUseError(gone.ref, using)
             change = log.append(state, self._event("deleted", number, why)).changes[-1]
             facts = state.versions[number]
-            self._remove_unused({facts.digest, facts.payload})
-        emit("models.version.deleted", name, version=number)
+            kept = self._remove_unused({facts.digest, facts.payload})
+        emit("models.version.deleted", name, version=number, files_kept=kept)
         return change
 
     # --- within --------------------------------------------------------------------------------------------------
@@ -581,17 +581,24 @@ class ModelStore:
     def _expected(self, where: str, name: str, version: object) -> int | None:
         return None if version is None else self._number(where, name, version)
 
-    def _remove_unused(self, digests: set[str]) -> None:
-        """Remove blobs that no version of any model uses. The lock is held, so none can begin to."""
-        for name in self.names():
-            try:
-                versions = self._log(name).read_locked().versions
-            except ModelStoreError:
-                return  # a history that cannot be read may use anything
-            for facts in versions.values():
-                digests = digests - {facts.digest, facts.payload}
+    def _remove_unused(self, digests: set[str]) -> int:
+        """Remove blobs that no version of any model uses, and return how many stay that need not.
+
+        The lock is held, so that no version can begin to use one meanwhile.
+        """
+        try:
+            for name in self.names():
+                for facts in self._log(name).read_locked().versions.values():
+                    digests = digests - {facts.digest, facts.payload}
+        except (ModelStoreError, OSError):
+            return len(digests)  # a history that cannot be read may use anything
+        kept = 0
         for digest in digests:
-            self._folder.remove(blob_path(digest))
+            try:
+                self._folder.remove(blob_path(digest))
+            except OSError:
+                kept += 1  # the version is deleted all the same
+        return kept
 
 
 _PASSED = "passed"
@@ -668,5 +675,5 @@ def _write(path: str, content: bytes) -> None:
 def _discard(path: str) -> None:
     try:
         os.unlink(path)  # noqa: PTH108 - symmetric with the rest of the store
-    except FileNotFoundError:
-        return
+    except OSError:
+        return  # most often it has become a blob; else it is one more file in tmp/

@@ -236,7 +236,7 @@ def read_document(version: ModelVersion) -> dict[str, Any]:
             if document[key] is not None and not isinstance(document[key], dict):
                 raise ValueError(key)
         parse_payload(document)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise IntegrityError(
             path, expected="the document of a version", got="something else"
         ) from None
@@ -251,7 +251,7 @@ def parse_payload(document: dict[str, Any]) -> Payload:
         document: As it was read.
     """
     payload = document["payload"]
-    ties = payload["ties"]
+    ties = dict(payload["ties"])
     if payload["format"] not in FORMATS or not isinstance(payload["rebuild"], bool):
         raise ValueError("payload")
     if not all(isinstance(tied, str) for tied in ties.values()):

@@ -1,0 +1,489 @@
+"""What a user does with a store, on real files."""
+
+import copy
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlkit.errors import (
+    AliasConflictError,
+    ChecksFailedError,
+    ConfigurationError,
+    UntrustedFormatError,
+    VersionInUseError,
+    VersionNotFoundError,
+)
+from mlkit.models import ModelStore, ModelVersion
+from mlkit.telemetry import collect
+from mlkit.testing import record_events, virtual_time
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ModelStore(tmp_path / "models", who="ada@lab")
+
+
+def test_a_constructor_touches_nothing(tmp_path):
+    store = ModelStore(tmp_path / "a" / "b")
+    assert store.names() == []
+    with pytest.raises(VersionNotFoundError):
+        store.get("churn@1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_says_what_it_is(store):
+    spec = {"type": "centroids", "widths": [1, 2.5, None], "deep": {"a": True}}
+    version = store.save(
+        "digits",
+        {"centroids": np.eye(3)},
+        spec=spec,
+        run="run-1",
+        metrics={"accuracy": 0.9, "loss": float("nan"), "gap": np.float32(0.5), "n": 3},
+        manifest={"code": "tree:abc", "seeds": [1, 2]},
+        signature={"inputs": {"x": ["float64", [None, 3]]}},
+        tags={"team": "vision"},
+    )
+    for seen in (version, store.get("digits@1"), store.versions("digits")[0]):
+        assert (seen.name, seen.number, seen.ref, seen.run) == ("digits", 1, "digits@1", "run-1")
+        assert seen.spec == spec
+        assert seen.manifest == {"code": "tree:abc", "seeds": [1, 2]}
+        assert seen.signature == {"inputs": {"x": ["float64", [None, 3]]}}
+        assert seen.metrics["accuracy"] == 0.9
+        assert np.isnan(seen.metrics["loss"])
+        assert seen.metrics["gap"] == 0.5
+        assert seen.tags == {"team": "vision"}
+        assert seen.who == "ada@lab"
+        assert seen.format == "numpy"
+        assert seen == version
+        assert hash(seen) == hash(version)
+    assert "digits@1" in repr(version)
+    assert "run-1" in repr(version)
+
+
+def test_a_version_cannot_be_changed(store):
+    version = store.save("m", b"x", spec={"a": [1]}, metrics={"x": 1})
+    for name in ("number", "digest", "spec", "anything"):
+        with pytest.raises(AttributeError):
+            setattr(version, name, 1)
+    with pytest.raises(TypeError):
+        version.metrics["x"] = 2
+    version.spec["a"].append(2)
+    assert version.spec == {"a": [1]}
+
+
+def test_the_digest_covers_content_and_nothing_else(store):
+    base = dict(spec={"a": 1}, manifest={"b": 1}, signature={"c": 1})
+    first = store.save("m", b"x", **base, run="r1", metrics={"a": 1}, tags={"t": "u"}, why="first")
+    assert store.save("m", b"x", **base).digest == first.digest
+    assert store.save("other", b"x", **base).digest == first.digest
+    others = [
+        store.save("m", b"y", **base),
+        store.save("m", b"x", **base | {"spec": {"a": 1.0}}),
+        store.save("m", b"x", **base | {"manifest": {"b": True}}),
+        store.save("m", b"x", **base | {"signature": None}),
+        store.save("m", {"x": np.zeros(1)}, **base),
+    ]
+    assert len({version.digest for version in (first, *others)}) == 6
+
+
+def test_every_kind_of_reference(store):
+    one, two = store.save("a/b.c", b"1"), store.save("a/b.c", b"2")
+    again = store.save("a/b.c", b"1")
+    store.promote("a/b.c", 2, to="champion")
+    assert store.get("a/b.c@champion") == store.get("a/b.c@2") == two
+    assert store.get(f"a/b.c@{two.digest}") == store.get(f"a/b.c@{two.digest[:15]}") == two
+    assert store.get(f"a/b.c@{one.digest}") == again, "of equal versions the newest"
+    assert store.get(one) == one
+    assert store.load(two) == b"2"
+    assert store.names() == ["a/b.c"]
+
+
+@pytest.mark.parametrize(
+    "ref",
+    ["", "m", "@1", "m@", "m@1@2", "m@0", "m@01", "m@-1", "m@+1", "m@1.0", "m@Champion", "m@latest",
+     "m@sha256:", "m@sha256:abc", "m@sha256:ABCD", "m@sha256:" + "a" * 65, "m@md5:abcd", "m@²", "m@\u0661",
+     "../m@1", "m/../n@1", "/m@1", "m/@1", "m//n@1", ".m@1", "m\x00@1", "m\n@1", "m @1", "é@1",
+     "a" * 81 + "@1", 7, None, b"m@1"],
+)  # fmt: skip
+def test_references_that_are_none(store, ref):
+    store.save("m", b"x")
+    with pytest.raises(ConfigurationError):
+        store.get(ref)
+
+
+def test_an_ambiguous_prefix_is_refused(store):
+    seen = {}
+    for number in range(1000):  # of 65,536 prefixes of 4 digits two are soon the same
+        version = store.save("m", str(number).encode())
+        prefix = version.digest[:11]
+        if prefix in seen:
+            with pytest.raises(ConfigurationError, match="more digits"):
+                store.get(f"m@{prefix}")
+            assert store.get(f"m@{version.digest}") == version
+            assert store.get(f"m@{seen[prefix].digest}") == seen[prefix]
+            return
+        seen[prefix] = version
+    pytest.fail("no two digests began alike")
+
+
+def test_what_is_near_is_named(store):
+    store.save("churn", b"x")
+    store.promote("churn", 1)
+    with pytest.raises(VersionNotFoundError, match="did you mean 'churn'"):
+        store.get("chrun@1")
+    with pytest.raises(VersionNotFoundError, match="did you mean 'churn@champion'"):
+        store.load("churn@champoin")
+    with pytest.raises(VersionNotFoundError, match="churn@1") as caught:
+        store.get("churn@2")
+    assert caught.value.ref == "churn@2"
+    assert pickle.loads(pickle.dumps(caught.value)).ref == "churn@2"
+    for call in (store.versions, store.aliases, store.history, store.rollback):
+        with pytest.raises(VersionNotFoundError, match="churn"):
+            call("chrun")
+    with pytest.raises(VersionNotFoundError):
+        store.promote("chrun", 1)
+    with pytest.raises(VersionNotFoundError):
+        store.delete("churn", 9)
+
+
+def test_promotion_compares_and_swaps(store):
+    for content in (b"1", b"2", b"3"):
+        store.save("m", content)
+    store.promote("m", 1, expect=None)
+    with pytest.raises(AliasConflictError) as caught:
+        store.promote("m", 2, expect=None)
+    assert (caught.value.alias, caught.value.expected, caught.value.got) == ("m@champion", None, 1)
+    with pytest.raises(AliasConflictError):
+        store.promote("m", 2, expect=3)
+    change = store.promote(
+        "m", store.get("m@2"), expect=store.get("m@1"), why="better on Tuesday's data"
+    )
+    assert (change.kind, change.version, change.previous, change.who) == (
+        "promoted",
+        2,
+        1,
+        "ada@lab",
+    )
+    assert change.why == "better on Tuesday's data"
+    assert store.promote("m", 2) == change, "already there: nothing to do"
+    assert len(store.history("m")) == 5
+    assert store.aliases("m") == {"champion": 2}
+
+
+def test_rollback_goes_back_step_by_step(store):
+    for content in (b"1", b"2", b"3", b"4"):
+        store.save("m", content)
+    for number in (1, 2, 3):
+        store.promote("m", number)
+    assert store.rollback("m", "champion", expect=3, why="errors").version == 2
+    with pytest.raises(AliasConflictError):  # the second guard that saw the same trouble
+        store.rollback("m", "champion", expect=3)
+    store.promote("m", 4)
+    assert store.rollback("m").previous == 4
+    assert store.rollback("m").version == 1
+    with pytest.raises(VersionNotFoundError, match="before version 1"):
+        store.rollback("m")
+    with pytest.raises(VersionNotFoundError, match="challenger"):
+        store.rollback("m", "challenger")
+    assert store.aliases("m") == {"champion": 1}
+
+
+def test_rollback_passes_over_deleted_versions(store):
+    for content in (b"1", b"2", b"3"):
+        store.save("m", content)
+    for number in (1, 2, 1, 2, 3):
+        store.promote("m", number)
+    store.delete("m", 2)
+    assert store.rollback("m").version == 1
+    with pytest.raises(VersionNotFoundError):
+        store.rollback("m")
+
+
+def test_checks_gate_and_are_written_down(store):
+    store.save("m", b"1", metrics={"accuracy": 0.8})
+    store.save("m", b"2", metrics={"accuracy": 0.7})
+
+    def good_enough(version: ModelVersion):
+        return (
+            version.metrics["accuracy"] >= 0.75 or f"accuracy {version.metrics['accuracy']} < 0.75"
+        )
+
+    def numpy_says(version):
+        return np.float64(version.number) < 2
+
+    assert store.promote("m", 1, checks=[good_enough, numpy_says, lambda v: None]).evidence == {
+        "good_enough": "passed",
+        "numpy_says": "passed",
+        "<lambda>": "passed",
+    }
+    with pytest.raises(ChecksFailedError) as caught:
+        store.promote("m", 2, checks=[good_enough, numpy_says, good_enough])
+    assert caught.value.failures == {
+        "good_enough": "accuracy 0.7 < 0.75",
+        "numpy_says": "returned False",
+        "good_enough (2)": "accuracy 0.7 < 0.75",
+    }
+    assert store.aliases("m") == {"champion": 1}
+    last = store.history("m")[-1]
+    assert (last.kind, last.version, last.alias, last.previous) == ("refused", 2, "champion", 1)
+    assert last.evidence == caught.value.failures
+
+
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        (lambda v: False, "returned False"),
+        (lambda v: "", "refused without a reason"),
+        (lambda v: 1, "returned a int"),
+        (lambda v: {"ok": True}, "returned a dict"),
+        (lambda v: np.array([True, False]), "returned a ndarray"),
+        (lambda v: v.metrics["absent"], "raised KeyError"),
+    ],
+)
+def test_a_check_that_cannot_say_yes_says_no(store, says, reason):
+    store.save("m", b"1")
+    with pytest.raises(ChecksFailedError, match=reason):
+        store.promote("m", 1, checks=[says])
+    assert store.aliases("m") == {}
+
+
+def test_an_alias_that_moves_while_checks_judge_is_a_conflict(store):
+    for content in (b"1", b"2", b"3"):
+        store.save("m", content)
+    store.promote("m", 1)
+
+    def slow(version):  # a check may use the store: no lock is held
+        store.promote("m", 3)
+
+    with pytest.raises(AliasConflictError):
+        store.promote("m", 2, checks=[slow])
+    assert store.aliases("m") == {"champion": 3}
+
+
+def test_a_version_deleted_while_checks_judge_is_gone(store):
+    store.save("m", b"1")
+    with pytest.raises(VersionNotFoundError, match="deleted"):
+        store.promote("m", 1, checks=[lambda v: store.delete("m", 1) and None])
+
+
+def test_deleting(store, tmp_path):
+    shared = store.save("m", b"shared", spec={"a": 1})
+    store.save("m", b"alone")
+    store.save("other", b"shared", spec={"a": 1})
+    store.promote("m", 1, to="champion")
+    store.promote("m", 1, to="shadow")
+    with pytest.raises(VersionInUseError) as caught:
+        store.delete("m", 1)
+    assert caught.value.aliases == ("champion", "shadow")
+    store.promote("m", 2, to="champion")
+    store.promote("m", 2, to="shadow")
+    assert store.delete("m", shared, why="superseded").why == "superseded"
+    assert [version.number for version in store.versions("m")] == [2]
+    with pytest.raises(VersionNotFoundError, match="it was deleted"):
+        store.load("m@1")
+    assert store.load("other@1") == b"shared", "another version has the same content"
+    assert store.save("m", b"new").number == 3, "a number is never given again"
+    blobs = lambda: sum(path.is_file() for path in (tmp_path / "models" / "blobs").rglob("*"))
+    before = blobs()
+    store.delete("m", 3)
+    store.delete("other", 1)
+    assert blobs() == before - 4
+    assert store.names() == ["m", "other"], "what happened to a model stays known"
+    assert store.versions("other") == []
+
+
+def test_deleting_what_is_only_in_an_old_holder_list(store):
+    store.save("m", b"1")
+    store.delete("m", 1)
+    with pytest.raises(VersionNotFoundError):
+        store.delete("m", 1)
+
+
+def test_history_has_who_when_why(tmp_path):
+    with virtual_time() as time:
+        store = ModelStore(tmp_path)
+        store.save("m", b"1", why="nightly")
+        time.advance(60)
+        store.promote("m", 1, why="first")
+    saved, promoted = store.history("m")
+    assert promoted.time - saved.time == pytest.approx(60)
+    assert (saved.sequence, saved.kind, saved.why) == (1, "saved", "nightly")
+    assert "@" in saved.who
+
+
+def test_stores_and_versions_pickle_and_copy(store):
+    version = store.save("m", b"1", spec={"a": 1}, metrics={"x": 1})
+    for twin in (pickle.loads(pickle.dumps(store)), copy.deepcopy(store)):
+        assert twin.load("m@1") == b"1"
+        assert twin.save("n", b"2").who == "ada@lab"
+    twin = pickle.loads(pickle.dumps(version))
+    assert twin == version
+    assert (twin.spec, dict(twin.metrics)) == ({"a": 1}, {"x": 1})
+
+
+def test_two_stores_on_one_folder_see_each_other(tmp_path):
+    one, two = ModelStore(tmp_path), ModelStore(tmp_path)
+    for number in range(1, 5):
+        one.save("m", b"x")
+        assert len(two.versions("m")) == number
+        two.promote("m", number)
+        assert one.aliases("m") == {"champion": number}
+
+
+def test_telemetry_counts_success_and_tells_of_moves(store):
+    def counted():
+        return {s.name: s.value for s in collect() if s.name.startswith("models_")}
+
+    before = counted()
+    with record_events("models.") as events:
+        store.save("m", b"1")
+        store.save("m", b"2")
+        store.load("m@1")
+        store.promote("m", 1)
+        store.promote("m", 2)
+        store.rollback("m")
+        with pytest.raises(ChecksFailedError):
+            store.promote("m", 2, checks=[lambda v: False])
+        store.delete("m", 2)
+    after = counted()
+    assert after["models_saves_total"] - before["models_saves_total"] == 2
+    assert after["models_loads_total"] - before["models_loads_total"] == 1
+    assert [(event.kind, event.fields["version"]) for event in events] == [
+        ("models.alias.moved", 1),
+        ("models.alias.moved", 2),
+        ("models.alias.moved", 1),
+        ("models.promotion.refused", 2),
+        ("models.version.deleted", 2),
+    ]
+
+
+def test_a_listener_may_use_the_store(store):
+    from mlkit.telemetry import listen
+
+    store.save("m", b"1")
+    seen = []
+    with listen(lambda event: seen.append(store.save("log", event.kind.encode())), scope="context"):
+        store.promote("m", 1)
+    assert seen[0].ref == "log@1"
+
+
+def test_threads_share_one_store(store):
+    barrier, failed = threading.Barrier(6), []
+
+    def work(index):
+        barrier.wait()
+        try:
+            for turn in range(5):
+                version = store.save("m", f"{index}-{turn}".encode())
+                store.promote("m", version)
+                assert store.load(version) == f"{index}-{turn}".encode()
+                store.versions("m"), store.aliases("m")
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert [version.number for version in store.versions("m")] == list(range(1, 31))
+    moves = [change for change in store.history("m") if change.kind == "promoted"]
+    assert [move.previous for move in moves] == [None, *(move.version for move in moves[:-1])]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(name="m@1"), dict(name=""), dict(name=".."), dict(name=3), dict(name=None),
+        dict(spec=[1]), dict(spec="x"), dict(spec={1: 2}), dict(spec={"a": {1}}), dict(spec={"a": object()}),
+        dict(spec={"a": np.zeros(2)}), dict(spec={"a": b"x"}), dict(spec={"a": 1 << 5000}),
+        dict(manifest=7), dict(signature=[]),
+        dict(metrics=[1]), dict(metrics={"a": "0.9"}), dict(metrics={"a": True}), dict(metrics={1: 1.0}),
+        dict(metrics={"": 1.0}), dict(metrics={"a": None}), dict(metrics={"a": np.zeros(3)}),
+        dict(metrics={"a": 1j}), dict(metrics={"a": 10**400}),
+        dict(tags={"a": 1}), dict(tags={1: "a"}), dict(tags=["a"]), dict(tags={"": "a"}),
+        dict(run=7), dict(run="x" * 1001), dict(why=None), dict(trust=True), dict(trust="yes"),
+        dict(model="model.pt"), dict(model=Path("/no/such/file")), dict(model=Path("/")),
+        dict(model={}), dict(model={"": np.zeros(1)}), dict(model={1: np.zeros(1)}),
+        dict(model={"__metadata__": np.zeros(1)}), dict(model={"\ud800": np.zeros(1)}),
+        dict(model={"a": np.ma.array([1], mask=[True])}),
+        dict(manifest={"x": "a" * (17 << 20)}), dict(tags={"x": "a" * (2 << 20)}),
+    ],
+    ids=lambda arguments: next(f"{key}={value!r:.30}" for key, value in arguments.items()),
+)  # fmt: skip
+def test_save_refuses(store, arguments):
+    store.save("m", b"1")
+    with pytest.raises(ConfigurationError):
+        store.save(**{"name": "m", "model": b"x"} | arguments)
+    assert len(store.history("m")) == 1
+    assert list((Path(store.path) / "tmp").iterdir()) == []
+
+
+def test_a_spec_object_is_pointed_to_its_plain_form(store):
+    class Spec:
+        def to_dict(self):
+            return {}
+
+    with pytest.raises(ConfigurationError, match="to_dict"):
+        store.save("m", b"x", spec=Spec())
+
+
+def test_a_cycle_in_a_spec_is_refused(store):
+    spec = {}
+    spec["self"] = spec
+    with pytest.raises(ConfigurationError, match="cycles"):
+        store.save("m", b"x", spec=spec)
+
+
+CALLS = [
+        lambda s: s.promote("m", True), lambda s: s.promote("m", 0), lambda s: s.promote("m", "1"),
+        lambda s: s.promote("m", 1.0), lambda s: s.promote("m", None), lambda s: s.promote("n@1", 1),
+        lambda s: s.promote("m", 1, to="latest"), lambda s: s.promote("m", 1, to="7"),
+        lambda s: s.promote("m", 1, to="Champion"), lambda s: s.promote("m", 1, to=""),
+        lambda s: s.promote("m", 1, to=None), lambda s: s.promote("m", 1, to="a" * 41),
+        lambda s: s.promote("m", 1, expect=True), lambda s: s.promote("m", 1, expect="1"),
+        lambda s: s.promote("m", 1, checks=len), lambda s: s.promote("m", 1, checks=[1]),
+        lambda s: s.promote("m", 1, checks="check"), lambda s: s.promote("m", 1, why=3),
+        lambda s: s.promote("m", s.save("n", b"x")), lambda s: s.rollback("m", 3),
+        lambda s: s.rollback("m", "champion", expect=None), lambda s: s.delete("m", True),
+        lambda s: s.delete("m", "m@1"), lambda s: s.load("m@1", build=3), lambda s: s.load("m@1", trust=1),
+        lambda s: s.load("m@1", build=dict), lambda s: ModelStore(""), lambda s: ModelStore(3),
+        lambda s: ModelStore(b"/tmp"), lambda s: ModelStore("x", who=3), lambda s: s.versions("../m"),
+        lambda s: s.history(None), lambda s: s.aliases("m@champion"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS, ids=range(len(CALLS)))
+def test_calls_refuse(store, call):
+    store.save("m", b"x")
+    with pytest.raises(ConfigurationError):
+        call(store)
+    assert len(store.history("m")) == 1
+
+
+def test_a_version_of_another_store_is_not_taken_for_ours(tmp_path):
+    ours, theirs = ModelStore(tmp_path / "a"), ModelStore(tmp_path / "b")
+    ours.save("m", b"ours")
+    with pytest.raises(ConfigurationError, match="of this store"):
+        ours.load(theirs.save("m", b"theirs"))
+
+
+def test_pickle_needs_two_decisions(store):
+    class_free = {"threshold": 0.5}
+    with pytest.raises(UntrustedFormatError, match="trust='pickle'"):
+        store.save("m", class_free)
+    assert store.names() == []
+    version = store.save("m", class_free, trust="pickle")
+    assert version.format == "pickle"
+    with pytest.raises(UntrustedFormatError):
+        store.load("m@1")
+    assert store.load("m@1", trust="pickle") == class_free
+
+
+def test_trust_does_not_force_pickle(store):
+    assert store.save("m", {"a": np.zeros(1)}, trust="pickle").format == "numpy"
+    assert store.save("m", b"x", trust="pickle").format == "bytes"
