@@ -94,19 +94,21 @@ def test_four_processes_save_promote_roll_back_and_delete(tmp_path):
 
 
 def test_killed_processes_leave_a_store_that_goes_on(tmp_path):
-    acknowledged = ModelStore(tmp_path).save("m", b"first").number
+    store = ModelStore(tmp_path)
+    newest, happened = store.save("m", b"first").number, 1
     for delay in (0.01, 0.03, 0.06):
         workers = start(tmp_path, 2, 1000)
         time.sleep(delay)  # real processes, real time: where it hits is chance
         for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
             worker.communicate()
-        store = ModelStore(tmp_path)
-        assert len(store.history("m")) >= acknowledged
-        for version in store.versions("m"):
-            assert store.load(version)
-        assert store.save("m", b"next").number > acknowledged
-        acknowledged = len(store.history("m"))
+        for version in ModelStore(tmp_path).versions("m"):
+            assert ModelStore(tmp_path).load(version)
+        number = store.save("m", b"next").number
+        assert number > newest
+        assert len(store.history("m")) > happened
+        newest, happened = number, len(store.history("m"))
+        assert store.history("m") == ModelStore(tmp_path).history("m")
 
 
 def test_a_digest_is_the_same_in_another_process(tmp_path):

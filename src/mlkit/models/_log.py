@@ -18,11 +18,10 @@ from mlkit.models._folder import Folder, checked_digest, write_all
 from mlkit.models._names import check_alias
 from mlkit.models._plain import dump
 from mlkit.models._version import FORMATS, Change, Facts, Kind
+from mlkit.telemetry import Counter, register
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from mlkit.telemetry import Counter
 
 __all__ = ["Log", "State", "name_of"]
 
@@ -30,6 +29,8 @@ LOG_FORMAT = 1
 MAX_LINE = 1 << 20
 _MAX_LOG = 1 << 28
 _KINDS = get_args(Kind)
+_REPAIRS = Counter("models_log_repairs_total")
+register(_REPAIRS)
 _HEAD, _MIDDLE, _TAIL = b'{"sum":"', b'","event":', b"}"
 _BODY = len(_HEAD) + 64 + len(_MIDDLE)
 
@@ -60,13 +61,12 @@ class Log:
     Args:
         folder: The store.
         name: The model, already checked.
-        repairs: Counts the torn lines that were removed.
     """
 
-    __slots__ = ("_folder", "_name", "_repairs", "_seen", "relative")
+    __slots__ = ("_folder", "_name", "_seen", "relative")
 
-    def __init__(self, folder: Folder, name: str, repairs: Counter) -> None:
-        self._folder, self._name, self._repairs = folder, name, repairs
+    def __init__(self, folder: Folder, name: str) -> None:
+        self._folder, self._name = folder, name
         self.relative = log_path(name)
         # The file's signature and the state it had: one attribute, so that threads see both or neither.
         self._seen: tuple[tuple[int, ...], State] | None = None
@@ -117,7 +117,7 @@ class Log:
                 )  # first: a line that cannot be lost must be in a file that cannot be
             if os.fstat(descriptor).st_size != state.end:
                 os.ftruncate(descriptor, state.end)  # what a dead writer left
-                self._repairs.add()
+                _REPAIRS.add()
             try:
                 write_all(descriptor, line + b"\n")
                 os.fsync(descriptor)

@@ -48,6 +48,12 @@ One that raises, or returns anything else, does not let it pass either. It is kn
 """
 
 
+# Of the process, not of a store: a count that fell when a store was collected would be none.
+_SAVES, _LOADS = Counter("models_saves_total"), Counter("models_loads_total")
+register(_SAVES)
+register(_LOADS)
+
+
 @final
 class ModelStore:
     """A folder of model versions, found by name, number, alias or digest.
@@ -88,16 +94,7 @@ class ModelStore:
         ['saved', 'saved', 'promoted', 'promoted', 'rolled_back']
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_clock",
-        "_folder",
-        "_loads",
-        "_logs",
-        "_repairs",
-        "_saves",
-        "_who",
-    )
+    __slots__ = ("__weakref__", "_clock", "_folder", "_logs", "_who")
 
     def __init__(
         self, path: str | PathLike[str], *, who: str | None = None, clock: Clock | None = None
@@ -110,11 +107,6 @@ class ModelStore:
         self._who = None if who is None else check_text("ModelStore(who=...)", who)
         self._clock = clock
         self._logs: dict[str, Log] = {}
-        self._saves = Counter("models_saves_total")
-        self._loads = Counter("models_loads_total")
-        self._repairs = Counter("models_log_repairs_total")
-        for counter in (self._saves, self._loads, self._repairs):
-            register(counter)
 
     @property
     def path(self) -> str:
@@ -275,7 +267,7 @@ class ModelStore:
         finally:
             for path in temporary:
                 _discard(path)
-        self._saves.add()
+        _SAVES.add()
         return self._version(name, state, state.last)
 
     @overload
@@ -338,7 +330,7 @@ class ModelStore:
             version, lambda: self._folder.read_blob(payload.digest, n_bytes=payload.n_bytes)
         )
         model = decode(version.ref, data, payload, spec=document["spec"], build=build)
-        self._loads.add()
+        _LOADS.add()
         return model
 
     # --- changing ------------------------------------------------------------------------------------------------
@@ -498,7 +490,7 @@ class ModelStore:
     # --- within --------------------------------------------------------------------------------------------------
 
     def _log(self, name: str) -> Log:
-        return self._logs.setdefault(name, Log(self._folder, name, self._repairs))
+        return self._logs.setdefault(name, Log(self._folder, name))
 
     def _event(self, kind: str, number: int, why: str) -> dict[str, Any]:
         who = _whoami() if self._who is None else self._who
