@@ -1,0 +1,360 @@
+"""The decisions of one flag for many units: the same answers as one call each, without most of the work.
+
+Rows are grouped by the values of their columns. In a group a rule depends on the unit alone; where what is left of it is
+one split, NumPy hashes all units at once, and everywhere else the rule runs row by row.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, final
+
+from mlkit.errors import ConfigurationError
+from mlkit.flags._bucket import Split, parse_split, text_head, unit_prefix
+from mlkit.flags._coerce import truthy
+from mlkit.flags._flag import as_unit
+from mlkit.flags._logic import compile_rule
+from mlkit.flags._operators import limited
+from mlkit.flags._rule import Scope, arguments, literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mlkit.flags._flag import Details, Flag
+
+__all__ = ["Assignment", "assign"]
+
+T = TypeVar("T")
+_UNIT_VAR = ({"var": "targetingKey"}, {"var": ["targetingKey"]})
+_CHUNK = 65_536
+_FEW = 16
+
+
+@final
+class Assignment(Generic[T]):
+    """The answers of a flag for many units.
+
+    Immutable in effect; `codes` is the caller's to use. Made by `Flag.assign`.
+
+    Attributes:
+        codes: For each unit the index of its answer in `answers`, int32 of shape `(n,)`.
+        answers: The distinct answers, in the order in which they first occur.
+
+    Example:
+        >>> from mlkit.flags import Flags
+        >>> flags = Flags.in_memory({"ranker": "v1"})
+        >>> assignment = flags.str("ranker", default="v0").assign(["ann", "bob"])
+        >>> assignment.values, assignment.counts()
+        (['v1', 'v1'], {'v1': 2})
+    """
+
+    __slots__ = ("answers", "codes")
+
+    def __init__(self, codes: NDArray[np.int32], answers: tuple[Details[T], ...]) -> None:
+        self.codes, self.answers = codes, answers
+
+    @property
+    def values(self) -> list[T]:
+        """The value for each unit, in order."""
+        values = [answer.value for answer in self.answers]
+        return [values[code] for code in self.codes.tolist()]
+
+    @property
+    def variants(self) -> list[str | None]:
+        """The name of each unit's variant, in order; None where the handle's default was given."""
+        names = [answer.variant for answer in self.answers]
+        return [names[code] for code in self.codes.tolist()]
+
+    def counts(self) -> dict[str | None, int]:
+        """Return how many units have each variant."""
+        import numpy as np
+
+        totals: dict[str | None, int] = {}
+        for answer, count in zip(
+            self.answers, np.bincount(self.codes, minlength=len(self.answers)).tolist(), strict=True
+        ):
+            totals[answer.variant] = totals.get(answer.variant, 0) + count
+        return totals
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: int) -> Details[T]:
+        return self.answers[int(self.codes[index])]
+
+    def __iter__(self) -> Iterator[Details[T]]:
+        return (self.answers[code] for code in self.codes.tolist())
+
+    def __repr__(self) -> str:
+        return f"<Assignment of {len(self)} units: {self.counts()}>"
+
+
+class _Residual(NamedTuple):
+    """What is left of a rule when only the unit is unknown: one outcome, or a split of the hashed bytes.
+
+    The bytes are `before + head + inside + unit`; the head holds the length of the text `inside + unit` in v3.
+    """
+
+    outcome: Any
+    split: Split | None = None
+    before: bytes = b""
+    inside: bytes = b""
+    headed: bool = False
+
+
+class _Tally(Generic[T]):
+    """The distinct answers so far."""
+
+    def __init__(self) -> None:
+        self.answers: list[Details[T]] = []
+        self._codes: dict[tuple[str | None, str, str | None, str], int] = {}
+
+    def code(self, answer: Details[T]) -> int:
+        key = (answer.variant, answer.reason, answer.error, answer.message)
+        code = self._codes.setdefault(key, len(self.answers))
+        if code == len(self.answers):
+            self.answers.append(answer)
+        return code
+
+
+def assign(
+    flag: Flag[T], units: Iterable[str | int], columns: Mapping[str, Iterable[object]]
+) -> Assignment[T]:
+    """Return what *flag* answers for each of *units*; see `Flag.assign`."""
+    import numpy as np
+
+    rows = _as_list("Flag.assign(units)", units)
+    table = {name: _as_list(f"Flag.assign({name}=...)", column) for name, column in columns.items()}
+    for name, column in table.items():
+        if len(column) != len(rows):
+            raise ConfigurationError(
+                f"Flag.assign({name}=...)", len(column), f"one value per unit, {len(rows)} in all"
+            )
+    bound, fixed = flag.fixed(len(rows))
+    tally: _Tally[T] = _Tally()
+    codes = np.zeros(len(rows), dtype=np.int32)
+    if fixed is not None:
+        if rows:
+            tally.code(fixed)
+        return Assignment(codes, tuple(tally.answers))
+    definition = bound.definition
+    assert definition is not None  # noqa: S101 - only a definition has a rule
+    facts = {"$flagd": flag.facts()} if bound.flagd else {}
+    for places in _groups(table, len(rows)):
+        attributes = {name: column[places[0]] for name, column in table.items()}
+        members = rows if len(places) == len(rows) else [rows[place] for place in places]
+        found = np.empty(len(members), dtype=np.int32)
+        slow: Iterable[int] = range(len(members))
+        if len(members) > _FEW:
+            left = _try_residual(definition.rule, {**attributes, **facts}, definition.scope)
+            if left is not None:
+                slow = _fast(
+                    left,
+                    members,
+                    found,
+                    [
+                        tally.code(bound.resolve(outcome))
+                        for outcome in (left.split.outcomes if left.split else (left.outcome,))
+                    ],
+                )
+        for index in slow:
+            found[index] = tally.code(flag.answer(bound, members[index], dict(attributes)))
+        codes[np.asarray(places)] = found
+    return _in_order(codes, tally.answers)
+
+
+def _fast(
+    left: _Residual, members: list[Any], found: NDArray[np.int32], codes: list[int]
+) -> list[int]:
+    """Write the codes of all members that have an ordinary id, and return the places of the others."""
+    import numpy as np
+
+    odd: list[int] = []
+    if set(map(type, members)) != {str} or not all(members):
+        ids = []
+        for index, unit in enumerate(members):
+            usable = type(unit) in {str, int} and unit != ""
+            ids.append((unit if type(unit) is str else as_unit(unit)) if usable else "-")
+            if not usable:
+                odd.append(index)
+        members = ids
+    if left.split is None:
+        found[:] = codes[0]
+        return odd
+    try:
+        hashes = _hash_all(members, left)
+    except UnicodeEncodeError:
+        return list(range(len(members)))
+    buckets = (hashes.astype(np.uint64) * np.uint64(left.split.total)) >> np.uint64(32)
+    chosen = np.searchsorted(np.asarray(left.split.edges, dtype=np.uint64), buckets, side="right")
+    found[:] = np.asarray(codes, dtype=np.int32)[chosen]
+    return odd
+
+
+# --- what is left of a rule --------------------------------------------------------------------------------------
+
+
+def _try_residual(rule: Any, data: dict[str, Any], scope: Scope) -> _Residual | None:
+    try:
+        left = _residual(rule, data, scope)
+    except Exception:  # noqa: BLE001 - the scalar path says what is wrong, row by row
+        return None
+    if left is not None and any(
+        type(item) in {list, dict}
+        for item in (left.split.outcomes if left.split else [left.outcome])
+    ):
+        return None
+    return left
+
+
+def _residual(node: Any, data: dict[str, Any], scope: Scope) -> _Residual | None:
+    if not _reads_unit(node, scope):
+        return _Residual(limited(compile_rule(node, scope))(data))
+    name, given = arguments(node) if type(node) is dict else ("", [])
+    if name == "$ref":
+        return _residual(scope.evaluators[given[0]], data, scope)
+    if name in {"if", "?:"}:
+        for position in range(0, len(given) - 1, 2):
+            condition = _residual(given[position], data, scope)
+            if condition is None or condition.split is not None:
+                return None
+            if truthy(condition.outcome):
+                return _residual(given[position + 1], data, scope)
+        return _residual(given[-1], data, scope) if len(given) % 2 else _Residual(None)
+    if name == "or":
+        for position, item in enumerate(given):
+            left = _residual(item, data, scope)
+            if position == len(given) - 1 or left is None:
+                return left
+            if left.split is not None:
+                return None
+            if truthy(left.outcome):
+                return left
+    return _split_left(given, scope) if name == "fractional" else None
+
+
+def _split_left(given: list[Any], scope: Scope) -> _Residual | None:
+    first, plain_split = given[0], type(given[0]) is list
+    pairs = given if plain_split else given[1:]
+    split = parse_split(pairs) if all(map(literal, pairs)) else None
+    if split is None:
+        return None
+    v3 = scope.generation == "v3"
+    if plain_split:
+        return _Residual(None, split, unit_prefix(scope.flag_key, scope.generation), b"", v3)
+    if first in _UNIT_VAR:
+        return _Residual(None, split, b"", b"", v3)
+    name, parts = arguments(first) if type(first) is dict and len(first) == 1 else ("", [])
+    if name == "cat" and len(parts) == 2 and type(parts[0]) is str and parts[1] in _UNIT_VAR:
+        return _Residual(None, split, b"", parts[0].encode(), v3)
+    return None
+
+
+def _reads_unit(node: Any, scope: Scope) -> bool:
+    """Return whether a rule may depend on the unit."""
+    if type(node) is list:
+        return any(_reads_unit(item, scope) for item in node)
+    if type(node) is not dict or not node:
+        return False
+    name, given = arguments(node)
+    if name == "$ref":
+        return _reads_unit(scope.evaluators[given[0]], scope)
+    if name == "var":
+        path = given[0] if given else ""
+        named = (
+            type(path) is str
+            and path not in {"", "targetingKey"}
+            and not path.startswith("targetingKey.")
+        )
+        return not named or _reads_unit(given[1:], scope)
+    # In v2 a key that is no text stands for the unit as well.
+    return name in {"fractional", "missing", "missing_some"} or _reads_unit(given, scope)
+
+
+# --- many rows ---------------------------------------------------------------------------------------------------
+
+
+def _as_list(argument: str, values: Any) -> list[Any]:
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
+        raise ConfigurationError(argument, values, "a list or a one-dimensional array")
+    tolist = getattr(values, "tolist", None)
+    if callable(tolist):
+        if getattr(values, "ndim", 1) != 1:
+            raise ConfigurationError(argument, values, "a one-dimensional array")
+        values = tolist()
+    return values if type(values) is list else list(values)
+
+
+def _groups(table: Mapping[str, list[Any]], n: int) -> Iterable[Sequence[int]]:
+    """Return the places of rows that agree in every column, in type too; each row alone where that cannot be told."""
+    if not table:
+        return [range(n)] if n else []
+    groups: dict[Any, list[int]] = {}
+    try:
+        for place, row in enumerate(zip(*table.values(), strict=True)):
+            groups.setdefault((row, tuple(map(type, row))), []).append(place)
+    except TypeError:
+        return [[place] for place in range(n)]
+    return groups.values()
+
+
+def _in_order(codes: NDArray[np.int32], answers: list[Details[T]]) -> Assignment[T]:
+    """Number the answers by first occurrence, and drop those that a split offered and nobody got."""
+    import numpy as np
+
+    used, first = np.unique(codes, return_index=True)
+    order = used[np.argsort(first)]
+    renumbered = np.zeros(max(len(answers), 1), dtype=np.int32)
+    renumbered[order] = np.arange(len(order), dtype=np.int32)
+    return Assignment(renumbered[codes], tuple(answers[code] for code in order.tolist()))
+
+
+def _hash_all(units: list[str], left: _Residual) -> NDArray[np.uint32]:
+    import numpy as np
+
+    whole = "".join(units)
+    if whole.isascii():
+        data, sizes = whole.encode(), np.fromiter(map(len, units), dtype=np.int64, count=len(units))
+    else:
+        bodies = [unit.encode() for unit in units]
+        data = b"".join(bodies)
+        sizes = np.fromiter(map(len, bodies), dtype=np.int64, count=len(bodies))
+    buffer = np.frombuffer(data, dtype=np.uint8)
+    ends = np.cumsum(sizes)
+    starts = ends - sizes
+    hashes = np.empty(len(units), dtype=np.uint32)
+    for size in np.unique(sizes).tolist():
+        places = np.flatnonzero(sizes == size)
+        head = text_head(size + len(left.inside)) if left.headed else b""
+        prefix = np.frombuffer(left.before + head + left.inside, dtype=np.uint8)
+        for begin in range(0, len(places), _CHUNK):
+            part = places[begin : begin + _CHUNK]
+            length = len(prefix) + size
+            rows = np.zeros((len(part), -(-length // 4) * 4), dtype=np.uint8)
+            rows[:, : len(prefix)] = prefix
+            rows[:, len(prefix) : length] = buffer[starts[part][:, None] + np.arange(size)]
+            hashes[part] = _murmur3(rows, length)
+    return hashes
+
+
+def _murmur3(rows: NDArray[np.uint8], length: int) -> NDArray[np.uint32]:
+    """Return MurmurHash3 x86_32, seed 0, of each row of *length* bytes padded with zeros to whole words."""
+    import numpy as np
+
+    words = rows.view("<u4")
+    hashed = np.zeros(len(rows), dtype=np.uint32)
+    for column in range(words.shape[1]):
+        mixed = words[:, column] * np.uint32(0xCC9E2D51)
+        mixed = (mixed << np.uint32(15)) | (mixed >> np.uint32(17))
+        hashed ^= mixed * np.uint32(0x1B873593)
+        if column < length // 4:  # the padded last word is the algorithm's tail
+            hashed = (hashed << np.uint32(13)) | (hashed >> np.uint32(19))
+            hashed = hashed * np.uint32(5) + np.uint32(0xE6546B64)
+    hashed ^= np.uint32(length)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        hashed ^= hashed >> np.uint32(shift)
+        hashed *= np.uint32(factor)
+    hashed ^= hashed >> np.uint32(16)
+    return hashed

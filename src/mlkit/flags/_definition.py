@@ -1,0 +1,198 @@
+"""One flag, read from its JSON and ready to decide."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, final
+
+from mlkit._digest import digest_bytes
+from mlkit._suggest import clip, did_you_mean, listing
+from mlkit.flags._bucket import GENERATIONS
+from mlkit.flags._check import Facts, RuleError, check_rule
+from mlkit.flags._logic import compile_rule
+from mlkit.flags._operators import limited
+from mlkit.flags._rule import Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["Definition", "Shared", "freeze", "scalar_mapping"]
+
+_MAX_SAFE = 2**53 - 1
+_NO_RULE = Facts(0, 0, frozenset(), flagd=False, iterates=False)
+
+
+@final
+class Shared:
+    """What the flags of one file have in common: evaluators and metadata.
+
+    Args:
+        evaluators: Rules by name.
+        metadata: Facts about the set; `bucketing` names the generation for all flags that name none.
+    """
+
+    __slots__ = ("evaluators", "known", "metadata")
+
+    def __init__(self, evaluators: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+        self.evaluators, self.metadata = evaluators, metadata
+        self.known: dict[str, Facts] = {}
+
+
+@final
+class Definition:
+    """One flag. Immutable, but for the rule that is compiled on first use; two threads may both compile it.
+
+    Args:
+        key: The flag.
+        document: Its JSON; kept and never changed.
+        shared: What it has in common with the others of its file.
+
+    Raises:
+        RuleError: If it is not a valid flag.
+    """
+
+    __slots__ = (
+        "_compiled",
+        "default_variant",
+        "digest",
+        "document",
+        "enabled",
+        "facts",
+        "generation",
+        "key",
+        "kind",
+        "metadata",
+        "rule",
+        "shared",
+        "variants",
+    )
+
+    def __init__(self, key: str, document: Any, shared: Shared) -> None:
+        from msgspec.json import encode
+
+        if type(document) is not dict:
+            raise RuleError("", f"a flag is an object, not {clip(document, 40)}")
+        self.key, self.document, self.shared = key, document, shared
+        state = document.get("state")
+        if state not in {"ENABLED", "DISABLED"}:
+            raise RuleError("/state", f"expected 'ENABLED' or 'DISABLED', got {clip(state, 40)}")
+        self.enabled = state == "ENABLED"
+        self.kind, self.variants = _variants(document.get("variants"))
+        self.default_variant = _default(document.get("defaultVariant"), self.variants)
+        own = scalar_mapping(document.get("metadata"), "/metadata")
+        self.metadata: Mapping[str, Any] = MappingProxyType({**shared.metadata, **own})
+        self.generation: str = self.metadata.get("bucketing", "v3")
+        if self.generation not in GENERATIONS:
+            raise RuleError(
+                "/metadata/bucketing",
+                f"expected {listing(GENERATIONS)}, got {clip(self.generation, 40)}",
+            )
+        self.rule, self.facts = self._check(document.get("targeting"))
+        identity = [
+            key,
+            document,
+            self.generation,
+            {name: shared.evaluators[name] for name in self.facts.references},
+        ]
+        self.digest = digest_bytes(encode(identity, order="deterministic"))
+        self._compiled: Callable[[Any], Any] | None = None
+
+    def _check(self, rule: Any) -> tuple[Any, Facts]:
+        if rule is None or rule == {}:
+            return None, _NO_RULE
+        if type(rule) is not dict:
+            raise RuleError("/targeting", f"a rule is an object, not {clip(rule, 40)}")
+        return rule, check_rule(rule, "/targeting", self.shared.evaluators, self.shared.known)
+
+    @property
+    def scope(self) -> Scope:
+        """What the rule means depends on."""
+        return Scope(self.key, self.generation, self.shared.evaluators)
+
+    @property
+    def decide(self) -> Callable[[Any], Any]:
+        """The rule as a function of the context."""
+        if self._compiled is None:
+            code = compile_rule(self.rule, self.scope)
+            self._compiled = limited(code) if self.facts.iterates else code
+        return self._compiled
+
+    def with_document(self, document: dict[str, Any]) -> Definition:
+        """Return the same flag with other contents.
+
+        Raises:
+            RuleError: If they are not a valid flag.
+        """
+        return Definition(self.key, document, self.shared)
+
+
+def freeze(value: Any) -> Any:
+    """Return JSON *value* so that a caller cannot change it: mappings read-only, lists as tuples."""
+    if type(value) is dict:
+        return MappingProxyType({key: freeze(item) for key, item in value.items()})
+    return tuple(map(freeze, value)) if type(value) is list else value
+
+
+def scalar_mapping(value: Any, pointer: str) -> dict[str, Any]:
+    """Return metadata, which maps text to text, numbers and booleans.
+
+    Raises:
+        RuleError: If it does not.
+    """
+    if value is None:
+        return {}
+    if type(value) is not dict:
+        raise RuleError(pointer, f"metadata is an object, not {clip(value, 40)}")
+    for key, item in value.items():
+        if not key or type(item) not in {str, int, float, bool}:
+            raise RuleError(
+                f"{pointer}/{clip(key, 40)}",
+                f"expected a text, number or boolean, got {clip(item, 40)}",
+            )
+    return value
+
+
+def _variants(document: Any) -> tuple[str, Mapping[str, Any]]:
+    if type(document) is not dict or not document:
+        raise RuleError(
+            "/variants", f"expected an object of at least one variant, got {clip(document, 40)}"
+        )
+    kinds = {name: _kind(value) for name, value in document.items()}
+    for name, kind in kinds.items():
+        pointer = f"/variants/{clip(name, 40)}"
+        if not name or not kind:
+            raise RuleError(pointer, f"{clip(document[name], 40)} is no value for a variant")
+        if type(document[name]) is int and abs(document[name]) > _MAX_SAFE:
+            raise RuleError(
+                pointer, f"{document[name]} is not exact in JSON; the largest integer is 2**53 - 1"
+            )
+    if len(set(kinds.values())) > 1:
+        raise RuleError(
+            "/variants", f"all variants have one type, these are {listing(set(kinds.values()))}"
+        )
+    return next(iter(kinds.values())), MappingProxyType(freeze(document))
+
+
+def _kind(value: Any) -> str:
+    return {
+        bool: "boolean",
+        str: "string",
+        int: "number",
+        float: "number",
+        dict: "object",
+        list: "object",
+    }.get(type(value), "")
+
+
+def _default(name: Any, variants: Mapping[str, Any]) -> str | None:
+    if name is None or name == "":
+        return None
+    if type(name) is bool:
+        name = str(name).lower()
+    if type(name) is not str or name not in variants:
+        near = did_you_mean(name, variants) if type(name) is str else ""
+        raise RuleError(
+            "/defaultVariant",
+            f"no variant {clip(name, 40)}{near or f'; there are {listing(variants)}'}",
+        )
+    return name

@@ -1,0 +1,477 @@
+"""`Flags`: the set of flags that a process reads, and how it is replaced."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+from mlkit._suggest import did_you_mean, listing
+from mlkit.errors import ConfigurationError, FlagTypeError
+from mlkit.flags._document import Change, Problem, Snapshot, encode_document, static_document
+from mlkit.flags._flag import Flag
+from mlkit.flags._kinds import BoolKind, EnumKind, JsonKind, ModelKind, NumberKind, StrKind
+from mlkit.flags._rollout import ModelFlag
+from mlkit.flags._scope import Scoped, View
+from mlkit.flags._store import Store
+
+if TYPE_CHECKING:
+    import builtins
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+    from enum import Enum
+    from types import TracebackType
+
+    from mlkit.flags._explain import Explanation
+    from mlkit.flags._flag import Kind
+
+__all__ = ["Flags"]
+
+E = TypeVar("E", bound="Enum")
+F = TypeVar("F", bound=Flag[Any])
+
+
+@final
+class Flags:
+    """A set of feature flags, read from a flagd file or from data.
+
+    Readers take the present snapshot by one reference and never lock; a reload makes a new one and swaps it in, so a
+    reader sees all of a reload or nothing of it. A flag that cannot be read is set aside with its last good definition
+    in force, and listed in `problems`; a file that cannot be read changes nothing.
+
+    Thread-safe and fork-safe: a watching object watches in the child too. It pickles as its source: the receiver reads
+    the file, or has the same data; overrides and rollouts stay behind.
+
+    Made by `from_file`, `from_dict` and `in_memory`. `close()` ends watching; reading goes on.
+
+    Example:
+        >>> flags = Flags.from_dict({"flags": {"new-tokeniser": {
+        ...     "state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "off",
+        ...     "targeting": {"if": [{"==": [{"var": "plan"}, "pro"]}, "on"]},
+        ... }}})
+        >>> NEW_TOKENISER = flags.bool("new-tokeniser", default=False)
+        >>> NEW_TOKENISER("user-7", plan="pro"), NEW_TOKENISER("user-7", plan="free")
+        (True, False)
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    # --- sources -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_file(
+        cls,
+        path: builtins.str | os.PathLike[builtins.str],
+        *,
+        watch: builtins.bool = False,
+        interval: builtins.float = 0.5,
+    ) -> Flags:
+        """Read a flagd `flags.json`.
+
+        Args:
+            path: The file. It may be replaced, also through symbolic links; see `reload`.
+            watch: Whether a daemon thread looks for changes.
+            interval: Seconds between its looks, above 0. A look that finds nothing costs one `stat`.
+
+        Raises:
+            FlagFileError: If the file cannot be read or used as a whole.
+            ConfigurationError: If an argument is wrong.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            raise ConfigurationError("Flags.from_file(path)", path, "a path")
+        if (
+            isinstance(interval, bool)
+            or not isinstance(interval, (int, float))
+            or not 0 < interval < math.inf
+        ):
+            raise ConfigurationError(
+                "Flags.from_file(interval=...)", interval, "a number of seconds > 0"
+            )
+        return cls(Store.open(os.fspath(path), interval if watch else None))
+
+    @classmethod
+    def from_dict(cls, document: Mapping[builtins.str, Any]) -> Flags:
+        """Use a flagd document given as Python data.
+
+        Args:
+            document: `{"flags": {...}}`, as the file would say it; it is copied.
+
+        Raises:
+            FlagFileError: If it cannot be used as a whole.
+        """
+        if not _is_mapping(document):
+            raise ConfigurationError(
+                "Flags.from_dict(document)", document, "a mapping with 'flags'"
+            )
+        source = "Flags.from_dict(document)"
+        return cls(Store(encode_document(document, source), source))
+
+    @classmethod
+    def in_memory(cls, values: Mapping[builtins.str, Any] | None = None) -> Flags:
+        """Use flags that have one fixed value each: for tests, and to start with.
+
+        Args:
+            values: The value of each flag.
+
+        Raises:
+            FlagFileError: If a value is not JSON.
+        """
+        values = {} if values is None else values
+        if not _is_mapping(values):
+            raise ConfigurationError(
+                "Flags.in_memory(values)", values, "a mapping of flag keys to values"
+            )
+        source = "Flags.in_memory(values)"
+        return cls(Store(encode_document(static_document(values), source), source))
+
+    # --- handles -------------------------------------------------------------------------------------------------
+
+    def bool(self, key: builtins.str, *, default: builtins.bool) -> Flag[builtins.bool]:
+        """Return a handle that is true or false.
+
+        Args:
+            key: The flag; it need not exist yet.
+            default: What to give on any trouble.
+
+        Raises:
+            FlagTypeError: If the flag exists and its variants are of another type.
+            ConfigurationError: If an argument is wrong.
+        """
+        return self._handle(Flag, key, default, BoolKind())
+
+    def int(
+        self,
+        key: builtins.str,
+        *,
+        default: builtins.int,
+        ge: builtins.int | None = None,
+        le: builtins.int | None = None,
+    ) -> Flag[builtins.int]:
+        """Return a handle that is a whole number.
+
+        Args:
+            key: The flag.
+            default: What to give on any trouble.
+            ge: A lesser value is trouble.
+            le: A greater value is trouble.
+
+        Raises:
+            FlagTypeError: As for `bool`.
+            ConfigurationError: If an argument is wrong, or *default* is out of bounds.
+        """
+        _bounds("int", ge, le)
+        return self._handle(Flag, key, default, NumberKind(int, ge, le))
+
+    def float(
+        self,
+        key: builtins.str,
+        *,
+        default: builtins.float,
+        ge: builtins.float | None = None,
+        le: builtins.float | None = None,
+    ) -> Flag[builtins.float]:
+        """Return a handle that is a finite number.
+
+        Args:
+            key: The flag.
+            default: What to give on any trouble.
+            ge: A lesser value is trouble.
+            le: A greater value is trouble.
+
+        Raises:
+            FlagTypeError: As for `bool`.
+            ConfigurationError: If an argument is wrong, or *default* is out of bounds.
+        """
+        _bounds("float", ge, le)
+        return self._handle(Flag, key, default, NumberKind(float, ge, le))
+
+    def str(self, key: builtins.str, *, default: builtins.str) -> Flag[builtins.str]:
+        """Return a handle that is text.
+
+        Args:
+            key: The flag.
+            default: What to give on any trouble.
+
+        Raises:
+            FlagTypeError: As for `bool`.
+            ConfigurationError: If an argument is wrong.
+        """
+        return self._handle(Flag, key, default, StrKind())
+
+    def json(self, key: builtins.str, *, default: Any) -> Flag[Any]:
+        """Return a handle that is an object or a list, read-only: mappings and tuples.
+
+        Args:
+            key: The flag.
+            default: What to give on any trouble: a mapping, list or tuple; a read-only copy is kept.
+
+        Raises:
+            FlagTypeError: As for `bool`.
+            ConfigurationError: If an argument is wrong.
+        """
+        return self._handle(Flag, key, default, JsonKind())
+
+    def enum(self, key: builtins.str, *, default: E) -> Flag[E]:
+        """Return a handle that is a member of an enum, found by the member's value.
+
+        Args:
+            key: The flag.
+            default: What to give on any trouble; its class is the enum.
+
+        Raises:
+            FlagTypeError: As for `bool`.
+            ConfigurationError: If an argument is wrong.
+        """
+        from enum import Enum
+
+        if not isinstance(default, Enum):
+            raise ConfigurationError("Flags.enum(default=...)", default, "a member of an enum")
+        return self._handle(Flag, key, default, EnumKind(type(default)))
+
+    def model(self, key: builtins.str, *, default: builtins.str) -> ModelFlag:
+        """Return a handle that is the URI of a model version.
+
+        A variant's URI is the flag's metadata `model.<variant>`, or else the variant's value.
+
+        Args:
+            key: The flag.
+            default: The variant to give on any trouble; if the flag has no such variant, the text itself is the URI.
+
+        Raises:
+            FlagTypeError: If a variant has no URI.
+            ConfigurationError: If an argument is wrong.
+        """
+        return self._handle(ModelFlag, key, default, ModelKind())
+
+    def _handle(self, form: type[F], key: builtins.str, default: Any, kind: Kind[Any]) -> F:
+        call = f"Flags.{'enum' if isinstance(kind, EnumKind) else kind.name}"
+        if not isinstance(key, str) or not key:
+            raise ConfigurationError(f"{call}(key)", key, "the key of a flag, a non-empty text")
+        try:
+            default = kind.accept(default, None, {})
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"{call}(default=...)", default, f"a valid {kind.name}", hint=str(error)
+            ) from None
+        self._check_type(key, kind)
+        return form(self._store, key, default, kind)
+
+    def _check_type(self, key: builtins.str, kind: Kind[Any]) -> None:
+        definition = self._store.current.definitions.get(key)
+        if definition is None:
+            return
+        for name, value in definition.variants.items():
+            try:
+                kind.accept(value, name, definition.metadata)
+            except (TypeError, ValueError) as error:
+                raise FlagTypeError(
+                    key, expected=kind.name, got=f"{definition.kind} variants; {name!r}: {error}"
+                ) from None
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> builtins.str:
+        """Digest of the flags in force: equal digests mean equal decisions, in any process."""
+        return self._store.current.digest
+
+    @property
+    def age(self) -> builtins.float:
+        """Seconds since the flags were last known to equal their source; it grows if watching fails."""
+        return self._store.age
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong with the source now, and what stays in force for it."""
+        failure = self._store.failure
+        return (*((failure,) if failure is not None else ()), *self._store.document.problems)
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Return a context manager: this context sees one snapshot, whatever is reloaded meanwhile.
+
+        Other tasks and threads are not concerned; tasks started inside see the same.
+
+        Example:
+            >>> flags = Flags.in_memory({"ranker": "v1"})
+            >>> with flags.snapshot() as snapshot:
+            ...     flags.replace({"flags": {}}) is not None
+            ...     flags.str("ranker", default="none")()
+            True
+            'v1'
+        """
+
+        def pin(before: View) -> tuple[View, Snapshot]:
+            pinned = before.snapshot or self._store.current
+            return View(pinned, before.values), pinned
+
+        return Scoped(self._store, pin)
+
+    def override(self, values: Mapping[builtins.str, Any]) -> AbstractContextManager[None]:
+        """Return a context manager: this context sees other values, for tests.
+
+        It nests, and wins over everything, a disabled flag too; `details` then says `"OVERRIDE"`.
+
+        Args:
+            values: For each flag the name of one of its variants, or else a value.
+
+        Raises:
+            ConfigurationError: If there is neither a flag nor a handle of that name, or a handle cannot take the value.
+
+        Example:
+            >>> flags = Flags.in_memory({"new-tokeniser": False})
+            >>> NEW_TOKENISER = flags.bool("new-tokeniser", default=False)
+            >>> with flags.override({"new-tokeniser": True}):
+            ...     NEW_TOKENISER("user-7")
+            True
+        """
+        if not _is_mapping(values):
+            raise ConfigurationError(
+                "Flags.override(values)", values, "a mapping of flag keys to values"
+            )
+        known = {
+            *self._store.current.definitions,
+            *self._store.current.broken,
+            *self._store.declared,
+        }
+        for key, value in values.items():
+            if key not in known:
+                hint = did_you_mean(key, known).removeprefix("; ") if isinstance(key, str) else ""
+                raise ConfigurationError(
+                    "Flags.override(values)",
+                    key,
+                    "the key of a flag or a handle",
+                    hint=hint or f"there are {listing(known)}",
+                )
+            self._check_override(key, value)
+        added = dict(values)
+
+        def change(before: View) -> tuple[View, None]:
+            return View(before.snapshot, {**before.values, **added}), None
+
+        return Scoped(self._store, change)
+
+    def _check_override(self, key: builtins.str, value: Any) -> None:
+        definition = self._store.current.definitions.get(key)
+        if definition is not None and isinstance(value, str) and value in definition.variants:
+            return
+        declared = self._store.declared.get(key)
+        if declared is None:
+            return
+        try:
+            declared.kind.accept(value, None, {})
+        except (TypeError, ValueError) as error:
+            there = (
+                f"; there are variants {listing(definition.variants)}"
+                if definition is not None
+                else ""
+            )
+            raise ConfigurationError(
+                f"Flags.override({{{key!r}: ...}})",
+                value,
+                f"a variant or a valid {declared.kind.name}",
+                hint=f"{error}{there}",
+            ) from None
+
+    def explain(
+        self,
+        key: builtins.str,
+        unit: builtins.str | builtins.int | None = None,
+        /,
+        **attributes: object,
+    ) -> Explanation:
+        """Return why a flag answers as it does: each rule node with its value, the hash, the bucket and the edges.
+
+        Args:
+            key: The flag.
+            unit: As for a call of a handle.
+            **attributes: As for a call of a handle.
+
+        Raises:
+            ConfigurationError: If there is no such flag.
+        """
+        from mlkit.flags._explain import explain
+
+        return explain(self._store, key, unit, attributes)
+
+    # --- changing ------------------------------------------------------------------------------------------------
+
+    def reload(self) -> Change | None:
+        """Read the file again and take over what changed.
+
+        Returns:
+            What changed, None if nothing did. Without a file there is nothing to read.
+
+        Raises:
+            FlagFileError: If the file cannot be used as a whole; the flags stay as they are.
+        """
+        return self._store.reload()
+
+    def replace(self, document: Mapping[builtins.str, Any]) -> Change | None:
+        """Take another document, given as Python data, in place of the present one.
+
+        Args:
+            document: As for `from_dict`. A file that is reloaded later replaces it again.
+
+        Returns:
+            What changed, None if nothing did.
+
+        Raises:
+            FlagFileError: If it cannot be used as a whole; the flags stay as they are.
+        """
+        if not _is_mapping(document):
+            raise ConfigurationError("Flags.replace(document)", document, "a mapping with 'flags'")
+        return self._store.replace(encode_document(document, "Flags.replace(document)"))
+
+    def on_change(self, listener: Callable[[Change], object]) -> Callable[[], None]:
+        """Call *listener* after every change, in the thread that made it.
+
+        A listener that raises is reported as a `DegradedWarning` and disturbs nobody.
+
+        Args:
+            listener: A callable of one `Change`.
+
+        Returns:
+            A function that ends it; it may be called more than once.
+        """
+        if not callable(listener):
+            raise ConfigurationError(
+                "Flags.on_change(listener)", listener, "a callable of one Change"
+            )
+        return self._store.listen(listener)
+
+    def close(self) -> None:
+        """End watching. Reading goes on; it may be called more than once."""
+        self._store.close()
+
+    def __enter__(self) -> Flags:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> builtins.str:
+        return (
+            f"<Flags {self._store.source!r}: {len(self._store.current)} flags, {self.digest[:19]}>"
+        )
+
+
+def _is_mapping(value: object) -> bool:
+    from collections.abc import Mapping
+
+    return isinstance(value, Mapping)
+
+
+def _bounds(name: str, ge: float | None, le: float | None) -> None:
+    for side, bound in (("ge", ge), ("le", le)):
+        number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
+        if bound is not None and (not number or math.isnan(bound)):
+            raise ConfigurationError(f"Flags.{name}({side}=...)", bound, "a number")
+    if ge is not None and le is not None and ge > le:
+        raise ConfigurationError(f"Flags.{name}(ge=..., le=...)", (ge, le), "ge <= le")

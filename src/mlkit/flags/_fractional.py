@@ -1,0 +1,136 @@
+"""flagd's `fractional`: weighted outcomes, chosen by a hash."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlkit.flags._bucket import cbor, hash_bytes, parse_split, unit_payload, unit_prefix
+from mlkit.flags._rule import literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mlkit.flags._bucket import Split
+    from mlkit.flags._rule import Scope
+
+    Code = Callable[[Any], Any]
+
+__all__ = ["compile_fractional", "hash_key"]
+
+_UNIT = "targetingKey"
+
+
+def hash_key(key: Any, data: Any, scope: Scope) -> int | None:
+    """Return the hash that places *key*, None if it cannot be hashed.
+
+    Args:
+        key: What the rule gives to bucket by; a list is not one, then the flag and the unit in *data* are.
+        data: The data of the rule.
+        scope: Where the rule stands.
+    """
+    try:
+        if type(key) is list or (scope.generation == "v2" and type(key) is not str):
+            unit = data.get(_UNIT) if type(data) is dict else None
+            if type(unit) is not str or not unit:
+                return None
+            flag = scope.flag_key if not scope.inner else _inner_key(data)
+            return hash_bytes(
+                unit_payload(unit, unit_prefix(flag, scope.generation), scope.generation)
+            )
+        if key is None or (key == "" and scope.generation == "v2"):
+            return None
+        return hash_bytes(key.encode() if scope.generation == "v2" else cbor(key))
+    except UnicodeEncodeError:
+        return None
+
+
+def compile_fractional(given: list[Any], codes: Sequence[Code], scope: Scope) -> Code:
+    """Return a function of the data that chooses an outcome.
+
+    Args:
+        given: The arguments as they are written.
+        codes: The arguments, compiled.
+        scope: Where the rule stands.
+    """
+    if not given:
+        return _nothing
+    first = given[0]
+    whole = given if type(first) is list else given[1:]
+    if not all(map(literal, whole)):
+        return _dynamic(codes, scope)
+    split = parse_split(whole)
+    if type(first) is list:
+        if split is None:
+            return _nothing
+        return _inner_split(split, scope) if scope.inner else _unit_split(split, scope)
+    key = codes[0]
+
+    def run(data: Any) -> Any:
+        by = key(data)
+        if split is None or type(by) is list or (scope.generation == "v2" and type(by) is not str):
+            return _split_by(by, whole, data, scope)
+        hashed = hash_key(by, data, scope)
+        return None if hashed is None else split.choose(hashed)
+
+    return run
+
+
+def _unit_split(split: Split, scope: Scope) -> Code:
+    """Return the common case: fixed weights, by the flag and the unit."""
+    from mmh3 import mmh3_32_uintdigest as hashed
+
+    generation, total = scope.generation, split.total
+    try:
+        prefix = unit_prefix(scope.flag_key, generation)
+    except UnicodeEncodeError:
+        return _nothing
+    ranges = list(zip(split.edges, split.outcomes, strict=True))
+
+    def run(data: Any) -> Any:
+        unit = data.get(_UNIT)
+        if type(unit) is not str or not unit:
+            return None
+        try:
+            bucket = (hashed(unit_payload(unit, prefix, generation)) * total) >> 32
+        except UnicodeEncodeError:
+            return None
+        for edge, outcome in ranges:
+            if bucket < edge:
+                return outcome
+        return None
+
+    return run
+
+
+def _inner_split(split: Split, scope: Scope) -> Code:
+    def run(data: Any) -> Any:
+        hashed = hash_key([], data, scope)
+        return None if hashed is None else split.choose(hashed)
+
+    return run
+
+
+def _dynamic(codes: Sequence[Code], scope: Scope) -> Code:
+    def run(data: Any) -> Any:
+        first, *rest = [code(data) for code in codes]
+        return _split_by(first, rest, data, scope)
+
+    return run
+
+
+def _split_by(first: Any, rest: Sequence[Any], data: Any, scope: Scope) -> Any:
+    """Return the outcome for evaluated arguments; what is no key to bucket by is the first pair."""
+    shorthand = type(first) is list or (scope.generation == "v2" and type(first) is not str)
+    split = parse_split([first, *rest] if shorthand else rest)
+    hashed = hash_key(first, data, scope)
+    return None if split is None or hashed is None else split.choose(hashed)
+
+
+def _inner_key(data: dict[str, Any]) -> str:
+    facts = data.get("$flagd")
+    key = facts.get("flagKey") if type(facts) is dict else None
+    return key if type(key) is str else ""
+
+
+def _nothing(_: Any) -> None:
+    return None

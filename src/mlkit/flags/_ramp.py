@@ -1,0 +1,123 @@
+"""A rollout as flag data: what any flagd evaluator reads, and how to take it out again."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mlkit.flags._check import RuleError
+
+if TYPE_CHECKING:
+    from mlkit.flags._definition import Definition
+
+__all__ = ["MARK", "WEIGHTS", "Ramp", "apply_ramp", "replace_flag"]
+
+WEIGHTS = 100_000  # the finest share is 1 / 100,000; the sum stays, so that growing one weight moves one edge
+MARK = "rollout."
+
+
+class Ramp(NamedTuple):
+    """Where a rollout stands.
+
+    Attributes:
+        candidate: The variant that is brought in.
+        incumbent: The variant of everybody else.
+        share: The candidate's share of the units, within [0, 1].
+        status: As `Rollout.status`.
+        seed: What is hashed with the unit, None for the flag's key.
+    """
+
+    candidate: str
+    incumbent: str
+    share: float
+    status: str
+    seed: str | None
+
+
+def apply_ramp(definition: Definition, ramp: Ramp) -> Definition:
+    """Return *definition* with the ramp in place of one that it may hold, or without the candidate.
+
+    Raises:
+        RuleError: If it lacks one of the two variants.
+    """
+    for name in (ramp.candidate, ramp.incumbent):
+        if name not in definition.variants:
+            raise RuleError("/variants", f"the rollout needs variant {name!r}")
+    document = _without_ramp(definition.document)
+    rule = document.pop("targeting", None) or None
+    if ramp.status == "killed":
+        document["state"] = "DISABLED"
+    elif ramp.status == "rolled_back":
+        if rule is not None:
+            rule = {"if": [{"==": [rule, ramp.candidate]}, ramp.incumbent, rule]}
+    else:
+        rule = _split(ramp) if rule is None else {"or": [rule, _split(ramp)]}
+    if rule is not None:
+        document["targeting"] = rule
+    document["defaultVariant"] = ramp.incumbent
+    document["metadata"] = {
+        **document.get("metadata", {}),
+        f"{MARK}candidate": ramp.candidate,
+        f"{MARK}incumbent": ramp.incumbent,
+        f"{MARK}share": ramp.share,
+        f"{MARK}status": ramp.status,
+    }
+    return definition.with_document(document)
+
+
+def _split(ramp: Ramp) -> dict[str, Any]:
+    weight = round(ramp.share * WEIGHTS)
+    by: list[Any] = [] if ramp.seed is None else [{"cat": [ramp.seed, {"var": "targetingKey"}]}]
+    # The candidate comes first: its range of buckets begins at 0 and only its end moves.
+    return {"fractional": [*by, [ramp.candidate, weight], [ramp.incumbent, WEIGHTS - weight]]}
+
+
+def _without_ramp(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a flag as it was before a rollout was saved into it."""
+    made = dict(document)
+    metadata = dict(made.get("metadata") or {})
+    status = metadata.get(f"{MARK}status")
+    if status is None:
+        return made
+    made["metadata"] = {
+        name: value for name, value in metadata.items() if not name.startswith(MARK)
+    }
+    rule = made.pop("targeting", None) or {}
+    before = None
+    if status in {"killed", "rolled_back"}:
+        if status == "killed":
+            made["state"] = "ENABLED"
+            before = rule or None
+        elif "if" in rule:
+            before = rule["if"][2]
+    elif "or" in rule:
+        before = rule["or"][0]
+    if before is not None:
+        made["targeting"] = before
+    return made
+
+
+def replace_flag(path: str, key: str, document: dict[str, Any]) -> None:
+    """Write one flag into a file, replacing the file in one step.
+
+    Raises:
+        OSError: If it cannot be read or written.
+        ValueError: If it does not hold flags.
+    """
+    import json
+    from pathlib import Path
+
+    target = Path(path).resolve()  # of a symbolic link, the file it leads to
+    whole = json.loads(target.read_bytes())
+    whole["flags"][key] = document
+    beside = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            json.dump(whole, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
