@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, final, overload
 
 from mlkit._clock import Clock, current
 from mlkit._digest import short
@@ -41,17 +41,22 @@ if TYPE_CHECKING:
 __all__ = ["Check", "ModelStore"]
 
 T = TypeVar("T")
-Check: TypeAlias = Callable[[ModelVersion], bool | str | None]
-"""A gate of a promotion: None or True lets the version pass, False or a text (the reason) does not.
-
-One that raises, or returns anything else, does not let it pass either. It is known by its `__name__`.
-"""
-
-
 # Of the process, not of a store: a count that fell when a store was collected would be none.
 _SAVES, _LOADS = Counter("models_saves_total"), Counter("models_loads_total")
 register(_SAVES)
 register(_LOADS)
+
+
+class Check(Protocol):
+    """A gate of a promotion: any callable of a version. It is known by its `__name__`.
+
+    Law: it decides from the version alone, or from what it reads itself; it may be asked any number of times. One that
+    raises, or returns anything else than it may, has not let the version pass.
+    """
+
+    def __call__(self, version: ModelVersion, /) -> bool | str | None:
+        """Return None or True to let *version* pass; False, or the reason as text, not to."""
+        ...
 
 
 @final
