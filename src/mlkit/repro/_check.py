@@ -170,6 +170,8 @@ def _of_operation(
     elif expected.op != got.op or expected.module != got.module:
         was = f"{expected.op} in {expected.module}" if expected.module else expected.op
         difference = Difference("$", f"the first run runs {was} here")
+    elif expected.kind != got.kind:
+        difference = Difference("$", f"{expected.kind} became {got.kind}")
     for _ in range(_TRIES if difference is None else 0):
         # Only digests of the first run were kept; one more run has the values, if it behaves like the first.
         again = Trace([], keep=mismatch.call)
@@ -178,7 +180,7 @@ def _of_operation(
         if difference is not None:
             break
     if difference is None:
-        difference = Difference("$", "its output is not always the same")
+        difference = Difference("$", "its output differs; no later run repeats the first run's")
     return Divergence(run, setting, step.op, step.module, mismatch.call, mismatch.line, *difference)
 
 

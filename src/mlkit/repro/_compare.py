@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ def results_differ(first: Any, second: Any, path: str = "$") -> Difference | Non
         return None
     if first is second or bool(first == second):
         return None
-    return Difference(path, f"{clip(first, 40)} became {clip(second, 40)}")
+    return Difference(path, f"{clip(repr(first), 40)} became {clip(repr(second), 40)}")
 
 
 def arrays_differ(first: Any, second: Any, path: str) -> Difference | None:
@@ -100,10 +101,12 @@ def frozen(value: Any) -> Any:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: frozen(item) for key, item in value.items()}
+    if type(value) in {dict, OrderedDict}:
+        return type(value)((key, frozen(item)) for key, item in value.items())
     if type(value) in {list, tuple}:
         return type(value)(frozen(item) for item in value)
+    if isinstance(value, tuple) and hasattr(value, "_make"):  # a NamedTuple
+        return value._make(frozen(item) for item in value)
     try:
         return copy.deepcopy(value)
     except Exception:  # noqa: BLE001 - what cannot be copied is compared as it is

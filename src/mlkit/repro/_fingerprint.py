@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from mlkit._digest import digest, digest_bytes, digest_file
+from mlkit._suggest import clip
 from mlkit.errors import DigestError, FingerprintError
 
 if TYPE_CHECKING:
@@ -89,7 +90,10 @@ def _resolved(value: Any, path: str, depth: int) -> Any:
             path, f"it holds itself, or is nested deeper than {_MAX_DEPTH} levels"
         )
     if isinstance(value, Mapping):
-        return {key: _resolved(item, f"{path}[{key!r}]", depth + 1) for key, item in value.items()}
+        return {
+            key: _resolved(item, f"{path}[{clip(key, 40)}]", depth + 1)
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [_resolved(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
     if isinstance(value, (set, frozenset)) and any(isinstance(item, Path) for item in value):

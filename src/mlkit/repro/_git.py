@@ -45,10 +45,8 @@ def code_of(folder: Path) -> Code:
 def _capture(folder: Path) -> Code:
     from tempfile import TemporaryDirectory
 
-    places = _git(
-        folder, "rev-parse", "--show-toplevel", "--git-path", "index", "--git-path", "objects"
-    )
-    top, index, objects = (folder / line for line in places.splitlines())
+    places = _git(folder, "rev-parse", "--show-toplevel", "--git-path", "index")
+    top, index = (folder / line for line in places.splitlines())
     head = _git(top, "rev-parse", "HEAD^{commit}", "HEAD^{tree}", allow=(0, 128)).split()
     # Before the first commit git prints the question itself.
     commit, committed = head if len(head) == 2 and "HEAD^{tree}" not in head else (None, None)
@@ -61,11 +59,11 @@ def _capture(folder: Path) -> Code:
         environment = {
             "GIT_INDEX_FILE": str(private / "index"),
             "GIT_OBJECT_DIRECTORY": str(private / "objects"),
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": _quoted(objects.resolve()),
         }
         scope = "--update" if findings else "--all"
         _git(top, "add", scope, "--", ".", environment=environment)
-        tree = _git(top, "write-tree", environment=environment).strip()
+        # Not with the repository's objects as alternates: git would set the times of those it meets.
+        tree = _git(top, "write-tree", "--missing-ok", environment=environment).strip()
     return Code(tree, commit, tree == committed, findings)
 
 
@@ -83,12 +81,6 @@ def _untracked_findings(top: Path) -> tuple[Finding, ...]:
     what = f"the untracked files hold {size / 2**20:.0f} MiB and are not part of the code's tree id"
     fix = "name data in .gitignore and pass it as data="
     return (Finding("untracked-size", what, fix),)
-
-
-def _quoted(path: Path) -> str:
-    """Return *path* as one entry of a list that is separated by colons."""
-    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"' if ":" in text or '"' in text else str(path)
 
 
 def _git(

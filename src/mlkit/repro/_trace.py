@@ -19,10 +19,11 @@ __all__ = ["Mismatch", "Step", "Trace", "threaded", "tracing"]
 
 
 class Step(NamedTuple):
-    """One operation: its name, the module it ran in (empty outside of one), and a digest of what it wrote."""
+    """One operation: its name, the module it ran in (empty outside of one), what kind of tensors it wrote, a digest."""
 
     op: str
     module: str
+    kind: str
     content: bytes
 
 
@@ -58,7 +59,8 @@ class Trace:
             self.kept = frozen(values)
         if self.mismatch is not None:
             return
-        step = Step(op, module, _content(torch, values))
+        kind = ", ".join(f"{str(tensor.dtype)[6:]}{list(tensor.shape)}" for tensor in values)
+        step = Step(op, module, sys.intern(kind), _content(torch, values))
         if self._reference is None:
             self.steps.append(step)
             return
@@ -166,7 +168,6 @@ def _content(torch: Any, values: list[Any]) -> bytes:
 
     total = sha256()
     for tensor in values:
-        total.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         if (
             tensor.layout is torch.strided
             and tensor.device.type != "meta"

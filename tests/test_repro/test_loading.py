@@ -1,0 +1,289 @@
+"""Items and their order are functions of (seeds, epoch, index): any workers, any ranks, any restart."""
+
+# ruff: noqa: NPY002 - the global generator of NumPy is what is tested
+from __future__ import annotations
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from mlkit.errors import ConfigurationError, NondeterminismWarning
+from mlkit.repro import Keyed, KeyedSampler, Seeds, rng_state
+
+torch.set_num_threads(1)
+
+
+class Noisy:
+    """Augments with all three libraries, as users' datasets do."""
+
+    def __init__(self, n=12):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, index):
+        if index == 99:
+            raise ValueError("bad row")
+        return torch.tensor(
+            [index, random.random(), np.random.random(), float(torch.rand(()))], dtype=torch.float64
+        )
+
+
+def loader(workers, sampler, data, **options):
+    return torch.utils.data.DataLoader(
+        data, batch_size=4, sampler=sampler, num_workers=workers, **options
+    )
+
+
+def epochs(workers, count=2, **options):
+    seeds = Seeds(42)
+    data = Keyed(Noisy(), seeds / "data")
+    loading = loader(workers, KeyedSampler(12, seeds / "order"), data, **options)
+    return [torch.cat(list(loading)) for _ in range(count)]
+
+
+def test_the_data_are_the_same_for_any_number_of_workers():
+    none = epochs(0)
+    assert all(torch.equal(one, other) for one, other in zip(none, epochs(2), strict=True))
+    kept = epochs(2, persistent_workers=True)
+    assert all(torch.equal(one, other) for one, other in zip(none, kept, strict=True))
+    draws = torch.cat(none)[:, 1:]
+    assert len(torch.unique(draws)) == draws.numel()  # no worker, epoch or library repeats another
+
+
+def test_a_loader_without_keys_repeats_draws_in_its_workers():
+    """The fault that Keyed is for: numpy's state is copied to each worker process."""
+
+    class Plain(Noisy):
+        def __init__(self):
+            super().__init__()
+            self.generator = np.random.default_rng(0)
+
+        def __getitem__(self, index):
+            return float(self.generator.random())
+
+    batches = torch.cat(list(loader(2, None, Plain())))
+    assert len(torch.unique(batches)) < 12
+
+
+def test_the_training_stream_does_not_notice_the_data():
+    data = Keyed(Noisy(), 1).at(0)
+    before = rng_state()
+    data[3]
+    with pytest.raises(ValueError, match="bad row"):
+        Keyed(Noisy(100), 1).at(0)[99]
+    assert rng_state() == before
+
+
+@given(st.integers(0, 50), st.integers(0, 11), st.permutations(range(12)))
+@settings(max_examples=15)
+def test_an_item_depends_on_epoch_and_index_alone(epoch, index, order):
+    data = Keyed(Noisy(), Seeds(3) / "data")
+    expected = data.at(epoch)[index]
+    for other in order[:3]:
+        data.at(epoch)[other]
+        data.at(epoch + 1)[index]
+    assert torch.equal(data.at(epoch)[index], expected)
+    assert torch.equal(data.at(epoch)[index - 12], expected)
+    assert not torch.equal(data.at(epoch + 1)[index], expected)
+    assert torch.equal(pickle.loads(pickle.dumps(data)).at(epoch)[index], expected)
+
+
+def test_a_plain_index_must_say_its_epoch():
+    data = Keyed(Noisy(), 1)
+    with pytest.raises(ConfigurationError, match="KeyedSampler"):
+        data[0]
+    with pytest.raises(ConfigurationError, match="KeyedSampler"):
+        list(loader(0, None, data))
+    assert len(data) == 12
+    assert len(list(data.at(0))) == 12
+    for wrong in (12, -13):
+        with pytest.raises(IndexError):
+            data.at(0)[wrong]
+    for wrong in (1.0, "1", True, None):
+        with pytest.raises(ConfigurationError):
+            data.at(0)[wrong]
+    for wrong in (-1, None, 0.5, True):
+        with pytest.raises(ConfigurationError):
+            data.at(wrong)
+
+
+def test_wrong_datasets_and_held_generators():
+    for wrong in (3, None, iter([1]), Noisy):
+        with pytest.raises(ConfigurationError, match="dataset"):
+            Keyed(wrong, 1)
+    with pytest.raises(ConfigurationError, match="seeds"):
+        Keyed([1], "x")
+    for generator in (
+        np.random.default_rng(0),
+        np.random.RandomState(0),
+        random.Random(0),
+        torch.Generator(),
+    ):
+        held = Noisy()
+        held.rng = generator
+        with pytest.warns(NondeterminismWarning, match=r"Noisy\.rng"):
+            Keyed(held, 1)
+
+
+def test_frozen_order():
+    sampler = KeyedSampler(8, Seeds(42) / "order")
+    assert list(sampler) == [6, 2, 0, 3, 7, 5, 1, 4]
+
+
+@given(
+    n=st.integers(1, 40),
+    world=st.integers(1, 5),
+    even=st.booleans(),
+    shuffle=st.booleans(),
+    root=st.integers(0, 9),
+)
+@settings(max_examples=40)
+def test_ranks_share_each_epoch(n, world, even, shuffle, root):
+    world = min(world, n)
+    options = {"world_size": world, "even": even, "shuffle": shuffle}
+    samplers = [KeyedSampler(n, root, rank=rank, **options) for rank in range(world)]
+    whole = KeyedSampler(n, root, shuffle=shuffle)
+    for _ in range(3):
+        shares = [list(sampler) for sampler in samplers]
+        order = list(whole)
+        assert sorted(order) == list(range(n))
+        assert [len(share) for share in shares] == [len(sampler) for sampler in samplers]
+        together = [index for share in shares for index in share]
+        assert len(set(together)) == len(together)
+        kept = n - n % world if even else n
+        assert sorted(together) == sorted(order[:kept])
+        if not shuffle:
+            assert order == list(range(n))
+
+
+@given(
+    n=st.integers(2, 40), done=st.integers(0, 10), before=st.integers(1, 3), after=st.integers(1, 3)
+)
+def test_training_goes_on_with_another_number_of_ranks(n, done, before, after):
+    before, after = min(before, n), min(after, n)
+    done = min(done, n // before)
+    order = list(KeyedSampler(n, 5))
+    first = [KeyedSampler(n, 5, rank=rank, world_size=before, even=False) for rank in range(before)]
+    seen = []
+    for sampler in first:
+        running = iter(sampler)
+        seen += [next(running) for _ in range(done)]
+        sampler.advance(done)
+    state = first[0].state_dict()
+    assert state == {"epoch": 0, "consumed": done * before}
+    for rank in range(after):
+        sampler = KeyedSampler(n, 5, rank=rank, world_size=after, even=False)
+        sampler.load_state_dict(state)
+        seen += list(sampler)
+    assert sorted(seen) == sorted(order)
+
+
+def test_epochs_have_orders_of_their_own():
+    """seed + epoch gives neighbouring seeds the same orders; hashed paths do not."""
+    orders = set()
+    for root in range(20):
+        sampler = KeyedSampler(20, root)
+        orders |= {tuple(sampler) for _ in range(20)}
+    assert len(orders) == 400
+
+
+class Sampling(RuleBasedStateMachine):
+    """The sampler against two integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 10
+        self.sampler = KeyedSampler(self.n, 7)
+        self.epoch, self.consumed, self.begun = 0, 0, False
+
+    def order(self, epoch):
+        fresh = KeyedSampler(self.n, 7)
+        fresh.set(epoch)
+        return list(fresh)
+
+    @rule(take=st.integers(0, 12))
+    def iterate(self, take):
+        if self.begun:
+            self.epoch, self.consumed = self.epoch + 1, 0
+        self.begun = True
+        running = iter(self.sampler)
+        got = [index for index, _ in zip(running, range(take), strict=False)]
+        assert got == self.order(self.epoch)[self.consumed :][:take]
+
+    @rule(share=st.floats(0, 1))
+    def advance(self, share):
+        count = int(share * (self.n - self.consumed))
+        self.sampler.advance(count)
+        self.consumed += count
+
+    @precondition(lambda self: self.consumed == self.n)
+    @rule()
+    def cannot_advance_beyond_the_epoch(self):
+        with pytest.raises(ConfigurationError, match="advance"):
+            self.sampler.advance(1)
+
+    @rule(epoch=st.integers(0, 5), consumed=st.integers(0, 10))
+    def set(self, epoch, consumed):
+        self.sampler.set(epoch, consumed)
+        self.epoch, self.consumed, self.begun = epoch, consumed, False
+
+    @rule(through_pickle=st.booleans())
+    def restart(self, through_pickle):
+        if through_pickle:
+            self.sampler = pickle.loads(pickle.dumps(self.sampler))
+            return
+        state = self.sampler.state_dict()
+        self.sampler = KeyedSampler(self.n, 7)
+        self.sampler.load_state_dict(state)
+        self.begun = False
+
+    @invariant()
+    def two_integers(self):
+        assert self.sampler.state_dict() == {"epoch": self.epoch, "consumed": self.consumed}
+
+
+TestSampling = Sampling.TestCase
+TestSampling.settings = settings(max_examples=25, stateful_step_count=15)
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "name"),
+    [
+        (0, {}, "n"),
+        (-1, {}, "n"),
+        (True, {}, "n"),
+        (2.0, {}, "n"),
+        ("abc", {}, "n"),
+        ([], {}, "n"),
+        (5, {"world_size": 0}, "world_size"),
+        (5, {"world_size": 6}, "world_size"),
+        (5, {"rank": 1}, "rank"),
+        (5, {"rank": -1}, "rank"),
+        (5, {"shuffle": 1}, "shuffle"),
+        (5, {"even": "no"}, "even"),
+        (5, {"seeds": None}, "seeds"),
+    ],
+)
+def test_wrong_samplers(n, options, name):
+    seeds = options.pop("seeds", 1)
+    with pytest.raises(ConfigurationError, match=name):
+        KeyedSampler(n, seeds, **options)
+
+
+def test_wrong_states():
+    sampler = KeyedSampler([1, 2, 3], 1)
+    for state in ({}, {"epoch": 0}, {"epoch": 0, "consumed": 1, "x": 2}, {"epoch": 0, "consumed": 4}, {"epoch": -1, "consumed": 0}):  # fmt: skip
+        with pytest.raises(ConfigurationError):
+            sampler.load_state_dict(state)
+    for count in (-1, 4, True, 1.0):
+        with pytest.raises(ConfigurationError, match="advance"):
+            sampler.advance(count)
+    assert sampler.state_dict() == {"epoch": 0, "consumed": 0}

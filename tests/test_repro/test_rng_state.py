@@ -1,0 +1,171 @@
+"""The state of the generators as a value: exact, comparable, kept without pickle, refused when it does not fit."""
+
+# ruff: noqa: NPY002 - the global generator of NumPy is what is tested
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlkit.errors import ConfigurationError, RngStateError
+from mlkit.repro import RngState, isolated, rng_state, seed_all
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_trace():
+    with isolated():
+        yield
+
+
+def draw():
+    return (
+        random.gauss(0, 1),
+        float(np.random.standard_normal()),
+        torch.randn(3).tolist(),
+        random.random(),
+    )
+
+
+@given(st.integers(0, 2**32), st.integers(0, 5))
+@settings(max_examples=20)
+def test_restore_of_the_state_is_the_identity(root, before):
+    with isolated(root):
+        for _ in range(before):  # an odd number keeps a Gaussian
+            draw()
+        state = rng_state()
+        expected = [draw(), draw()]
+        state.restore()
+        assert rng_state() == state
+        assert [draw(), draw()] == expected
+
+
+@given(st.integers(0, 2**32), st.booleans())
+@settings(max_examples=10)
+def test_a_saved_state_is_the_same_state(tmp_path_factory, root, odd):
+    path = tmp_path_factory.mktemp("rng") / "state.json"
+    with isolated(root):
+        if odd:
+            draw()
+        state = rng_state()
+        state.save(path)
+        expected = draw()
+        loaded = RngState.load(path)
+        assert loaded == state
+        assert hash(loaded) == hash(state)
+        assert loaded.diff(state) == ()
+        loaded.restore()
+        assert draw() == expected
+    assert [entry.name for entry in path.parent.iterdir()] == ["state.json"]
+
+
+def test_diff_names_the_generators_that_differ():
+    seed_all(1)
+    state = rng_state()
+    random.random()
+    assert state.diff(rng_state()) == ("python",)
+    torch.rand(1)
+    assert state.diff(rng_state()) == ("python", "torch")
+    assert state != rng_state()
+    assert state.generators == ("numpy", "python", "torch")
+    with pytest.raises(ConfigurationError, match="diff"):
+        state.diff(3)
+
+
+def test_it_travels_in_a_checkpoint_that_runs_no_code():
+    state = rng_state()
+    buffer = io.BytesIO()
+    torch.save({"rng": state.to_dict()}, buffer)
+    buffer.seek(0)
+    assert RngState.from_dict(torch.load(buffer, weights_only=True)["rng"]) == state
+    assert pickle.loads(pickle.dumps(state)) == state
+
+
+def test_another_bit_generator_of_numpy_is_kept_too(tmp_path):
+    with isolated():
+        np.random.set_bit_generator(np.random.PCG64(5))
+        np.random.standard_normal()
+        state = rng_state()
+        state.save(tmp_path / "state.json")
+        expected = float(np.random.standard_normal()), float(np.random.random())
+        np.random.set_bit_generator(np.random.MT19937(1))
+        RngState.load(tmp_path / "state.json").restore()
+        assert (float(np.random.standard_normal()), float(np.random.random())) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"schema": "mlkit.rng-state/2"}', '{"schema": "mlkit.rng-state/1"}',
+     '{"schema": "mlkit.rng-state/1", "generators": {"python": {}}}', "[" * 100_000],
+    ids=range(8),
+)  # fmt: skip
+def test_a_file_that_is_no_state_is_refused(tmp_path, text):
+    path = tmp_path / "state.json"
+    path.write_text(text)
+    with pytest.raises(RngStateError, match=r"state\.json"):
+        RngState.load(path)
+
+
+def test_a_changed_file_is_refused(tmp_path):
+    path = tmp_path / "state.json"
+    rng_state().save(path)
+    data = json.loads(path.read_text())
+    data["generators"]["numpy"]["state"]["pos"] = 5
+    path.write_text(json.dumps(data))
+    with pytest.raises(RngStateError, match="changed"):
+        RngState.load(path)
+    with pytest.raises(FileNotFoundError):
+        RngState.load(tmp_path / "none.json")
+
+
+def resealed(state, change):
+    generators = state.to_dict()["generators"]
+    change(generators)
+    return RngState(generators)
+
+
+def test_a_state_that_does_not_fit_changes_nothing():
+    state = rng_state()
+    draw()
+    before = rng_state()
+    broken = [
+        resealed(state, lambda g: g.update(torch="AAAA")),
+        resealed(state, lambda g: g["python"].update(words="AAAA")),
+        resealed(state, lambda g: g["numpy"].update(bit_generator="NoSuch")),
+        resealed(state, lambda g: g["numpy"].update(bit_generator="RandomState")),
+        resealed(state, lambda g: g.update({"torch cuda:0": "AAAA"})),
+    ]
+    for wrong in broken:
+        with pytest.raises(RngStateError):
+            wrong.restore()
+        assert rng_state() == before
+
+
+def test_a_state_without_a_generator_that_is_here_is_refused_if_strict():
+    state = resealed(rng_state(), lambda g: g.pop("torch"))
+    random.random()
+    with pytest.raises(RngStateError, match="strict=False"):
+        state.restore()
+    expected = torch.get_rng_state()
+    state.restore(strict=False)
+    assert state.diff(rng_state()) == ("torch",)
+    assert torch.equal(torch.get_rng_state(), expected)
+    with pytest.raises(ConfigurationError, match="strict"):
+        state.restore(strict=1)
+
+
+def test_the_dictionary_is_a_copy():
+    state = rng_state()
+    digest = state.digest
+    state.to_dict()["generators"].clear()
+    assert state.digest == digest
+    with pytest.raises(AttributeError, match="immutable"):
+        state.x = 1

@@ -1,0 +1,224 @@
+"""Named streams: frozen vectors, one obvious model, and independence of everything but root and path."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import subprocess
+import sys
+from hashlib import blake2b
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlkit.errors import ConfigurationError
+from mlkit.repro import Seeds
+
+torch.set_num_threads(1)
+
+ROOTS = st.integers(0, 2**128 - 1)
+PARTS = st.text(min_size=1, max_size=8).filter(
+    lambda text: text.isprintable() and text.encode("utf-8", "ignore").decode() == text
+) | st.integers(-(2**127), 2**128 - 1)
+PATHS = st.lists(PARTS, max_size=4)
+
+
+def at(root, path):
+    seeds = Seeds(root)
+    for part in path:
+        seeds = seeds / part
+    return seeds
+
+
+# Published in docs/concepts/repro.md. They never change: a stored seed must mean the same stream for ever.
+# root, path, int(), int(64), numpy's first raw word, python's first 64 bits, torch's first 31-bit number
+VECTORS = [
+    (0, [], 4158991380, 64295884903456554, 2690892361241096528, 7414655322641848333, 1737681728),
+    (42, [], 2058456301, 18434368162153804854, 7096970396273512367, 15951837525110530543, 975600483),
+    (2**128 - 1, [], 1520418939, 509194368859316543, 7588471684501825144, 7003371376496868590, 1752079495),
+    (42, ["data"], 2017025683, 8978417287750541354, 288813964728279192, 7344275827553068897, 1841136795),
+    (42, ["data", 3], 3088419376, 6074210363701720790, 2367453557696814503, 13387443165461421112, 161404399),
+    (42, ["data", "3"], 2775122128, 6282406489166965030, 11098948673926712914, 14955044862103764920, 1229300203),
+    (42, [-1], 451809640, 5379383675690712922, 8710283387693178803, 17644814239588769858, 464876932),
+    (42, ["é"], 1626858537, 2630356947800800718, 16907462182895806998, 6622976070837503936, 1064830489),
+]  # fmt: skip
+
+
+def draws(seeds):
+    torch_draw = torch.empty(1, dtype=torch.int64).random_(0, 2**31, generator=seeds.torch())
+    return (
+        seeds.int(),
+        seeds.int(64),
+        int(seeds.numpy().bit_generator.random_raw()),
+        seeds.python().getrandbits(64),
+        int(torch_draw),
+    )
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=str)
+def test_published_vectors(vector):
+    root, path, *expected = vector
+    assert draws(at(root, path)) == tuple(expected)
+
+
+def model_word(root, path, purpose):
+    """Return the word as the documentation derives it, written a second time."""
+
+    def step(key, data):
+        return blake2b(data, key=key, digest_size=16, person=b"mlkit.seeds.v1").digest()
+
+    node = step(b"", root.to_bytes(16, "little"))
+    for part in path:
+        node = step(node, f"s{part}".encode() if isinstance(part, str) else b"i%d" % part)
+    return int.from_bytes(step(node, b"=" + purpose.encode()), "little")
+
+
+@given(ROOTS, PATHS)
+def test_a_stream_is_what_the_documentation_says(root, path):
+    seeds = at(root, path)
+    sequence = np.random.SeedSequence(model_word(root, path, "numpy"))
+    assert seeds.numpy().random() == np.random.Generator(np.random.Philox(sequence)).random()
+    assert seeds.python().random() == random.Random(model_word(root, path, "python")).random()
+    assert seeds.int(20) == model_word(root, path, "int:20") >> 108
+    words = np.random.MT19937(np.random.SeedSequence(model_word(root, path, "torch")))
+    drawn = torch.empty(3, dtype=torch.int64).random_(0, 2**16, generator=seeds.torch())
+    words.random_raw()  # NumPy gives out the last word of the first block, torch begins with the next
+    assert drawn.tolist() == (words.random_raw(3) % 2**16).tolist()
+
+
+@given(ROOTS, st.lists(PATHS, min_size=2, max_size=6), st.randoms(use_true_random=False))
+def test_the_order_of_creation_does_not_matter(root, paths, order):
+    expected = [at(root, path).numpy().bit_generator.random_raw() for path in paths]
+    numbered = list(enumerate(paths))
+    order.shuffle(numbered)
+    for position, path in numbered:
+        assert at(root, path).numpy().bit_generator.random_raw() == expected[position]
+
+
+@given(ROOTS, PATHS, PATHS)
+def test_equal_paths_and_only_they_are_equal(root, first, second):
+    one, other = at(root, first), at(root, second)
+    same = [(type(part), part) for part in first] == [(type(part), part) for part in second]
+    assert (one == other) is same
+    assert (one.int(128) == other.int(128)) is same
+    if same:
+        assert hash(one) == hash(other)
+
+
+@given(ROOTS, PATHS)
+def test_it_pickles_and_its_repr_builds_it(root, path):
+    seeds = at(root, path)
+    assert pickle.loads(pickle.dumps(seeds)) == seeds
+    assert eval(repr(seeds)) == seeds
+    assert (seeds.root, seeds.path) == (root, tuple(path))
+    assert draws(pickle.loads(pickle.dumps(seeds)))[:2] == draws(seeds)[:2]
+
+
+def test_numbers_and_names_are_different_children():
+    seeds = Seeds(1)
+    children = [
+        seeds / 1,
+        seeds / "1",
+        seeds / "i1",
+        seeds / "s1",
+        seeds / "=numpy",
+        seeds / -1,
+        seeds / 0,
+    ]
+    assert len({child.int(128) for child in children}) == len(children)
+    assert (seeds / "a" / "b").int() != (seeds / "a/b").int()
+    assert seeds / np.int64(3) == seeds / 3
+    assert Seeds(np.uint64(2**63)) == Seeds(2**63)
+
+
+def test_it_is_the_same_in_any_process_and_for_any_hash_seed():
+    code = (
+        "from mlkit.repro import Seeds; s = Seeds(42) / 'data' / 3; "
+        "print(s.int(), s.numpy().bit_generator.random_raw(), s.python().getrandbits(64))"
+    )
+    for seed in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.split() == ["3088419376", "2367453557696814503", "13387443165461421112"]
+
+
+@pytest.mark.parametrize(
+    "root", [True, False, 1.0, "7", -1, 2**128, b"7", float("nan"), [1], np.float64(3), np.bool_(True), torch.tensor(3)],
+    ids=repr,
+)  # fmt: skip
+def test_wrong_roots_are_refused(root):
+    with pytest.raises(ConfigurationError, match=r"Seeds\(root\)"):
+        Seeds(root)
+
+
+@pytest.mark.parametrize(
+    "name", [True, 1.0, None, "", b"x", ("a",), "\ud800", 2**128, -(2**127) - 1], ids=repr
+)
+def test_wrong_names_are_refused(name):
+    with pytest.raises(ConfigurationError, match="Seeds / name"):
+        Seeds(1) / name
+
+
+@pytest.mark.parametrize("bits", [0, 129, True, 8.0, None], ids=repr)
+def test_wrong_sizes_are_refused(bits):
+    with pytest.raises(ConfigurationError, match="bits"):
+        Seeds(1).int(bits)
+
+
+def test_none_takes_fresh_entropy_and_keeps_it():
+    seeds = Seeds()
+    assert seeds != Seeds()
+    assert Seeds(seeds.root) == seeds
+
+
+def test_it_cannot_be_changed():
+    seeds = Seeds(1)
+    with pytest.raises(AttributeError, match="immutable"):
+        seeds.root = 2
+    with pytest.raises(AttributeError):
+        del seeds._root
+    with pytest.raises(AttributeError):
+        seeds.extra = 1
+
+
+@given(ROOTS, st.integers(1, 128))
+def test_int_is_in_range(root, bits):
+    assert 0 <= Seeds(root).int(bits) < 2**bits
+
+
+def test_spawned_numpy_generators_repeat():
+    first, second = Seeds(3).numpy().spawn(2)[1], Seeds(3).numpy().spawn(2)[1]
+    assert first.random() == second.random()
+
+
+def test_torch_uses_more_than_32_bits_of_the_seed():
+    # torch.manual_seed(42) and torch.manual_seed(42 + 2**32) are one stream.
+    same = torch.Generator().manual_seed(42), torch.Generator().manual_seed(42 + 2**32)
+    assert torch.equal(torch.rand(4, generator=same[0]), torch.rand(4, generator=same[1]))
+    states = {
+        bytes(Seeds(root).torch().get_state().numpy()) for root in (42, 42 + 2**32, 42 + 2**64)
+    }
+    assert len(states) == 3
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ConfigurationError, match="device"):
+        Seeds(1).torch("no-such-device")
+
+
+def test_siblings_are_not_correlated():
+    seeds = Seeds(42)
+    drawn = np.stack([(seeds / index).numpy().standard_normal(256) for index in range(60)])
+    correlations = np.corrcoef(drawn)[np.triu_indices(60, 1)]
+    # 1,770 pairs of 256 draws: the standard error is 1/16, five of it is beyond chance.
+    assert np.abs(correlations).max() < 5 / 16
+    assert abs(correlations.mean()) < 0.01
+    flipped = [(seeds / index).int(64) ^ (seeds / (index + 1)).int(64) for index in range(400)]
+    assert 31 < np.mean([word.bit_count() for word in flipped]) < 33
