@@ -6,13 +6,11 @@ answers for one of them, a `ModelFlag` names a model version, and a `Rollout` br
 
 from __future__ import annotations
 
-from mlkit.flags._assign import Assignment
 from mlkit.flags._document import Change, Problem, Snapshot
-from mlkit.flags._explain import Explanation
 from mlkit.flags._flag import Details, Flag
 from mlkit.flags._flags import Flags
-from mlkit.flags._guard import ErrorRate, Guard, Latency
-from mlkit.flags._rollout import Decision, ModelFlag, Rollout
+
+TYPE_CHECKING = False  # every type checker takes it for true
 
 __all__ = [
     "Assignment",
@@ -30,3 +28,31 @@ __all__ = [
     "Rollout",
     "Snapshot",
 ]
+
+if TYPE_CHECKING:
+    from mlkit.flags._assign import Assignment
+    from mlkit.flags._explain import Explanation
+    from mlkit.flags._guard import ErrorRate, Guard, Latency
+    from mlkit.flags._rollout import Decision, ModelFlag, Rollout
+else:  # were it visible to type checkers, they would accept any misspelt name (PEP 562)
+    _MODULES = {
+        "Assignment": "_assign",
+        "Decision": "_rollout",
+        "ErrorRate": "_guard",
+        "Explanation": "_explain",
+        "Guard": "_guard",
+        "Latency": "_guard",
+        "ModelFlag": "_rollout",
+        "Rollout": "_rollout",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            from importlib import import_module
+
+            value = globals()[name] = getattr(import_module(f"mlkit.flags.{_MODULES[name]}"), name)
+            return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+
+    def __dir__() -> list[str]:
+        return __all__

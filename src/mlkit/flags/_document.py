@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mlkit._digest import digest_bytes
 from mlkit._suggest import clip, listing
 from mlkit.errors import FlagFileError
-from mlkit.flags._bucket import GENERATIONS
-from mlkit.flags._check import RuleError
-from mlkit.flags._definition import Definition, Shared, scalar_mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from mlkit.flags._definition import Definition, Shared
 
 __all__ = ["MAX_BYTES", "Change", "Document", "Problem", "Snapshot", "changed", "parse"]
 
@@ -134,6 +133,9 @@ def parse(data: bytes, source: str, last: Document | None) -> Document:
     Raises:
         FlagFileError: If the file as a whole cannot be used.
     """
+    from mlkit.flags._check import RuleError
+    from mlkit.flags._definition import Definition
+
     if len(data) > MAX_BYTES:
         raise FlagFileError(source, f"{len(data)} bytes; a flag file has at most {MAX_BYTES}")
     raw, head = _split(data, source)
@@ -205,6 +207,10 @@ def _split(data: bytes, source: str) -> tuple[dict[str, bytes], tuple[bytes, byt
 
 
 def _shared(head: tuple[bytes, bytes], source: str) -> Shared:
+    from mlkit.flags._bucket import GENERATIONS
+    from mlkit.flags._check import RuleError
+    from mlkit.flags._definition import Shared, scalar_mapping
+
     try:
         evaluators, metadata = _decode(head[0]), scalar_mapping(_decode(head[1]), "/metadata")
     except RuleError as error:
@@ -222,6 +228,8 @@ def _shared(head: tuple[bytes, bytes], source: str) -> Shared:
 def _decode(body: bytes) -> Any:
     from msgspec import DecodeError
     from msgspec.json import decode
+
+    from mlkit.flags._check import RuleError
 
     try:
         return decode(body)

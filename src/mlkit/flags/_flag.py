@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, final
 from weakref import WeakKeyDictionary
 
-from mlkit.flags._coerce import ContextError
 from mlkit.flags._scope import SCOPES, view
 from mlkit.telemetry import emit
 
@@ -303,6 +302,8 @@ class Flag(Generic[T]):
         return Details(made, name, "OVERRIDE", None, "", bound.digest, bound.metadata)
 
     def _failed(self, bound: _Bound[T] | None, error: Exception) -> Details[T]:
+        from mlkit.flags._coerce import ContextError
+
         # The text of a foreign error may quote an attribute; its type does not.
         if bound is None:
             self.errors.add()
@@ -332,4 +333,6 @@ def as_unit(unit: Any) -> str | None:
         return int.__repr__(unit)
     if type(unit).__module__ == "numpy" and hasattr(unit, "item"):
         return as_unit(unit.item())
+    from mlkit.flags._coerce import ContextError
+
     raise ContextError(f"a unit is a text or an int, not a {type(unit).__name__}")

@@ -11,7 +11,6 @@ from mlkit.errors import ConfigurationError, FlagTypeError
 from mlkit.flags._document import Change, Problem, Snapshot, encode_document, static_document
 from mlkit.flags._flag import Flag
 from mlkit.flags._kinds import BoolKind, EnumKind, JsonKind, ModelKind, NumberKind, StrKind
-from mlkit.flags._rollout import ModelFlag
 from mlkit.flags._scope import Scoped, View
 from mlkit.flags._store import Store
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from mlkit.flags._explain import Explanation
     from mlkit.flags._flag import Kind
+    from mlkit.flags._rollout import ModelFlag
 
 __all__ = ["Flags"]
 
@@ -242,6 +242,8 @@ class Flags:
             FlagTypeError: If a variant has no URI.
             ConfigurationError: If an argument is wrong.
         """
+        from mlkit.flags._rollout import ModelFlag
+
         return self._handle(ModelFlag, key, default, ModelKind())
 
     def _handle(self, form: type[F], key: builtins.str, default: Any, kind: Kind[Any]) -> F:

@@ -9,12 +9,12 @@ Ville's inequality it ever reaches `1 / alpha` with probability at most `alpha`,
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 
 from mlkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["ErrorRate", "Evidence", "Guard", "Latency", "Trial"]
 
@@ -59,8 +59,8 @@ class ErrorRate:
     """A bound on the candidate's error rate: absolute, or relative to the incumbent's.
 
     With *max_rate* the null hypothesis is "the candidate's error rate is at most `max_rate`", whatever the incumbent does.
-    The evidence is the likelihood ratio of a worse rate, averaged over several worse rates: a non-negative
-    supermartingale under the null.
+    The evidence is the likelihood ratio of a worse rate, averaged over several worse rates and over when the candidate
+    became worse: a non-negative supermartingale under the null.
 
     With *max_ratio* it is "the candidate's error rate is at most `max_ratio` times the incumbent's", whatever that is. Of
     the requests that fail, a share of `w r / (w r + 1 - w)` is then the candidate's at most, `w` being its share of the
@@ -185,12 +185,43 @@ class Guard:
 
 
 @final
-class _Above:
-    """Evidence that events of the candidate are more frequent than a limit; two counts are all it keeps."""
+class _Bets:
+    """Bets against the null, spread over how much worse the candidate is and since when.
 
-    def __init__(self, limit: float, event: Any) -> None:
+    Part of the stake is put in at the start and part after each error, `1 / ((k + 1) (k + 2))` after the `k`-th: the parts
+    add up to 1, and each grows as a non-negative supermartingale under the null, so their sum is an e-process. Without
+    the later parts a long healthy time would have to be undone before a fault that comes late is seen.
+    """
+
+    def __init__(self) -> None:
+        self._logs = [math.log(0.5)] * len(_FACTORS)
+        self._errors = 0
+
+    def win(self, gains: Sequence[float]) -> None:
+        """Take in one trial: the log likelihood ratio of each bet."""
+        self._logs = [log + gain for log, gain in zip(self._logs, gains, strict=True)]
+
+    def raise_stake(self) -> None:
+        """Put in the next part, after an error."""
+        self._errors += 1
+        part = -math.log((self._errors + 1) * (self._errors + 2))
+        self._logs = [_log_add(log, part) for log in self._logs]
+
+    def log_e(self) -> float:
+        """Return the logarithm of the e-value: what the bets are worth, and what was not put in yet."""
+        top = max(self._logs)
+        worth = top + math.log(sum(math.exp(log - top) for log in self._logs) / len(self._logs))
+        return _log_add(worth, -math.log(self._errors + 2))
+
+
+@final
+class _Above:
+    """Evidence that events of the candidate are more frequent than a limit."""
+
+    def __init__(self, limit: float, event: Callable[[Trial], bool | None]) -> None:
         self._limit, self._event = limit, event
         self._n = self._k = 0
+        self._bets = _Bets()
         odds = limit / (1.0 - limit)
         worse = [factor * odds / (1.0 + factor * odds) for factor in _FACTORS]
         self._gains = [math.log(rate / limit) for rate in worse]
@@ -198,18 +229,16 @@ class _Above:
 
     def add(self, trial: Trial) -> None:
         happened = self._event(trial) if trial.candidate else None
-        if happened is not None:
-            self._n += 1
-            self._k += bool(happened)
+        if happened is None:
+            return
+        self._n += 1
+        self._bets.win(self._gains if happened else self._losses)
+        if happened:
+            self._k += 1
+            self._bets.raise_stake()
 
     def log_e(self) -> float:
-        misses = self._n - self._k
-        return _log_mean(
-            [
-                self._k * gain + misses * loss
-                for gain, loss in zip(self._gains, self._losses, strict=True)
-            ]
-        )
+        return self._bets.log_e()
 
     def numbers(self) -> dict[str, float]:
         return {"candidate_n": self._n, "candidate_events": self._k, "limit": self._limit}
@@ -221,7 +250,7 @@ class _Ratio:
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
-        self._logs = [0.0] * len(_FACTORS)
+        self._bets = _Bets()
         self._seen = [0, 0]
         self._failed = [0, 0]
 
@@ -230,21 +259,23 @@ class _Ratio:
         if trial.ok:
             return
         self._failed[trial.candidate] += 1
-        share = trial.share
-        if not 0.0 < share < 1.0:
+        if not 0.0 < trial.share < 1.0:
             return
-        odds = self._limit * share / (1.0 - share)
+        odds = self._limit * trial.share / (1.0 - trial.share)
         null = odds / (1.0 + odds)
-        for index, factor in enumerate(_FACTORS):
-            other = factor * odds / (1.0 + factor * odds)
-            self._logs[index] += (
-                math.log(other / null)
+        gains = []
+        for factor in _FACTORS:
+            worse = factor * odds / (1.0 + factor * odds)
+            gains.append(
+                math.log(worse / null)
                 if trial.candidate
-                else math.log((1.0 - other) / (1.0 - null))
+                else math.log1p(-worse) - math.log1p(-null)
             )
+        self._bets.win(gains)
+        self._bets.raise_stake()
 
     def log_e(self) -> float:
-        return _log_mean(self._logs)
+        return self._bets.log_e()
 
     def numbers(self) -> dict[str, float]:
         return {
@@ -256,9 +287,9 @@ class _Ratio:
         }
 
 
-def _log_mean(logs: Sequence[float]) -> float:
-    top = max(logs)
-    return top + math.log(sum(math.exp(value - top) for value in logs) / len(logs))
+def _log_add(one: float, two: float) -> float:
+    high, low = (one, two) if one >= two else (two, one)
+    return high + math.log1p(math.exp(low - high))
 
 
 def _is_number(value: object) -> bool:

@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from mlkit._suggest import clip, listing
-from mlkit.flags._definition import freeze
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -84,6 +83,8 @@ class JsonKind:
 
     def accept(self, value: Any, variant: str | None, metadata: Mapping[str, Any]) -> Any:
         del variant, metadata
+        from mlkit.flags._definition import freeze
+
         frozen = freeze(value)
         if isinstance(frozen, (str, int, float)) or frozen is None:
             raise TypeError(f"expected an object or a list, got {clip(value, 40)}")

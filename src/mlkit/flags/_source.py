@@ -6,13 +6,13 @@ import os
 import threading
 import weakref
 from contextvars import copy_context
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, final
 
 from mlkit._clock import current
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = ["File", "Watcher"]
 
@@ -40,7 +40,9 @@ class File:
     """
 
     def __init__(self, path: str | os.PathLike[str], max_bytes: int) -> None:
-        self.path = Path(path)
+        from pathlib import Path  # 5 ms that a program without a flag file need not pay
+
+        self.path: Path = Path(path)
         self._max_bytes = max_bytes
         self._seen: _Signature | None = None
         self._settled = False

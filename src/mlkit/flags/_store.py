@@ -14,7 +14,6 @@ from mlkit import telemetry
 from mlkit._clock import current
 from mlkit._digest import digest_bytes
 from mlkit.errors import DegradedWarning, FlagFileError
-from mlkit.flags._check import RuleError
 from mlkit.flags._document import MAX_BYTES, Change, Document, Problem, Snapshot, changed, parse
 from mlkit.flags._source import File, Watcher
 
@@ -225,6 +224,8 @@ class Store:
         return changed(before, after, document.problems)
 
     def _build(self, document: Document) -> Snapshot:
+        from mlkit.flags._check import RuleError
+
         definitions = document.definitions
         for key, patch in self._patches.items():
             if key in definitions:
