@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mlkit.tracking import _frames
 from mlkit.tracking._folder import Folder
 from mlkit.tracking._frames import metric_values, series_keys
-from mlkit.tracking._records import walk, whole_bytes
+from mlkit.tracking._records import begin, walk
 
 if TYPE_CHECKING:
     import os
@@ -130,7 +130,9 @@ def read(run: str | os.PathLike[str]) -> RunData:
     torn = 0
     for path in folder.writers():
         series: dict[int, list[str]] = {}
+        size, end = path.stat().st_size, begin(path)
         for one in walk(path, 0):
+            end = one.end
             if one.kind == _frames.SERIES:
                 number, keys = series_keys(one.payload)
                 series[number] = keys
@@ -151,7 +153,7 @@ def read(run: str | os.PathLike[str]) -> RunData:
                     artifacts[name] = _later(artifacts.get(name), (at, content["digest"]))
                 elif one.kind == _frames.STATUS:
                     status = _later(status, (at, content["status"]))
-        torn += path.stat().st_size - whole_bytes(path)
+        torn += max(0, size - end)
     final = "KILLED" if status[1] == "RUNNING" and not alive else status[1]
     return RunData(
         *info,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Record", "RunInfo", "Tail", "count_from", "param_text", "walk", "whole_bytes"]
+__all__ = ["Record", "RunInfo", "Tail", "begin", "count_from", "param_text", "walk"]
 
 _CHUNK = 64 << 10
 _JSON_KINDS = {_frames.PARAMS: "param", _frames.TAGS: "tag"}
@@ -142,21 +142,18 @@ def count_from(path: Path, offset: int) -> int:
     return sum(count_records(one) for one in walk(path, offset))
 
 
-def whole_bytes(path: Path) -> int:
-    """Return how many bytes of a file are whole frames."""
-    end = 0
-    for one in walk(path, 0):
-        end = one.end
-    return end or len(_frames.MAGIC)
+def begin(path: Path) -> int:
+    """Return where the first frame of a file begins: 0 if it is no journal."""
+    with path.open("rb") as file:
+        return len(_frames.MAGIC) if file.read(len(_frames.MAGIC)) == _frames.MAGIC else 0
 
 
 def walk(path: Path, offset: int) -> Iterator[_frames.Frame]:
     """Yield the whole frames of a file from *offset* on, reading in pieces."""
+    offset = offset or begin(path)
+    if not offset:
+        return
     with path.open("rb") as file:
-        if not offset:
-            if file.read(len(_frames.MAGIC)) != _frames.MAGIC:
-                return
-            offset = len(_frames.MAGIC)
         chunk = _CHUNK
         while True:
             file.seek(offset)

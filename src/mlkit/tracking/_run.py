@@ -56,10 +56,12 @@ class Run:
         sinks: Sequence[str],
         durability: str,
         shipper: Shipper,
+        *,
+        nested: bool = False,
     ) -> None:
         self._folder, self._info, self._sinks = folder, info, tuple(sinks)
         self._keys = tuple(sink_key(uri) for uri in sinks)
-        self._durability, self._shipper = durability, shipper
+        self._durability, self._shipper, self._nested = durability, shipper, nested
         self._journal = Journal(info.id, folder.journal, durability)
         self._params: dict[str, Any] = {}
         self._owner = os.getpid()
@@ -257,7 +259,7 @@ class Run:
         info, folder = _new_folder(
             self._folder.children, self.experiment, name, self.id, self._sinks
         )
-        run = Run(folder, info, self._sinks, self._durability, self._shipper)
+        run = Run(folder, info, self._sinks, self._durability, self._shipper, nested=True)
         run._start({})
         self._shipper.wake_children(folder)
         return run
@@ -306,7 +308,7 @@ class Run:
                 self._journal.add(_frames.STATUS, {"status": status}, 1)
             self._journal.close()
         delivery = self.flush(timeout)
-        if os.getpid() == self._owner and self._info.parent is None:
+        if not self._nested:
             self._shipper.let_go()
         if not delivery.complete and self._sinks:
             telemetry.emit(
@@ -342,7 +344,8 @@ class Run:
         if journal is None or journal.closed or os.getpid() != self._owner:
             return
         journal.close()
-        self._shipper.let_go()
+        if not self._nested:
+            self._shipper.let_go()
         message = f"run {self.id} was left open and counts as killed; use `with start_run(...)` or close it"
         warnings.warn(message, TrackingWarning, stacklevel=2)
 

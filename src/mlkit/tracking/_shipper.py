@@ -228,8 +228,10 @@ def sync(
     deadline = current().monotonic() + seconds
     for thread in threads:
         thread.start()
+    pause = 0.005
     while any(thread.is_alive() for thread in threads) and current().monotonic() < deadline:
-        current().sleep(0.01)
+        current().sleep(pause)
+        pause = min(2 * pause, 0.05)
     for lane in lanes:
         lane.stop()
     each = {str(folder.path): delivery_of(folder, uris, keys) for folder in root.family()}

@@ -1,0 +1,266 @@
+"""MLflow holds what was logged: exactly, once, whatever was killed on the way."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlkit._digest import digest_bytes
+from mlkit.errors import ConfigurationError, MissingDependencyError, SinkRejectedError
+from mlkit.integrations.mlflow import MlflowSink
+from mlkit.testing._sinks import SinkContract, StoredRun
+from mlkit.tracking import RunInfo, start_run, sync
+
+mlflow = pytest.importorskip("mlflow")
+
+OWN_TAGS = re.compile(r"mlkit\.|mlflow\.")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    """A migrated database, which costs seconds to make and nothing to copy."""
+    path = tmp_path_factory.mktemp("mlflow") / "template.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def database(template, tmp_path) -> Path:
+    path = tmp_path / "mlflow.db"
+    shutil.copy(template, path)
+    return path
+
+
+def client_of(database: Path):
+    return mlflow.MlflowClient(f"sqlite:///{database}")
+
+
+def run_of(client, run_id: str):
+    every = [experiment.experiment_id for experiment in client.search_experiments()]
+    (found,) = client.search_runs(every, f"tags.`mlkit.run_id` = '{run_id}'")
+    return found
+
+
+def points_of(client, run, key: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
+
+
+class TestMlflow(SinkContract):
+    @pytest.fixture(autouse=True)
+    def _database(self, template, tmp_path):
+        shutil.copy(template, tmp_path / "mlflow.db")
+
+    def make_sink(self, place):
+        return MlflowSink(f"sqlite:///{place}/mlflow.db")
+
+    def stored(self, place, run: RunInfo) -> StoredRun:
+        client = client_of(place / "mlflow.db")
+        found = run_of(client, run.id)
+        metrics = [
+            (key, step, value)
+            for key in found.data.metrics
+            for step, value in points_of(client, found, key)
+        ]
+        for tag, value in found.data.tags.items():
+            if match := re.fullmatch(r"mlkit\.nonfinite\.(.*)\.(-?\d+)\.\d+", tag):
+                metrics.append((match[1], int(match[2]), float(value)))
+        tags = {key: value for key, value in found.data.tags.items() if not OWN_TAGS.match(key)}
+        artifacts = dict(self._artifacts(client, found.info.run_id, None))
+        return StoredRun(metrics, found.data.params, tags, artifacts, found.info.status)
+
+    def _artifacts(self, client, run_id, folder):
+        for entry in client.list_artifacts(run_id, folder):
+            if entry.is_dir:
+                yield from self._artifacts(client, run_id, entry.path)
+            else:
+                local = client.download_artifacts(run_id, entry.path)
+                yield entry.path, digest_bytes(Path(local).read_bytes())
+
+
+def test_a_killed_training_is_delivered_exactly_once(database, tmp_path):
+    code = """
+        import os, sys
+        from mlkit.tracking import start_run
+        run = start_run("killed", root=sys.argv[1], sinks=["mlflow:sqlite:///" + sys.argv[2]],
+                        shipper="none")
+        run.log_params({"lr": 0.1})
+        run.log_artifact(b"weights", name="model/w.bin")
+        print(run.dir, flush=True)
+        for step in range(10**9):
+            run.log_metrics({"loss": 0.5, "acc": step / 3}, step=step // 2)
+            os.write(1, f"{step}\\n".encode())
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), tmp_path / "runs", database],
+        stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    run_dir = Path(process.stdout.readline().strip())
+    for _ in range(1500):
+        process.stdout.readline()
+    os.killpg(process.pid, signal.SIGKILL)
+    acknowledged = 1500 + len(process.communicate()[0].split())
+
+    delivery = sync(run_dir, timeout=100)
+    assert delivery.complete
+    next(run_dir.glob("sinks/*/cursor.json")).unlink()  # as if killed before it was written
+    assert sync(run_dir, timeout=100) == delivery
+
+    client = client_of(database)
+    run = run_of(client, run_dir.name)
+    losses = sorted(points_of(client, run, "loss"))
+    assert len(losses) in (acknowledged, acknowledged + 1)
+    assert losses == [(step // 2, 0.5) for step in range(len(losses))]  # equal points, too
+    accuracies = sorted(points_of(client, run, "acc"))
+    assert accuracies == [(step // 2, step / 3) for step in range(len(losses))]
+    assert (run.info.status, run.data.params) == ("KILLED", {"lr": "0.1"})
+    local = client.download_artifacts(run.info.run_id, "model/w.bin")
+    assert Path(local).read_bytes() == b"weights"
+    assert run.info.artifact_uri.startswith((database.parent / "mlartifacts").as_uri())
+
+
+def test_a_run_arrives_through_the_shipper_process(database, tmp_path):
+    code = """
+        import sys
+        from mlkit.tracking import start_run
+        with start_run("digits", root=sys.argv[1], sinks=["mlflow:sqlite:///mlflow.db"],
+                       name="first", tags={"seed": 3}) as run:
+            run.log_params({"lr": 0.1, "net": {"depth": 3}})
+            with run.child("fold") as child:
+                child.log_metric("a", 1.5)
+                child.close(timeout=100)
+            for step in range(10):
+                run.log_metrics({"loss": 1 / (step + 1)}, step=step)
+            run.log_artifact(b"{}", name="report/summary.json")
+            assert run.close(timeout=100).complete
+        assert "mlflow" not in sys.modules
+        print(run.id, child.id, child.flush(100).complete)
+    """
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), tmp_path / "runs"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    run_id, child_id, complete = process.stdout.split()
+    assert complete == "True"
+    client = client_of(database)
+    run, child = run_of(client, run_id), run_of(client, child_id)
+    assert run.data.params == {"lr": "0.1", "net.depth": "3"}
+    assert points_of(client, run, "loss") == [(step, 1 / (step + 1)) for step in range(10)]
+    assert (run.info.run_name, run.info.status, run.data.tags["seed"]) == ("first", "FINISHED", "3")
+    assert client.list_artifacts(run.info.run_id, "report")[0].path == "report/summary.json"
+    assert child.data.tags["mlflow.parentRunId"] == run.info.run_id
+    assert child.data.metrics == {"a": 1.5}
+
+
+def test_one_bad_record_takes_no_other_along(database, tmp_path):
+    with start_run("poison", root=tmp_path / "runs") as run:
+        run.log_params({"lr": 0.1})
+        for step in range(300):
+            run.log_metrics({"loss": step}, step=step)
+    uri = f"mlflow:sqlite:///{database}"
+    assert sync(run.dir, sinks=[uri]).complete
+    client = client_of(database)
+    mlflow_id = run_of(client, run.id).info.run_id
+    client.log_param(mlflow_id, "depth", "another value")
+    with start_run("poison", root=tmp_path / "runs", resume=run.id) as again:
+        again.log_params({"depth": 3, "width": 8})
+        for step in range(300, 600):
+            again.log_metrics({"loss": step}, step=step)
+    delivery = sync(run.dir, sinks=[uri])
+    assert (delivery.pending, delivery.dead_lettered) == (0, 1)
+    found = run_of(client, run.id)
+    assert found.data.params == {"lr": "0.1", "depth": "another value", "width": "8"}
+    assert points_of(client, found, "loss") == [(step, step) for step in range(600)]
+    (dead,) = run.dir.glob("sinks/*/dead.jsonl")
+    assert "depth" in dead.read_text()
+
+
+def test_long_and_strange_texts_are_kept_whole(database, tmp_path):
+    long = "é" * 3000 + "x" * 9000
+    with start_run("texts", root=tmp_path / "runs") as run:
+        run.log_params({"long": long, "fits": "y" * 6000, "surrogate": "\ud800", "empty": ""})
+        run.set_tags({"note": long, "bad@key": "v", "k" * 400: "w"})
+    assert sync(run.dir, sinks=[f"mlflow:sqlite:///{database}"]).complete
+    client = client_of(database)
+    found = run_of(client, run.id)
+    params, tags = found.data.params, found.data.tags
+    assert params["fits"] == "y" * 6000
+    assert (params["surrogate"], params["empty"]) == ("\\ud800", "")
+    for text, limit in ((params["long"], 6000), (tags["note"], 5000)):
+        note = re.search(r"\[12000 characters, (sha256:\w+), whole in (.+)\]$", text)
+        assert len(text) == limit
+        whole = client.download_artifacts(found.info.run_id, note[2])
+        assert Path(whole).read_text(encoding="utf-8") == long
+        assert note[1] == digest_bytes(long.encode())
+    originals = {value for key, value in tags.items() if key.startswith("mlkit.key.")}
+    assert originals == {"bad@key", "k" * 400}
+
+
+def test_an_experiment_that_was_deleted_is_said_and_can_be_mended(database, tmp_path):
+    client = client_of(database)
+    experiment = client.create_experiment("gone")
+    client.delete_experiment(experiment)
+    with start_run("gone", root=tmp_path / "runs") as run:
+        run.log_metric("loss", 1)
+    uri = f"mlflow:sqlite:///{database}"
+    delivery = sync(run.dir, sinks=[uri])
+    assert (delivery.pending, delivery.dead_lettered) == (3, 0)
+    assert "was deleted" in delivery.reason
+    client.restore_experiment(experiment)
+    assert sync(run.dir, sinks=[uri]).complete
+
+
+names = st.text(max_size=20).filter(bool) | st.text("ab/. @#%[]", min_size=1, max_size=8)
+
+
+@given(names=st.lists(names | st.text("x", min_size=240, max_size=300), unique=True, max_size=8))
+def test_different_names_stay_different_and_mlflow_takes_them(names):
+    from mlflow.utils.validation import _validate_metric_name, _validate_tag_name
+
+    from mlkit.integrations.mlflow import _safe_key
+
+    keys = [_safe_key(name) for name in names]
+    assert len(set(keys)) == len(names)
+    everything = {*names, *keys}  # also when a user gives the very name that another was mapped to
+    assert len({_safe_key(name) for name in everything}) == len(everything)
+    for key in keys:
+        _validate_metric_name(key)
+        _validate_tag_name(key)
+        assert len(key) <= 250
+
+
+@pytest.mark.parametrize("uri", ["", "sqlite", "file:///tmp/mlruns", 3, None])
+def test_what_is_no_tracking_uri_is_refused(uri):
+    with pytest.raises(ConfigurationError, match="MlflowSink"):
+        MlflowSink(uri)
+
+
+def test_a_missing_mlflow_is_said_before_the_run_starts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(MissingDependencyError, match=r"mlkit-blocks\[mlflow\]"):
+        start_run("x", root=tmp_path / "runs", sinks=["mlflow:sqlite:///a.db"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_values_of_one_param_in_a_batch_are_refused(database, tmp_path):
+    from mlkit.tracking import Record
+
+    sink = MlflowSink(f"sqlite:///{database}")
+    sink.open(RunInfo("20260102-030405-00000000", "x", "x", None, 0.0))
+    with pytest.raises(SinkRejectedError, match="two values"):
+        sink.send([Record("1", "param", "a", "1"), Record("2", "param", "a", "2")])
+    sink.send([Record("3", "metric", "m", -math.inf, step=4, time=1.5)])
+    tags = client_of(database).get_run(sink.run_id).data.tags
+    assert tags["mlkit.nonfinite.m.4.1500"] == "-inf"
+    sink.close()
