@@ -54,7 +54,7 @@ def spec_of(built: object) -> Spec:
         RegistryError: If `build` did not make it, or made it with live arguments that no spec can hold.
 
     Example:
-        >>> from mlkit.registry import Registry
+        >>> from mlkit.registry import Registry, spec_of
         >>> models = Registry("models")
         >>> @models.register("mlp")
         ... class MLP:

@@ -147,6 +147,8 @@ class Checker:
         message = f"{planned.entry.ref} has no argument {clip(name, 60)!r}"
         if near:
             message += did_you_mean(name, known)
+        elif planned.plan.unsigned:
+            message += " that a spec could name, because Python knows no signature of it; wrap it in a function"
         elif planned.plan.closed_kwargs:
             message += f" of its own; it has {listing(known)}, and what only **kwargs takes is not accepted"
         else:

@@ -50,6 +50,7 @@ def describe_entry(
         aliases = texts(where.format("aliases=..."), aliases)
         for alias in aliases:
             check_name(where.format("aliases=..."), alias)
+        aliases = dict.fromkeys(alias for alias in aliases if alias != name)
     if meta is not NOTHING:
         meta = _check_meta(where, meta)
     entry = Entry(

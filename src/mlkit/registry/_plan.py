@@ -55,21 +55,36 @@ class Plan:
         parameters: By name, in the order of the signature.
         required: Names without a default.
         open: Whether any name is taken: the factory declares `**kwargs` and no name of its own.
+        unsigned: Whether Python knows no signature of it, so that it can be built without arguments only.
         closed_kwargs: Whether it declares `**kwargs` besides names of its own; what they would swallow is refused.
         positional: Names of positional-only parameters.
         validator: Checks the plain arguments.
     """
 
-    __slots__ = ("closed_kwargs", "open", "parameters", "positional", "required", "validator")
+    __slots__ = (
+        "closed_kwargs",
+        "open",
+        "parameters",
+        "positional",
+        "required",
+        "unsigned",
+        "validator",
+    )
 
     def __init__(
-        self, parameters: dict[str, Parameter], validator: Validator, *, takes_any: bool
+        self,
+        parameters: dict[str, Parameter],
+        validator: Validator,
+        *,
+        takes_any: bool,
+        unsigned: bool = False,
     ) -> None:
         self.parameters = parameters
         self.required = tuple(p.name for p in parameters.values() if p.required)
         self.positional = tuple(p.name for p in parameters.values() if p.positional)
         self.open = takes_any and not parameters
         self.closed_kwargs = takes_any and bool(parameters)
+        self.unsigned = unsigned
         self.validator = validator
 
     def call(self, factory: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -88,15 +103,14 @@ def make_plan(registry: str, entry: Entry, factory: Callable[..., Any]) -> Plan:
     """Read the signature of *factory*.
 
     Raises:
-        EntryError: If it has none, or one that `build` cannot serve.
+        EntryError: If it has a parameter called `type`.
     """
     import inspect
 
     try:
         signature = inspect.signature(factory)
-    except (TypeError, ValueError) as error:
-        reason = f"it has no signature to check a spec against: {error}; wrap it in a function"
-        raise EntryError(registry, entry.ref, target=entry.target, reason=reason) from error
+    except (TypeError, ValueError):  # some classes written in C, and what inherits from them
+        return Plan({}, Validator({}), takes_any=False, unsigned=True)
     parameters: dict[str, Parameter] = {}
     annotations: dict[str, Any] = {}
     takes_any = False

@@ -78,7 +78,8 @@ def _annotated(annotation: Any) -> Shape | None:
         raise UnsupportedError(f"{annotation} names two registries")
     kind = annotation.__origin__
     plain = get_origin(kind) or kind
-    return Node(found[0], plain if isinstance(plain, type) and plain is not object else None)
+    is_class = isinstance(plain, type) and plain is not object and plain is not Any
+    return Node(found[0], plain if is_class else None)
 
 
 def _union(annotation: Any, args: tuple[Any, ...]) -> Shape | None:

@@ -104,7 +104,8 @@ def _parse_yaml(name: str, text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise _syntax(name, line, column, error.problem or str(error.context)) from None
+        says = ": ".join(part for part in (error.context, error.problem) if part)
+        raise _syntax(name, line, column, says) from None
     except yaml.YAMLError as error:
         raise _syntax(name, 1, 1, str(error)) from None
     except RecursionError:
@@ -181,6 +182,12 @@ def _dumper() -> Any:
         def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 - PyYAML's signature
             return True
 
+    def text(dumper: Any, value: str) -> Any:
+        # PyYAML folds a next-line character in single quotes away; in double quotes it escapes what is not printable.
+        style = None if value.isprintable() else '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
     for tag, (pattern, first) in _CORE.items():
         Dumper.add_implicit_resolver(tag, re.compile(pattern), list(first))
     return Dumper

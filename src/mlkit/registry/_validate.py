@@ -107,7 +107,10 @@ class Validator:
                     mismatches += _mismatches(value, own)
                     continue
             except ValidationError as error:
-                mismatches += _mismatches(value, _rows(error))
+                rows = _rows(error)
+                # Where a live object is wanted, pydantic speaks of its own schemas; the first verdict is the plain one.
+                alive = any(row["type"] == "needs_python_object" for row in rows)
+                mismatches += _mismatches(value, own if alive else rows)
                 continue
             everything[name] = made[name]
             result[name] = made[name] if name in failed else _kept(value, made[name], keep=keep)

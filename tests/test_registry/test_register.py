@@ -1,0 +1,471 @@
+"""Registering: names, versions, aliases, owners, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+import sys
+import types
+from typing import Protocol, runtime_checkable
+
+import pytest
+
+from mlkit.errors import ConfigurationError, DuplicateNameError, EntryError, UnknownNameError
+from mlkit.registry import Registry
+
+
+class Thing:
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+
+
+class Sub(Thing):
+    pass
+
+
+def things() -> Registry[Thing]:
+    return Registry("things", Thing)
+
+
+def test_the_decorator_returns_what_it_decorates():
+    reg = things()
+    assert reg.register("thing")(Thing) is Thing
+    assert reg.register(Sub) is Sub
+    assert reg["thing"] is Thing
+    assert list(reg) == ["Sub", "thing"]
+    assert len(reg) == 2
+
+
+def test_the_name_defaults_to_that_of_the_object():
+    reg = things()
+
+    @reg.register()
+    def small() -> Thing:
+        return Thing(1)
+
+    assert reg.create("small").size == 1
+    with pytest.raises(ConfigurationError, match="a name"):
+        reg.register()(lambda: Thing())
+    with pytest.raises(ConfigurationError, match="a name"):
+        reg.register()(functools.partial(Thing, 2))
+
+
+def test_an_entry_says_all_that_was_said():
+    reg = things()
+    reg.register(
+        "thing",
+        version=3,
+        aliases=["t", "thingy"],
+        tags={"x"},
+        meta={"paper": "none"},
+        requires=["numpy"],
+        priority=2.5,
+    )(Thing)
+    entry = reg.entry("t")
+    assert (entry.name, entry.version, entry.ref) == ("thing", 3, "thing@3")
+    assert entry.aliases == ("t", "thingy")
+    assert entry.tags == {"x"}
+    assert entry.meta == {"paper": "none"}
+    assert entry.requires == ("numpy",)
+    assert entry.priority == 2.5
+    assert entry.deprecated is None
+    assert entry.imported
+    assert entry.target.endswith(":Thing")
+    assert entry.source.rpartition(":")[2].isdigit()
+    with pytest.raises(AttributeError, match="immutable"):
+        entry.name = "other"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        entry.meta["paper"] = "changed"  # type: ignore[index]
+
+
+def test_the_newest_version_that_is_not_deprecated_is_meant():
+    reg = things()
+    for version in (2, 10, 1):
+        reg.register("t", version=version)(functools.partial(Thing, version))
+    reg.register("t", version=11, deprecated="use t@10")(functools.partial(Thing, 11))
+    assert reg.create("t").size == 10
+    assert reg.create("t@2").size == 2
+    assert reg.list("*", versions=True) == ["t@1", "t@2", "t@10"]
+    assert reg.list("*", versions=True, deprecated=True)[-1] == "t@11"
+    with pytest.warns(
+        FutureWarning, match=r"t@11 of registry 'things' is deprecated: use t@10"
+    ) as w:
+        assert reg.create("t@11").size == 11
+    assert w[0].filename == __file__
+    with pytest.warns(FutureWarning) as w:
+        reg.build("t@11")
+    assert w[0].filename == __file__
+    with pytest.warns(FutureWarning) as w:
+        reg["t@11"]
+    assert w[0].filename == __file__
+
+
+def test_if_all_are_deprecated_the_newest_is_meant_and_warns():
+    reg = things()
+    reg.register("t", version=1, deprecated="gone")(functools.partial(Thing, 1))
+    reg.register("t", version=2, deprecated="gone")(functools.partial(Thing, 2))
+    with pytest.warns(FutureWarning):
+        assert reg.create("t").size == 2
+    assert reg.list() == []
+    assert reg.list(deprecated=True) == ["t"]
+    assert list(reg) == ["t"]
+
+
+def test_two_owners_of_one_name_raise_and_name_both():
+    reg = things()
+    reg.register("t")(Thing)
+    with pytest.raises(DuplicateNameError) as caught:
+        reg.register("t")(Sub)
+    text = str(caught.value)
+    assert ":Thing" in text
+    assert ":Sub" in text
+    assert "replace=True" in text
+    assert reg["t"] is Thing
+    reg.register("t", replace=True)(Sub)
+    assert reg["t"] is Sub
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.name) == (text, "t@1")
+
+
+def test_running_a_definition_again_replaces_it():
+    reg = things()
+    made = []
+    for size in (1, 2):
+
+        @reg.register("cell", aliases=["a", "b"] if size == 1 else ["b"])
+        class Cell(Thing):
+            value = size
+
+        made.append(Cell)
+    assert reg["cell"] is made[1]
+    assert reg["b"] is made[1]
+    assert "a" not in reg
+
+
+def test_a_reloaded_module_replaces_its_own(tmp_path, monkeypatch):
+    import importlib
+
+    monkeypatch.syspath_prepend(tmp_path)
+    reg = things()
+    hub = types.ModuleType("registry_hub_for_reload")
+    hub.reg, hub.Thing = reg, Thing
+    monkeypatch.setitem(sys.modules, hub.__name__, hub)
+    (tmp_path / "reloaded_things.py").write_text(
+        "from registry_hub_for_reload import reg, Thing\n"
+        "@reg.register('one')\nclass One(Thing): pass\n"
+        "reg.register('two')(lambda: Thing(2))\n"
+    )
+    module = importlib.import_module("reloaded_things")
+    first = module.One
+    importlib.reload(module)
+    assert reg["one"] is module.One is not first
+    assert reg.create("two").size == 2
+    sys.modules.pop("reloaded_things")
+
+
+def test_lambdas_of_different_places_are_different_owners():
+    reg = things()
+    reg.register("l")(lambda: Thing(1))
+    with pytest.raises(DuplicateNameError):
+        reg.register("l")(lambda: Thing(2))
+    assert reg.create("l").size == 1
+
+
+def test_aliases_mean_one_name():
+    reg = things()
+    reg.register("a", aliases=["x"])(Thing)
+    with pytest.raises(DuplicateNameError):
+        reg.register("b", aliases=["x"])(Sub)
+    with pytest.raises(DuplicateNameError):
+        reg.register("b", aliases=["a"])(Sub)
+    with pytest.raises(DuplicateNameError):
+        reg.register("x")(Sub)
+    assert list(reg) == ["a"]  # a refused registration leaves nothing behind
+    reg.register("a", version=2)(Sub)
+    assert reg["x"] is Sub
+    assert reg["x@1"] is Thing
+    assert "x" in reg
+    assert "x@2" in reg
+    assert "x@3" not in reg
+    reg.register("x", replace=True)(Sub)
+    assert reg.entry("x").name == "x"
+
+
+def test_lazy_imports_on_first_use_only(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "lazy_one.py").write_text(
+        "class Outer:\n    class Inner(dict): pass\nnot_callable = 3\n"
+    )
+    reg = Registry("dicts", dict)
+    reg.lazy("inner", "lazy_one:Outer.Inner", tags=["nested"])
+    assert "inner" in reg
+    assert reg.list("*", tag="nested") == ["inner"]
+    assert not reg.entry("inner").imported
+    assert "missing" not in reg
+    with pytest.raises(UnknownNameError):
+        reg.create("iner")
+    assert "lazy_one" not in sys.modules
+    assert reg.create("inner", a=1) == {"a": 1}
+    assert reg["inner"] is sys.modules["lazy_one"].Outer.Inner
+    sys.modules.pop("lazy_one")
+
+
+def test_a_broken_target_raises_when_asked_for_and_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    reg = things()
+    file = tmp_path / "lazy_broken.py"
+    file.write_text("raise RuntimeError('no device')\n")
+    reg.lazy("broken", "lazy_broken:Make")
+    reg.lazy("absent", "no_such_package_here.sub:Make")
+    reg.lazy("attribute", "json:dump_s")
+    reg.lazy("number", "math:pi")
+    reg.lazy("wrong", "json:JSONDecoder")
+    reg.lazy("needy", "lazy_needy:Make", requires=["timm>=1"])
+    (tmp_path / "lazy_needy.py").write_text("import not_installed_at_all\n")
+    expected = {
+        "broken": "RuntimeError: no device",
+        "absent": "there is no module 'no_such_package_here'",
+        "attribute": "did you mean 'dumps'",
+        "number": "cannot be called",
+        "wrong": "not a subclass",
+        "needy": "pip install timm>=1",
+    }
+    for name, text in expected.items():
+        with pytest.raises(EntryError) as caught:
+            reg.create(name)
+        assert text in str(caught.value)
+        assert isinstance(caught.value, ImportError)
+    sys.modules.pop("lazy_broken", None)
+    file.write_text(
+        "def Make(size: int = 7):\n    import sys\n    return sys.modules['thing_home'].Thing(size)\n"
+    )
+    home = types.ModuleType("thing_home")
+    home.Thing = Thing
+    monkeypatch.setitem(sys.modules, "thing_home", home)
+    import importlib
+
+    importlib.invalidate_caches()
+    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+    try:
+        assert reg.create("broken").size == 7  # a failed import was not remembered
+    finally:
+        sys.dont_write_bytecode = before
+        sys.modules.pop("lazy_broken", None)
+
+
+def test_lazy_and_the_decorator_in_its_module_are_one_owner(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    reg = things()
+    hub = types.ModuleType("registry_hub_for_lazy")
+    hub.reg, hub.Thing = reg, Thing
+    monkeypatch.setitem(sys.modules, hub.__name__, hub)
+    (tmp_path / "lazy_decorated.py").write_text(
+        "from registry_hub_for_lazy import reg, Thing\n@reg.register('d')\nclass D(Thing): pass\n"
+    )
+    reg.lazy("d", "lazy_decorated:D")
+    assert type(reg.create("d")) is reg["d"] is sys.modules["lazy_decorated"].D
+    assert reg.entry("d").imported
+    sys.modules.pop("lazy_decorated")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a@1", "*", "a?", "a[0]", "a\n", "x" * 201, 3, b"a"])
+def test_bad_names_are_refused(name):
+    reg = things()
+    with pytest.raises(ConfigurationError):
+        reg.register(name)(Thing) if isinstance(name, str) else reg.lazy(name, "a:b")
+    with pytest.raises(ConfigurationError):
+        reg.lazy(name, "a:b")
+    with pytest.raises(ConfigurationError):
+        Registry(name)
+    assert len(reg) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"version": 0},
+        {"version": True},
+        {"version": 1.0},
+        {"version": "1"},
+        {"aliases": "abc"},
+        {"aliases": ["a b"]},
+        {"aliases": 3},
+        {"tags": "vision"},
+        {"tags": [""]},
+        {"meta": {1: 2}},
+        {"meta": "x"},
+        {"requires": "timm"},
+        {"deprecated": ""},
+        {"deprecated": True},
+        {"when": "always"},
+        {"priority": float("nan")},
+        {"priority": True},
+        {"priority": "high"},
+    ],
+)
+def test_bad_options_are_refused(options):
+    reg = things()
+    with pytest.raises(ConfigurationError):
+        reg.register("t", **options)(Thing)
+    with pytest.raises(ConfigurationError):
+        reg.lazy("t", "a:b", **options)
+    assert "t" not in reg
+
+
+def test_what_cannot_be_held_is_refused():
+    reg = things()
+    with pytest.raises(ConfigurationError, match="subclass of"):
+        reg.register("d")(dict)
+    with pytest.raises(ConfigurationError, match="class or function"):
+        reg.register("d")(3)
+
+    def typed(type: str) -> Thing: ...
+    def wrong() -> None: ...
+    def text() -> str: ...
+
+    wrong.__annotations__["return"] = None
+    text.__annotations__["return"] = str
+    with pytest.raises(ConfigurationError, match="'type'"):
+        reg.register("typed")(typed)
+    for function in (wrong, text):
+        with pytest.raises(ConfigurationError, match="returns a"):
+            reg.register("f")(function)
+    for target in ("os", "os.system", "os:", ":system", "os:system()", "../x:y", 3):
+        with pytest.raises(ConfigurationError):
+            reg.lazy("t", target)
+    assert len(reg) == 0
+
+
+def test_the_base_may_be_a_protocol_or_several_classes():
+    @runtime_checkable
+    class Sized(Protocol):
+        size: int
+
+    class Loose(Protocol):
+        size: int
+
+    reg = Registry("sized", Sized)
+    reg.register("t")(Thing)
+    reg.register("d")(dict)
+    assert reg.create("t").size == 1
+    with pytest.raises(EntryError, match="returned a dict"):
+        reg.create("d")
+    with pytest.raises(ConfigurationError, match="runtime_checkable"):
+        Registry("loose", Loose)
+    both = Registry("both", (dict, Thing))
+    both.register("d")(dict)
+    both.register("t")(Thing)
+    for base in ((), 3, "dict", (dict, 3)):
+        with pytest.raises(ConfigurationError):
+            Registry("bad", base)
+    with pytest.raises(ConfigurationError):
+        Registry("bad", entry_points="")
+
+
+def test_the_result_of_a_function_is_checked_every_time():
+    reg = things()
+    answers = iter([Thing(), 3])
+    reg.register("f")(lambda: next(answers))
+    assert isinstance(reg.create("f"), Thing)
+    with pytest.raises(EntryError, match="returned a int"):
+        reg.create("f")
+
+
+def test_listing_is_natural_and_filtered():
+    reg = things()
+    for depth in (101, 18, 50):
+        reg.lazy(f"resnet{depth}", "a:b", tags=["vision"], meta={"depth": depth})
+    reg.lazy("bert", "a:b", tags=["text"])
+    assert reg.list() == ["bert", "resnet18", "resnet50", "resnet101"]
+    assert reg.list("RES*") == []
+    assert reg.list(["b*", "*18"]) == ["bert", "resnet18"]
+    assert reg.list("*", exclude="resnet*") == ["bert"]
+    assert reg.list(tag="vision", where=lambda entry: entry.meta["depth"] > 40) == [
+        "resnet50",
+        "resnet101",
+    ]
+    assert list(reg) == reg.list()
+    with pytest.raises(ConfigurationError):
+        reg.list(3)  # type: ignore[arg-type]
+
+
+def test_create_takes_handles():
+    reg = things()
+    reg.register("t")(Thing)
+    assert reg.create(Thing, size=4).size == 4
+    assert reg.create(Thing, 5).size == 5
+    with pytest.raises(UnknownNameError, match="Sub"):
+        reg.create(Sub)
+    for wrong in (3, None, [], {}):
+        with pytest.raises(ConfigurationError):
+            reg.create(wrong)
+
+    class Unhashable:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self) -> Thing:
+            return Thing(9)
+
+    factory = Unhashable()
+    reg.register("u")(factory)
+    assert reg.create(factory).size == 9
+    assert reg.create(factory).size == 9
+
+
+def test_misses_are_helpful_and_short():
+    reg = things()
+    for number in range(3000):
+        reg.lazy(f"layer_{number}", "a:b")
+    with pytest.raises(UnknownNameError) as caught:
+        reg.create("layer_29999")
+    assert caught.value.suggestions
+    assert len(str(caught.value)) <= 600
+    assert isinstance(caught.value, KeyError)
+    with pytest.raises(UnknownNameError, match="imported"):
+        reg.create("Q" * 500)
+    reg.register("v", version=2)(Thing)
+    with pytest.raises(UnknownNameError, match="v@2"):
+        reg.create("v@1")
+    for wrong in (
+        "v@",
+        "v@0",
+        "v@-1",
+        "v@02",
+        "v@٢",
+        "v@1.0",
+        "@1",
+        "",
+        "v@" + "9" * 5000,
+        "v@1@1",
+    ):
+        assert wrong not in reg
+        with pytest.raises(UnknownNameError):
+            reg.create(wrong)
+    with pytest.raises(ConfigurationError):
+        reg[3]  # type: ignore[index]
+    with pytest.raises(ConfigurationError):
+        reg.entry(3)  # type: ignore[arg-type]
+    assert 3 not in reg
+    assert [] not in reg
+
+
+def test_iteration_survives_a_registration():
+    reg = things()
+    reg.lazy("a", "x:y")
+    reg.lazy("c", "x:y")
+    seen = []
+    for name in reg:
+        reg.lazy(f"{name}2", "x:y")
+        seen.append(name)
+    assert seen == ["a", "c"]
+
+
+def test_a_registry_is_copied_by_reference_and_never_pickled():
+    reg = things()
+    assert copy.deepcopy([reg])[0] is reg
+    assert copy.copy(reg) is reg
+    assert reg
+    assert "things" in repr(reg)
+    with pytest.raises(TypeError, match="import its module"):
+        pickle.dumps(reg)

@@ -1,0 +1,238 @@
+"""Specs as values and as text: round trips, digests, and what text is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlkit.errors import ConfigurationError, SpecError
+from mlkit.registry import Spec
+from mlkit.testing.strategies import json_values
+
+awkward_text = st.sampled_from(
+    ["no", "on", "1e-3", "0o17", "0x1F", "1_000", "12:30", "~", "null", "", " ", "<<", "=", "2026-01-02", ".inf", "-", "#",
+     "a: b", "'", '"', "\n", "\t", "\x85", "\u2028", "\ufeff", "é", "🙂", "!!python/object:os.system", "&a", "*a", "true"]
+)  # fmt: skip
+plain = st.recursive(
+    json_values(max_leaves=8) | awkward_text | st.floats(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(awkward_text, inner, max_size=3),
+    max_leaves=6,
+)
+specs = st.builds(
+    lambda name, rest: Spec({**rest, "type": name}),
+    st.from_regex(r"[a-z]{1,5}(@[1-9])?", fullmatch=True),
+    st.dictionaries(st.text(max_size=5) | awkward_text, plain, max_size=4),
+)
+
+
+@given(specs)
+def test_round_trips(spec):
+    for form in ("yaml", "json"):
+        again = Spec.load(spec.dump(form) if "\n" in spec.dump(form) else spec.dump(form) + "\n")
+        assert again == spec
+        assert hash(again) == hash(spec)
+        assert again.digest == spec.digest
+        assert again.dump(form) == spec.dump(form)
+    assert Spec(spec.to_dict()) == pickle.loads(pickle.dumps(spec)) == copy.deepcopy(spec) == spec
+
+
+@given(specs)
+def test_yaml_of_ours_reads_the_same_by_the_rules_of_yaml_1_1(spec):
+    import yaml
+
+    same = Spec(yaml.safe_load(spec.dump()))
+    assert same == spec
+
+
+@given(specs, st.randoms())
+def test_the_digest_does_not_depend_on_the_order_of_keys(spec, random):
+    def shuffled(value):
+        if isinstance(value, dict):
+            keys = list(value)
+            random.shuffle(keys)
+            return {key: shuffled(value[key]) for key in keys}
+        return [shuffled(item) for item in value] if isinstance(value, list) else value
+
+    assert Spec(shuffled(spec.to_dict())).digest == spec.digest
+
+
+def test_the_digest_does_not_depend_on_the_process():
+    code = "from mlkit.registry import Spec; print(Spec({'type': 'a', 'x': {'b': 1, 'a': [1.5, None, 'é']}}).digest)"
+    here = Spec({"x": {"a": [1.5, None, "é"], "b": 1}, "type": "a"}).digest
+    env = {**os.environ, "PYTHONHASHSEED": "7"}
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, env=env).strip() == here
+    assert here.startswith("sha256:")
+
+
+def test_equal_means_the_same_data():
+    assert Spec({"type": "a", "n": 1}) != Spec({"type": "a", "n": 1.0})
+    assert Spec({"type": "a", "n": 1}) != Spec({"type": "a", "n": True})
+    assert Spec({"type": "a", "n": (1, 2)}) == Spec({"type": "a", "n": [1, 2]})
+    assert Spec({"type": "a"}) != {"type": "a"}
+    assert len({Spec({"type": "a"}), Spec({"type": "a"})}) == 1
+    assert Spec({"type": "a", "inner": Spec({"type": "b"})}).to_dict()["inner"] == {"type": "b"}
+
+
+def test_a_spec_cannot_be_changed():
+    data = {"type": "a", "x": [1]}
+    spec = Spec(data)
+    data["x"].append(2)
+    spec.to_dict()["x"].append(3)
+    assert spec.to_dict() == {"type": "a", "x": [1]}
+    with pytest.raises(AttributeError, match="immutable"):
+        spec.digest = "x"  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        del spec._plain_data  # type: ignore[attr-defined]
+
+
+def test_numbers_and_words_are_read_as_json_would_say_them():
+    text = """
+    type: a
+    rate: 1e-3
+    rates: [1E5, .5, 1., -2.5e+3, 0x1F, 0o17, 010]
+    words: [no, yes, on, off, y, 12:30, 1_000, 2026-01-02, "64", 'true']
+    truth: [true, False, TRUE]
+    nothing: [~, null, ]
+    empty:
+    limits: [.inf, -.INF]
+    base: &base {x: 1}
+    merged: {<<: *base, y: 2}
+    """
+    data = Spec.load(text).to_dict()
+    assert data["rate"] == 0.001
+    assert data["rates"] == [1e5, 0.5, 1.0, -2500.0, 31, 15, 10]
+    assert data["words"] == [
+        "no",
+        "yes",
+        "on",
+        "off",
+        "y",
+        "12:30",
+        "1_000",
+        "2026-01-02",
+        "64",
+        "true",
+    ]
+    assert data["truth"] == [True, False, True]
+    assert data["nothing"] == [None, None]
+    assert data["empty"] is None
+    assert data["limits"] == [math.inf, -math.inf]
+    assert data["merged"] == {"x": 1, "y": 2}
+
+
+def test_load_takes_paths_and_text(tmp_path):
+    for name, text in {
+        "a.yaml": "type: mlp\nn: 1\n",
+        "a.json": '\ufeff{"type": "mlp", "n": 1}',
+    }.items():
+        file = tmp_path / name
+        file.write_text(text, encoding="utf-8")
+        assert Spec.load(file) == Spec.load(str(file)) == Spec({"type": "mlp", "n": 1})
+        assert Spec.load(file).source == str(file)
+    assert Spec.load("type: mlp").source == "<text>"
+    assert Spec({"type": "mlp"}).source is None
+    assert Spec.load('{"a": {"b": {"type": "x"}}}', at="a.b").type == "x"
+    for wrong in (tmp_path / "none.yaml", str(tmp_path), "none.yaml", 3, None, "a\0b"):
+        with pytest.raises(ConfigurationError, match=r"Spec\.load"):
+            Spec.load(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError):
+        Spec.load("type: a", at=3)  # type: ignore[arg-type]
+    (tmp_path / "latin.yaml").write_bytes("type: é".encode("latin-1"))
+    with pytest.raises(SpecError, match="UTF-8"):
+        Spec.load(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "says"),
+    [
+        ("type: a\nn: 1\nn: 2\n", "<text>:3:1", "'n' is there twice"),
+        ('{"type": "a", "type": "b"}', "<text>:1:15", "there twice"),
+        ("type: a\nx: [1, 2\n", "<text>:3:1", "expected"),
+        ("type: a\n  b: 1\n", "<text>:2:4", "mapping values"),
+        ("- a\n- b\n", "<text>:1:1", "expected a mapping"),
+        ("a:\n  type: b\n", "<text>:1:1", "at='a'"),
+        ("type: 3\n", "<text>:1:7", "expected a name"),
+        ("type: a@b\n", "<text>:1:7", "name@version"),
+        ("type: a\n3: x\n", "<text>:1:1", "expected text as a key"),
+        ("type: a\nx: {3: 4}\n", "<text>:2:4", "expected text as a key, got 3"),
+        ("type: a\n? [1, 2]\n: 3\n", "<text>:2:3", "expected text as a key"),
+        ("type: a\nx: !!python/object/apply:os.system [id]\n", "<text>:2:4", "could not determine a constructor"),
+        ("type: a\nx: !custom 3\n", "<text>:2:4", "could not determine a constructor"),
+        ("type: a\nx: *nowhere\n", "<text>:2:4", "undefined alias"),
+        ("type: a\n---\ntype: b\n", "<text>:2:1", "expected a single document"),
+        ("type: a\nx: @b\n", "<text>:2:4", "cannot start any token"),
+        ("type: a\nx: " + "9" * 5000 + "\n", "<text>:1:1", "4300"),
+        ("type: a\nx: " + "9" * 2000 + "\n", "<text>:2:4", "4096 bits"),
+        ("type: a\nx: " + "[" * 150 + "]" * 150, "<text>:2", "100 levels"),
+        ("type: a\nx: " + "[" * 2000 + "]" * 2000, "<text>:1:1", "nested too deeply"),
+        ('{"x": ' + "[" * 3000, "<text>:1", ""),
+        ("\n", "<text>", "expected a mapping"),
+    ],
+)  # fmt: skip
+def test_bad_text_is_refused_with_its_place(text, place, says):
+    with pytest.raises(SpecError) as caught:
+        Spec.load(text)
+    assert str(caught.value).startswith(place)
+    assert says in str(caught.value)
+    assert len(str(caught.value)) <= 600
+
+
+def test_a_bomb_of_aliases_is_refused():
+    lines = ["type: a", "l0: &l0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, 12)]
+    with pytest.raises(SpecError, match="at most 100,000 values"):
+        Spec.load("\n".join(lines))
+
+
+def test_a_json_file_is_json_and_nothing_else(tmp_path):
+    file = tmp_path / "spec.json"
+    file.write_text("{type: a}")
+    with pytest.raises(SpecError, match=r"spec\.json:1:2"):
+        Spec.load(file)
+    assert Spec.load("{type: a}").type == "a"  # text may be YAML
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{}, {"type": None}, {"type": ""}, {"type": "a@0"}, {"type": "a", "x": object()}, {"type": "a", 1: 2},
+     {"type": "a", "x": {None: 1}}, {"type": "a", "x": {1, 2}}, {"type": "a", "x": b"x"}, {"type": "a", "x": 1j}],
+)  # fmt: skip
+def test_bad_data_is_refused(data):
+    with pytest.raises(SpecError):
+        Spec(data)
+
+
+def test_every_problem_of_the_data_is_reported():
+    with pytest.raises(SpecError) as caught:
+        Spec({"type": "a", "x": object(), "y": [1, {2: 3}, {"z": b""}]})
+    assert [problem.path for problem in caught.value.problems] == ["x", "y[1]", "y[2].z"]
+
+
+def test_wrong_arguments():
+    for wrong in ("type: a", None, 3, ["a"]):
+        with pytest.raises(ConfigurationError):
+            Spec(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="'yaml' or 'json'"):
+        Spec({"type": "a"}).dump("ymal")
+    with pytest.raises(SpecError, match="did you mean 'model'"):
+        Spec.load("model: {type: a}", at="modle")
+    loop: dict = {"type": "a"}
+    loop["loop"] = loop
+    with pytest.raises(SpecError, match="levels"):
+        Spec(loop)
+
+
+def test_json_dump_is_json():
+    assert json.loads(Spec({"type": "a", "x": [1, None]}).dump("json")) == {
+        "type": "a",
+        "x": [1, None],
+    }
