@@ -23,9 +23,10 @@ def test_public_names_are_exactly_all(name: str) -> None:
     module = importlib.import_module(f"mlkit.{name}")
     public = {
         key
-        for key, value in vars(module).items()
+        for key in dir(module)
         if not key.startswith("_")
-        and not inspect.ismodule(value)
+        and key not in {"TYPE_CHECKING", "annotations"}
+        and not inspect.ismodule(value := getattr(module, key))
         and _is_ours(value, module.__name__)
     }
     assert module.__all__ == sorted(module.__all__)

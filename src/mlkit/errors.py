@@ -121,7 +121,7 @@ __all__ = [
     "VersionNotFoundError",
 ]
 
-MAX_MESSAGE = 600
+_MAX_MESSAGE = 600
 
 
 def _rebuild(kind: type[MlkitError], args: tuple[Any, ...]) -> MlkitError:
@@ -139,7 +139,7 @@ class MlkitError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(clip(message, MAX_MESSAGE))
+        super().__init__(clip(message, _MAX_MESSAGE))
 
     def __str__(self) -> str:
         # KeyError would show the repr of its argument.
@@ -549,7 +549,7 @@ class AllTiersFailedError(MlkitError, ExceptionGroup[Exception]):
         )
 
     def __str__(self) -> str:
-        return clip(self._text, MAX_MESSAGE)
+        return clip(self._text, _MAX_MESSAGE)
 
     def derive(self, excs: Sequence[Exception]) -> AllTiersFailedError:  # type: ignore[override]
         """Return a group of the same kind around *excs* (used by `split` and `except*`)."""

@@ -71,7 +71,7 @@ def test_a_prediction_is_traced_back(told) -> None:
 
 def test_mlflow_has_the_run_with_params_metrics_and_model(told, monkeypatch) -> None:
     mlflow = pytest.importorskip("mlflow")
-    out, report = told
+    out, _ = told
     client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")
     runs = {

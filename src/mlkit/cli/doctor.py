@@ -158,7 +158,8 @@ def _requirements() -> Iterator[Check]:
         if name == DISTRIBUTION or (extra and extra[1] == "all"):
             continue
         if extra:
-            extras.setdefault(name, extra[1])
+            if extra[1] == name or name not in extras:  # its own extra brings least
+                extras[name] = extra[1]
             continue
         try:
             yield Check("core", name, "ok", version(name))

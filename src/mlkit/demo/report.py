@@ -123,8 +123,7 @@ def render(report: Mapping[str, Any], out: Path, previous: str | None) -> str:
     lines = [
         "",
         f"accuracy     {', '.join(f'{name} {value:.3f}' for name, value in accuracy.items())}",
-        f"served       {report['requests']:,} requests, {report['requests_per_second']:,.0f} requests/s, "
-        f"mean batch size {report['mean_batch_size']:.1f}",
+        f"served       {report['requests']:,} requests at {report['requests_per_second']:,.0f} a second, mean batch {report['mean_batch_size']:.1f}",
         f"answered by  {shares}; {report['degraded']} degraded answers, {report['failed']} failures",
         *(
             f"rollout      {decision['action']} to {decision['share']:.0%}: {decision['reason']}"
