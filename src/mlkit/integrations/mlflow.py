@@ -1,6 +1,7 @@
 """MLflow as a sink of `mlkit.tracking`. Needs MLflow: `pip install 'mlkit-blocks[mlflow]'`.
 
-mlflow itself is imported in `open`, so in the shipper's process: making the sink costs the training nothing.
+mlflow itself is imported in `open`, so in the shipper's process: making the sink costs the training
+nothing.
 """
 
 from __future__ import annotations
@@ -54,13 +55,16 @@ _HOPELESS = {
 class MlflowSink:
     """Writes a run into MLflow: into its database file, or through a tracking server.
 
-    The run is found again by its tag `mlkit.run_id`, so that nothing is made twice. What MLflow cannot hold is put where
-    it can be seen, never changed or cut in silence:
+    The run is found again by its tag `mlkit.run_id`, so that nothing is made twice. What MLflow
+    cannot hold is put where it can be seen, never changed or cut in silence:
 
-    - A name that MLflow refuses gets its bad characters replaced and a digest appended; the tag `mlkit.key.<new name>`
+    - A name that MLflow refuses gets its bad characters replaced and a digest appended; the tag
+    `mlkit.key.<new name>`
       keeps the old one, and different names stay different.
-    - An infinite metric becomes a tag `mlkit.nonfinite.<name>.<step>.<milliseconds>` of `inf` or `-inf`. NaN is a metric.
-    - A param or tag that is too long is cut with a note of its length and digest, and kept whole as an artifact
+    - An infinite metric becomes a tag `mlkit.nonfinite.<name>.<step>.<milliseconds>` of `inf` or
+    `-inf`. NaN is a metric.
+    - A param or tag that is too long is cut with a note of its length and digest, and kept whole as
+    an artifact
       `mlkit/params/<name>.txt` or `mlkit/tags/<name>.txt`.
 
     A new experiment in a database file keeps its artifacts in `mlartifacts` beside the file.
@@ -119,7 +123,8 @@ class MlflowSink:
             run: The run.
 
         Raises:
-            SinkUnavailableError: If MLflow does not answer, or the run it is nested in is not there yet.
+            SinkUnavailableError: If MLflow does not answer, or the run it is nested in is not there
+                yet.
             SinkRejectedError: If MLflow refuses the experiment.
         """
         if os.environ.get("MLKIT_SHIPPER"):  # the process is ours, and the lane does the retrying

@@ -25,8 +25,8 @@ class StoredRun(NamedTuple):
     """What a backend holds of one run, in the words of the records that were sent.
 
     Attributes:
-        metrics: Every stored point as (key, step, value), as often as it is stored. Non-finite numbers that the backend
-            keeps in another place belong here, too.
+        metrics: Every stored point as (key, step, value), as often as it is stored. Non-finite
+            numbers that the backend keeps in another place belong here, too.
         params: By name.
         tags: By name; what the sink adds on its own is left out.
         artifacts: The digest of each artifact's content, by name.
@@ -105,8 +105,8 @@ class SinkContract:
     def test_a_refused_record_harms_no_other(self, tmp_path: Path) -> None:
         """Law 3: when a batch is refused, its records may come again one by one.
 
-        The culprit is a param that changes its value, which no backend need refuse; a sink that takes it shall keep one
-        of the two.
+        The culprit is a param that changes its value, which no backend need refuse; a sink that
+        takes it shall keep one of the two.
         """
         good = _records(tmp_path)
         culprit = _record(900, "param", "lr", "another value")

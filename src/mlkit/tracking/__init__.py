@@ -1,7 +1,8 @@
 """A run recorded, whatever happens.
 
-Logging appends to a journal on the local disk and returns; a shipper process delivers the journal to MLflow and others, and
-never stands in the training loop's way. What a killed process leaves behind is complete, and `sync` delivers it.
+Logging appends to a journal on the local disk and returns; a shipper process delivers the journal
+to MLflow and others, and never stands in the training loop's way. What a killed process leaves
+behind is complete, and `sync` delivers it.
 """
 
 from __future__ import annotations

@@ -22,11 +22,14 @@ class Delivery(NamedTuple):
     `acked == delivered + pending + dead_lettered` when there is a sink.
 
     Attributes:
-        acked: Records in the journal: the calls that logged them have returned, and they survive the process.
+        acked: Records in the journal: the calls that logged them have returned, and they survive
+            the process.
         delivered: Records that every sink has stored.
         pending: Records that some sink has not stored yet; `mlkit.tracking.sync` goes on with them.
-        dead_lettered: Records that a sink refused, with its reasons in `sinks/<sink>/dead.jsonl` of the run.
-        lost: Records of this process that could not be written to the journal (disk full, folder gone).
+        dead_lettered: Records that a sink refused, with its reasons in `sinks/<sink>/dead.jsonl` of
+            the run.
+        lost: Records of this process that could not be written to the journal (disk full, folder
+            gone).
         reason: Why something is pending, as far as it is known.
         sinks: The same for each sink alone, by address.
     """
@@ -115,7 +118,8 @@ def merged(each: Mapping[str, Delivery], *, worst: bool) -> Delivery:
 
     Args:
         each: By address of the sink, or by run.
-        worst: Whether they are of the same records, so that the one furthest behind counts; otherwise they are added.
+        worst: Whether they are of the same records, so that the one furthest behind counts;
+            otherwise they are added.
     """
     parts = list(each.values())
     if worst:

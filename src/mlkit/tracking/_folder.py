@@ -139,7 +139,8 @@ def new_id(microseconds: int) -> str:
 def is_locked(path: Path) -> bool:
     """Return whether somebody holds the lock on a file.
 
-    The kernel drops the lock when its holder is gone, however it died; a process id could be another's by now.
+    The kernel drops the lock when its holder is gone, however it died; a process id could be
+    another's by now.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)

@@ -1,8 +1,9 @@
 """The bytes of a journal: how a frame is written, and how it is known to be whole.
 
-A file is `MAGIC` and frames. A frame is `length:u32 kind:u8 payload crc:u32`, little-endian; *length* counts the kind and
-the payload, *crc* is the CRC-32 of all before it. A metric frame is packed doubles behind the number of its series, whose
-keys a frame before it has named; the rest is JSON. Changing any of this is a new `MAGIC`.
+A file is `MAGIC` and frames. A frame is `length:u32 kind:u8 payload crc:u32`, little-endian;
+*length* counts the kind and the payload, *crc* is the CRC-32 of all before it. A metric frame is
+packed doubles behind the number of its series, whose keys a frame before it has named; the rest is
+JSON. Changing any of this is a new `MAGIC`.
 
 | kind | payload |
 | --- | --- |

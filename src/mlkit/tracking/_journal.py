@@ -50,8 +50,8 @@ class _Series:
 class Journal:
     """Appends frames to this process's own file of a run.
 
-    Thread-safe, also against a signal handler that logs. After a fork the child goes on in a file of its own. Not
-    picklable. A write that fails is counted in `lost`, never raised.
+    Thread-safe, also against a signal handler that logs. After a fork the child goes on in a file
+    of its own. Not picklable. A write that fails is counted in `lost`, never raised.
 
     Args:
         run_id: The run, for errors and events.
@@ -100,7 +100,8 @@ class Journal:
         if type(step) is not int or not -0x8000000000000000 <= step < 0x8000000000000000:
             step = as_step("Run.log_metrics(step=...)", step)
         with self._lock:
-            # Points that are equal but for their time must differ in the milliseconds that backends keep.
+            # Points that are equal but for their time must differ in the milliseconds that backends
+            # keep.
             now = int(current().time() * 1e6)
             if step == series.step and now < series.last + 1000:
                 now = series.last + 1000

@@ -43,7 +43,8 @@ class Lane:
         folder: The run.
         key: The sink's name in the folder.
         make: Makes the sink; called in the lane's thread.
-        once: Whether to end when there is nothing left to read, instead of when nobody writes any more.
+        once: Whether to end when there is nothing left to read, instead of when nobody writes any
+            more.
         patience: Seconds for which a backend may be away once nobody writes any more.
     """
 

@@ -40,14 +40,16 @@ class RunData(NamedTuple):
         name: Its name.
         parent: Id of the run it is nested in, or None.
         start_time: Unix time in seconds.
-        status: `"RUNNING"`, `"FINISHED"`, `"FAILED"` or `"KILLED"`; killed is also a run whose processes are gone without
-            having closed it.
-        params: By dotted name; numbers, text, bools, None and lists as they were logged, other values as text.
+        status: `"RUNNING"`, `"FINISHED"`, `"FAILED"` or `"KILLED"`; killed is also a run whose
+            processes are gone without having closed it.
+        params: By dotted name; numbers, text, bools, None and lists as they were logged, other
+            values as text.
         metrics: By name, the points in the order in which each process logged them.
         tags: By name, the last value of each.
         artifacts: By name, the digest of the last content of each.
         dir: The run's folder.
-        torn_bytes: Bytes at the end of journal files that are no whole frame: what a power cut or a full disk took.
+        torn_bytes: Bytes at the end of journal files that are no whole frame: what a power cut or a
+            full disk took.
     """
 
     id: str
@@ -82,8 +84,9 @@ class RunData(NamedTuple):
     def digest(self) -> str:
         """The identity of what the run computed, which a rerun reaches again.
 
-        It is taken over the experiment, the params, the tags whose name begins with `seed`, and step and value of each
-        metric's last point: nothing that depends on when, where or how fast the run was made.
+        It is taken over the experiment, the params, the tags whose name begins with `seed`, and
+        step and value of each metric's last point: nothing that depends on when, where or how fast
+        the run was made.
         """
         from mlkit._digest import digest
 
@@ -111,6 +114,7 @@ def read(run: str | os.PathLike[str]) -> RunData:
 
     Example:
         >>> import tempfile
+        >>> from mlkit.tracking import start_run
         >>> with start_run("doc", root=tempfile.mkdtemp()) as run:
         ...     run.log_metrics({"loss": 0.5}, step=1)
         >>> [(point.step, point.value) for point in read(run.dir).metrics["loss"]]

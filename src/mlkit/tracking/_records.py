@@ -42,12 +42,14 @@ class Record(NamedTuple):
     Attributes:
         id: Unique in the run and the same whenever the record is sent again.
         kind: `"metric"`, `"param"`, `"tag"`, `"artifact"` or `"status"`.
-        key: Name of the metric, param, tag or artifact (a relative path with `/`); `"status"` for a status.
-        value: A metric's number, exactly as logged (NaN and infinities too); the text of a param, tag or status; an
-            artifact's digest.
+        key: Name of the metric, param, tag or artifact (a relative path with `/`); `"status"` for a
+            status.
+        value: A metric's number, exactly as logged (NaN and infinities too); the text of a param,
+            tag or status; an artifact's digest.
         step: A metric's step, from -2**63 to 2**63 - 1; 0 for the other kinds.
-        time: When it was logged, Unix time in seconds, to the microsecond. Of points of the same keys and step that
-            one process logs, each is at least a millisecond later than the one before.
+        time: When it was logged, Unix time in seconds, to the microsecond. Of points of the same
+            keys and step that one process logs, each is at least a millisecond later than the one
+            before.
         path: Where the bytes of an artifact are; empty for the other kinds.
     """
 

@@ -39,14 +39,15 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Run:
     """A run that is being recorded. Made by `start_run`.
 
-    Whatever a logging call was given is in the run's journal when the call returns, and survives the process being
-    killed. Delivery to the sinks happens elsewhere. A disk that is full or a backend that is away never raises: it is
-    counted in `Delivery` and told as a `tracking.*` event. A wrong argument raises at once, and so does logging after
-    `close`.
+    Whatever a logging call was given is in the run's journal when the call returns, and survives
+    the process being killed. Delivery to the sinks happens elsewhere. A disk that is full or a
+    backend that is away never raises: it is counted in `Delivery` and told as a `tracking.*` event.
+    A wrong argument raises at once, and so does logging after `close`.
 
-    Thread-safe. After a fork the child logs into the same run; its `close` closes its own file only. Not picklable: in a
-    spawned process call `start_run(..., resume=run.id)`. As a context manager it closes the run as finished, or as failed
-    if the block raises, or as killed if it is interrupted.
+    Thread-safe. After a fork the child logs into the same run; its `close` closes its own file
+    only. Not picklable: in a spawned process call `start_run(..., resume=run.id)`. As a context
+    manager it closes the run as finished, or as failed if the block raises, or as killed if it is
+    interrupted.
     """
 
     def __init__(
@@ -95,13 +96,13 @@ class Run:
         """Log one point of each of several metrics.
 
         Args:
-            metrics: Numbers by name: floats, integers, bools (as 1 and 0), NumPy scalars, tensors of one element. NaN
-                and infinities are kept exactly.
+            metrics: Numbers by name: floats, integers, bools (as 1 and 0), NumPy scalars, tensors
+                of one element. NaN and infinities are kept exactly.
             step: When, in the training's own count, from -2**63 to 2**63 - 1.
 
         Raises:
-            ConfigurationError: If a name is not 1 to 1000 characters of text, a value no single number, the step no
-                integer, or *metrics* is empty.
+            ConfigurationError: If a name is not 1 to 1000 characters of text, a value no single
+                number, the step no integer, or *metrics* is empty.
             RunClosedError: If the run is closed.
 
         Note:
@@ -127,11 +128,12 @@ class Run:
         """Log what the run was started with. A param never changes; logging it again with the same value is fine.
 
         Args:
-            params: Values by name. Nested mappings are flattened to dotted names. Numbers, text, bools, None and lists of
-                them are kept as they are, any other value as its `str`.
+            params: Values by name. Nested mappings are flattened to dotted names. Numbers, text,
+                bools, None and lists of them are kept as they are, any other value as its `str`.
 
         Raises:
-            ParamConflictError: If one was logged before with another value. None of *params* is logged then.
+            ParamConflictError: If one was logged before with another value. None of *params* is
+                logged then.
             ConfigurationError: If a name is no text, or a value has no text of its own.
             RunClosedError: If the run is closed.
         """
@@ -193,14 +195,15 @@ class Run:
 
         Args:
             source: The path of a file, or the content itself.
-            name: Its name in the run, a relative path with `/`; by default the file's own. Needed for bytes. A name that
-                is used again gets the new content.
+            name: Its name in the run, a relative path with `/`; by default the file's own. Needed
+                for bytes. A name that is used again gets the new content.
 
         Returns:
             The digest of the content.
 
         Raises:
-            ConfigurationError: If there is no file to read, or the name is missing or would lead out of the run.
+            ConfigurationError: If there is no file to read, or the name is missing or would lead
+                out of the run.
             RunClosedError: If the run is closed.
         """
         self._check_open()
@@ -225,7 +228,8 @@ class Run:
             The digest of each, by its name in the run.
 
         Raises:
-            ConfigurationError: If there is no such folder, a file cannot be read, or a name would lead out of the run.
+            ConfigurationError: If there is no such folder, a file cannot be read, or a name would
+                lead out of the run.
             RunClosedError: If the run is closed.
         """
         self._check_open()
@@ -292,8 +296,8 @@ class Run:
 
         Args:
             status: How it ended: `"FINISHED"`, `"FAILED"` or `"KILLED"`.
-            timeout: The longest wait in seconds, at least 0. What is not delivered then is delivered by the shipper as
-                long as it can, or by `sync`.
+            timeout: The longest wait in seconds, at least 0. What is not delivered then is
+                delivered by the shipper as long as it can, or by `sync`.
 
         Returns:
             What has been delivered and what has not.
@@ -426,16 +430,18 @@ def start_run(
         experiment: What the run belongs to.
         name: Its name, for people; by default its id.
         root: Folder of run folders; made when needed.
-        sinks: Where the records go besides the journal: `"mlflow:sqlite:///mlflow.db"`, `"mlflow:http://host:5000"`,
-            `"jsonl:FOLDER"`, or any scheme of an installed package; `Sink` objects with the thread shipper. An address is
-            kept in the run's folder, in a file that only its owner can read.
-        durability: What survives what, once a call has returned. `"process"`: everything survives the process group
-            being killed. `"group"`: at most one `fdatasync` in 50 ms, by the call that finds it due, by `flush` and by
-            `close`. `"record"`: `fdatasync` in every call, for power cuts; hundreds of microseconds.
+        sinks: Where the records go besides the journal: `"mlflow:sqlite:///mlflow.db"`,
+            `"mlflow:http://host:5000"`, `"jsonl:FOLDER"`, or any scheme of an installed package;
+            `Sink` objects with the thread shipper. An address is kept in the run's folder, in a
+            file that only its owner can read.
+        durability: What survives what, once a call has returned. `"process"`: everything survives
+            the process group being killed. `"group"`: at most one `fdatasync` in 50 ms, by the call
+            that finds it due, by `flush` and by `close`. `"record"`: `fdatasync` in every call, for
+            power cuts; hundreds of microseconds.
         resume: Id or folder of a run to go on with; its params hold.
         tags: Tags to begin with.
-        shipper: Who delivers: a process of its own (its imports and its work tax no training loop), threads of this
-            process, or nobody until `sync` is called.
+        shipper: Who delivers: a process of its own (its imports and its work tax no training loop),
+            threads of this process, or nobody until `sync` is called.
 
     Returns:
         The run, a context manager.

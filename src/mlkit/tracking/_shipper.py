@@ -185,8 +185,8 @@ def sync(
 ) -> Delivery:
     """Deliver what is left of a run and of those nested in it: after a crash, an outage, or to a sink added later.
 
-    It works in this process, with a thread per run and sink. A run whose writers have died is marked as killed. Another
-    shipper that is at work is waited for. Calling it again is harmless.
+    It works in this process, with a thread per run and sink. A run whose writers have died is
+    marked as killed. Another shipper that is at work is waited for. Calling it again is harmless.
 
     Args:
         run: The run's folder, `run.dir`; a copy on another machine will do.
@@ -203,6 +203,7 @@ def sync(
     Example:
         >>> import tempfile
         >>> from pathlib import Path
+        >>> from mlkit.tracking import start_run
         >>> root = Path(tempfile.mkdtemp())
         >>> with start_run("doc", root=root) as run:
         ...     run.log_metric("loss", 0.5)

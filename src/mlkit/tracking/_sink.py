@@ -23,21 +23,24 @@ ENTRY_POINTS = "mlkit.sinks"
 class Sink(Protocol):
     """A backend that takes the records of one run.
 
-    Only the shipper calls it, from one thread, outside the training loop: `open` once, then `send` again and again, then
-    `close`. Records arrive at least once, so a sink must make replays harmless. Laws, each tested by
-    `mlkit.testing.SinkContract`:
+    Only the shipper calls it, from one thread, outside the training loop: `open` once, then `send`
+    again and again, then `close`. Records arrive at least once, so a sink must make replays
+    harmless. Laws, each tested by `mlkit.testing.SinkContract`:
 
     1. *Replay*: sending a batch again, also after a new `open`, changes nothing.
-    2. *Order*: metrics, params and artifacts may come in any order; of two tags or statuses of one key the later wins.
-    3. *All or an error*: when `send` returns, every record of the batch is stored. `SinkUnavailableError` and `OSError`
-       mean "not now": the same batch comes again. Any other error, `SinkRejectedError` above all, means "never like
-       this": the batch is halved until the culprit is alone and set aside, so a refused batch may be stored in part.
-    4. *Exactness*: a number is stored as it is, or visibly elsewhere, but never as another number; different names stay
+    2. *Order*: metrics, params and artifacts may come in any order; of two tags or statuses of one
+    key the later wins. 3. *All or an error*: when `send` returns, every record of the batch is
+    stored. `SinkUnavailableError` and `OSError`
+       mean "not now": the same batch comes again. Any other error, `SinkRejectedError` above all,
+       means "never like this": the batch is halved until the culprit is alone and set aside, so a
+       refused batch may be stored in part.
+    4. *Exactness*: a number is stored as it is, or visibly elsewhere, but never as another number;
+    different names stay
        different; a text is never cut in silence.
     5. *One run*: `open` of a run that the backend knows goes on with it.
 
-    The constructor takes the address without its scheme, checks it, and does no I/O. An installed package offers a sink
-    under the entry-point group `mlkit.sinks`; the name there is the scheme.
+    The constructor takes the address without its scheme, checks it, and does no I/O. An installed
+    package offers a sink under the entry-point group `mlkit.sinks`; the name there is the scheme.
     """
 
     @property
@@ -82,8 +85,9 @@ class Sink(Protocol):
 class JsonlSink:
     """Writes each run to a file of its own, one JSON object a line, for `jq`, pandas or a look.
 
-    Numbers that JSON cannot say are the texts `"NaN"`, `"Infinity"` and `"-Infinity"`. Artifacts are named by digest and
-    stay in the run's folder. Not thread-safe. Its address is `jsonl:FOLDER`.
+    Numbers that JSON cannot say are the texts `"NaN"`, `"Infinity"` and `"-Infinity"`. Artifacts
+    are named by digest and stay in the run's folder. Not thread-safe. Its address is
+    `jsonl:FOLDER`.
 
     Args:
         folder: Where the files go; made when needed.
