@@ -302,6 +302,35 @@ def test_deleting_what_is_only_in_an_old_holder_list(store):
         store.delete("m", 1)
 
 
+def test_deleting_beside_a_damaged_history_keeps_what_it_may_use(store):
+    store.save("m", b"shared")
+    store.save("other", b"shared")
+    log = Path(store.path) / "models" / "other.jsonl"
+    content = log.read_bytes()
+    log.write_bytes(b"damaged" + content)
+    with record_events("models.") as events:
+        store.delete("m", 1)
+    assert events[0].fields["files_kept"] == 2
+    log.write_bytes(content)
+    assert ModelStore(store.path).load("other@1") == b"shared"
+
+
+def test_a_version_that_was_deleted_meanwhile_says_so(store):
+    store.save("m", b"1", spec={"a": 1})
+    (listed,) = store.versions("m")
+    store.delete("m", 1)
+    assert listed.number == 1
+    with pytest.raises(VersionNotFoundError, match="deleted"):
+        _ = listed.spec
+
+
+def test_what_a_caller_does_to_a_change_stays_with_the_caller(store):
+    store.save("m", b"1")
+    store.promote("m", 1, checks=[lambda v: True]).evidence.clear()
+    store.history("m")[-1].evidence.clear()
+    assert store.history("m")[-1].evidence == {"<lambda>": "passed"}
+
+
 def test_history_has_who_when_why(tmp_path):
     with virtual_time() as time:
         store = ModelStore(tmp_path)

@@ -7,8 +7,9 @@ down who, when, why and on what evidence.
 
 from __future__ import annotations
 
+from mlkit.models._checks import Check
 from mlkit.models._formats import Stateful
-from mlkit.models._store import Check, ModelStore
+from mlkit.models._store import ModelStore
 from mlkit.models._version import Change, ModelVersion
 
 __all__ = ["Change", "Check", "ModelStore", "ModelVersion", "Stateful"]

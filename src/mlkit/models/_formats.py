@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 from mlkit._optional import require
@@ -14,6 +13,7 @@ from mlkit.models._folder import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import PurePath
 
     from mlkit.models._version import Format, Payload
 
@@ -92,7 +92,8 @@ def write(model: object, path: str, *, has_spec: bool, trust: Trust | None) -> W
     if isinstance(model, (bytes, bytearray, memoryview)):
         _write_bytes(path, bytes(model))
         return Written("bytes", rebuild=False, ties={})
-    if isinstance(model, PurePath):
+    pathlib = sys.modules.get("pathlib")  # whoever has a path has imported it
+    if pathlib is not None and isinstance(model, pathlib.PurePath):
         _copy(model, path)
         return Written("bytes", rebuild=False, ties={})
     state: object = model

@@ -8,7 +8,6 @@ acknowledged: readers ignore it and the next writer removes it.
 
 from __future__ import annotations
 
-import json
 import os
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, final, get_args
@@ -201,8 +200,10 @@ class Log:
             or len(line) > MAX_LINE
         ):
             raise self._damaged(sequence, "something else")
+        import json
+
         try:
-            event = json.loads(body)
+            event = json.loads(body.decode("ascii"))
             written_in = event["v"]
             if isinstance(written_in, int) and written_in > LOG_FORMAT:
                 raise ModelStoreError(

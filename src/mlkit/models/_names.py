@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from mlkit.errors import ConfigurationError
 
 __all__ = ["Reference", "check_alias", "check_name", "check_text", "parse"]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-_ALIAS = re.compile(r"[a-z][a-z0-9_-]*")
-_PREFIX = re.compile(r"sha256:[0-9a-f]{4,64}")
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*"
+_ALIAS = r"[a-z][a-z0-9_-]*"
+_PREFIX = r"sha256:[0-9a-f]{4,64}"
+_NUMBER = r"[1-9][0-9]{0,17}"
 _MAX_NAME = 80  # a "/" takes three characters in a file name, and file names end at 255
 _MAX_ALIAS = 40
 _MAX_TEXT = 1000
@@ -36,7 +35,7 @@ def check_name(where: str, name: object) -> str:
         where: The argument, for the error.
         name: What the caller passed.
     """
-    if not isinstance(name, str) or len(name) > _MAX_NAME or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or len(name) > _MAX_NAME or not _matches(_NAME, name):
         raise ConfigurationError(
             where,
             name,
@@ -64,7 +63,7 @@ def check_alias(where: str, alias: object) -> str:
         not isinstance(alias, str)
         or len(alias) > _MAX_ALIAS
         or alias in _RESERVED
-        or not _ALIAS.fullmatch(alias)
+        or not _matches(_ALIAS, alias)
     ):
         raise ConfigurationError(
             where,
@@ -100,10 +99,16 @@ def parse(where: str, ref: object) -> Reference:
     if not at:
         raise ConfigurationError(where, ref, _REF, hint="a bare name does not say which version")
     check_name(where, name)
-    if _NUMBER.fullmatch(selector):
+    if _matches(_NUMBER, selector):
         return Reference(name, number=int(selector))
     if selector.startswith("sha256:"):
-        if not _PREFIX.fullmatch(selector):
+        if not _matches(_PREFIX, selector):
             raise ConfigurationError(where, ref, _REF)
         return Reference(name, prefix=selector)
     return Reference(name, alias=check_alias(where, selector))
+
+
+def _matches(pattern: str, text: str) -> bool:
+    import re  # and it keeps what it compiled
+
+    return re.fullmatch(pattern, text) is not None

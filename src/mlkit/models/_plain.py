@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
@@ -78,6 +77,8 @@ def dump(value: object) -> bytes:
     Args:
         value: Plain data.
     """
+    import json
+
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, overload
 
 from mlkit._clock import Clock, current
 from mlkit._digest import short
-from mlkit._suggest import clip
 from mlkit.errors import (
     AliasConflictError,
     ChecksFailedError,
@@ -19,6 +17,7 @@ from mlkit.errors import (
     VersionInUseError,
     VersionNotFoundError,
 )
+from mlkit.models._checks import PASSED, Check, ask, named
 from mlkit.models._folder import Folder, blob_path, write_all
 from mlkit.models._formats import Trust, decode, write
 from mlkit.models._log import Log, State, name_of
@@ -35,28 +34,17 @@ from mlkit.models._version import (
 from mlkit.telemetry import Counter, emit, register
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
     from types import EllipsisType
 
-__all__ = ["Check", "ModelStore"]
+__all__ = ["ModelStore"]
 
 T = TypeVar("T")
 # Of the process, not of a store: a count that fell when a store was collected would be none.
 _SAVES, _LOADS = Counter("models_saves_total"), Counter("models_loads_total")
 register(_SAVES)
 register(_LOADS)
-
-
-class Check(Protocol):
-    """A gate of a promotion: any callable of a version. It is known by its `__name__`.
-
-    Law: it decides from the version alone, or from what it reads itself; it may be asked any number of times. One that
-    raises, or returns anything else than it may, has not let the version pass.
-    """
-
-    def __call__(self, version: ModelVersion, /) -> bool | str | None:
-        """Return None or True to let *version* pass; False, or the reason as text, not to."""
-        ...
 
 
 @final
@@ -128,8 +116,7 @@ class ModelStore:
 
     def names(self) -> list[str]:
         """Return the names of the models that have a history, sorted."""
-        found = [name_of(file) for file in self._folder.listing("models")]
-        return sorted(name for name in found if name is not None and self._has_history(name))
+        return sorted(name for name in self._names_on_disk() if self._has_history(name))
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Return the versions of a model that are not deleted, oldest first.
@@ -166,7 +153,8 @@ class ModelStore:
             VersionNotFoundError: If there is no such model.
             IntegrityError: If its history was tampered with.
         """
-        return list(self._known(check_name("history(name)", name)).changes)
+        state = self._known(check_name("history(name)", name))
+        return [_copy(change) for change in state.changes]
 
     def get(self, ref: str | ModelVersion) -> ModelVersion:
         """Return a version without its weights; its spec, signature and manifest are read and checked.
@@ -374,7 +362,7 @@ class ModelStore:
         check_name("promote(name)", name)
         check_alias("promote(to=...)", to)
         check_text("promote(why=...)", why)
-        gates = _check_names("promote(checks=...)", checks)
+        gates = named("promote(checks=...)", checks)
         number = self._number("promote(version)", name, version)
         expected = ... if expect is ... else self._expected("promote(expect=...)", name, expect)
         state = self._known(name)
@@ -382,8 +370,8 @@ class ModelStore:
         holder = state.aliases().get(to)
         if expected is not ... and expected != holder:
             raise AliasConflictError(f"{name}@{to}", expected=expected, got=holder)
-        evidence = {gate: _ask(check, judged) for gate, check in gates.items()}
-        failures = {gate: said for gate, said in evidence.items() if said != _PASSED}
+        evidence = {gate: ask(check, judged) for gate, check in gates.items()}
+        failures = {gate: said for gate, said in evidence.items() if said != PASSED}
         kind: Literal["promoted", "refused"] = "refused" if failures else "promoted"
         log = self._log(name)
         with self._folder.lock():
@@ -394,10 +382,10 @@ class ModelStore:
                 if (expected is not ... or gates) and holder_now != holder:
                     raise AliasConflictError(f"{name}@{to}", expected=holder, got=holder_now)
                 if holder_now == number:
-                    return _last_move(state, to)
+                    return _copy(_last_move(state, to))
             event = self._event(kind, number, why)
             event |= {"alias": to, "previous": holder_now, "evidence": evidence}
-            change = log.append(state, event).changes[-1]
+            change = _copy(log.append(state, event).changes[-1])
         if failures:
             emit("models.promotion.refused", name, alias=to, version=number)
             raise ChecksFailedError(f"{name}@{number}", failures)
@@ -450,7 +438,7 @@ class ModelStore:
                 )
             event = self._event("rolled_back", held[-2], why)
             event |= {"alias": alias, "previous": held[-1]}
-            change = log.append(state, event).changes[-1]
+            change = _copy(log.append(state, event).changes[-1])
         emit(
             "models.alias.moved",
             name,
@@ -486,7 +474,7 @@ class ModelStore:
             gone = self._get_number(name, state, number)
             if using := [alias for alias, holder in state.aliases().items() if holder == number]:
                 raise VersionInUseError(gone.ref, using)
-            change = log.append(state, self._event("deleted", number, why)).changes[-1]
+            change = _copy(log.append(state, self._event("deleted", number, why)).changes[-1])
             facts = state.versions[number]
             kept = self._remove_unused({facts.digest, facts.payload})
         emit("models.version.deleted", name, version=number, files_kept=kept)
@@ -509,6 +497,10 @@ class ModelStore:
             self._logs.pop(name, None)
             raise VersionNotFoundError(name, self.names())
         return state
+
+    def _names_on_disk(self) -> list[str]:
+        found = [name_of(file) for file in self._folder.listing("models")]
+        return [name for name in found if name is not None]
 
     def _has_history(self, name: str) -> bool:
         try:
@@ -584,7 +576,7 @@ class ModelStore:
         The lock is held, so that no version can begin to use one meanwhile.
         """
         try:
-            for name in self.names():
+            for name in self._names_on_disk():
                 for facts in self._log(name).read_locked().versions.values():
                     digests = digests - {facts.digest, facts.payload}
         except (ModelStoreError, OSError):
@@ -598,9 +590,6 @@ class ModelStore:
         return kept
 
 
-_PASSED = "passed"
-
-
 def _reopen(path: str, who: str | None, clock: Clock | None) -> ModelStore:
     return ModelStore(path, who=who, clock=clock)
 
@@ -610,35 +599,9 @@ def _check_trust(where: str, trust: object) -> None:
         raise ConfigurationError(where, trust, "'pickle' or None")
 
 
-def _check_names(where: str, checks: object) -> dict[str, Check]:
-    if not isinstance(checks, Sequence) or isinstance(checks, (str, bytes)):
-        raise ConfigurationError(where, checks, "a list of callables of one ModelVersion")
-    named: dict[str, Check] = {}
-    for check in checks:
-        if not callable(check):
-            raise ConfigurationError(where, check, "callables of one ModelVersion")
-        name = clip(str(getattr(check, "__name__", type(check).__name__)), 100)
-        unique, copy = name, 1
-        while unique in named:
-            copy += 1
-            unique = f"{name} ({copy})"
-        named[unique] = check
-    return named
-
-
-def _ask(check: Check, version: ModelVersion) -> str:
-    """Return what a check says: `"passed"`, or why not."""
-    try:
-        said: object = check(version)
-        if said is None:
-            return _PASSED
-        if isinstance(said, str):
-            return clip(said, 300) or "refused without a reason"
-        if type(said).__name__ in {"bool", "bool_"}:  # NumPy's comparisons return its own
-            return _PASSED if said else "returned False"
-    except Exception as error:  # noqa: BLE001 - a check that cannot judge has not let it pass
-        return clip(f"raised {type(error).__name__}: {error}", 300)
-    return f"returned a {type(said).__name__}, not True, False, None or a reason"
+def _copy(change: Change) -> Change:
+    # What callers do to theirs must not reach the state that others read.
+    return change._replace(evidence=dict(change.evidence))
 
 
 def _last_move(state: State, alias: str) -> Change:

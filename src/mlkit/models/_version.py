@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, final
 
 from mlkit._digest import short
 from mlkit._suggest import clip
-from mlkit.errors import IntegrityError, ModelStoreError
+from mlkit.errors import IntegrityError, ModelStoreError, VersionNotFoundError
 from mlkit.models._folder import Folder, blob_path, checked_digest
 
 if TYPE_CHECKING:
@@ -190,7 +189,12 @@ class ModelVersion:
         return self._name, self._number, self.digest
 
     def _part(self, key: str) -> dict[str, Any] | None:
-        part: dict[str, Any] | None = read_document(self)[key]
+        try:
+            part: dict[str, Any] | None = read_document(self)[key]
+        except FileNotFoundError:
+            raise VersionNotFoundError(
+                self.ref, hint="it was deleted meanwhile, or its files were"
+            ) from None
         return part
 
 
@@ -220,6 +224,8 @@ def read_document(version: ModelVersion) -> dict[str, Any]:
         IntegrityError: If it is not what was saved.
         ModelStoreError: If a newer mlkit wrote it.
     """
+    import json
+
     data = version._document  # noqa: SLF001 - the cache is this module's
     if data is None:
         data = version._folder.read_blob(version.digest, limit=MAX_DOCUMENT)  # noqa: SLF001
