@@ -219,6 +219,18 @@ def test_sync_refuses_what_is_wrong(tmp_path, args, error):
         sync(tmp_path / "no such run", **{**args, "timeout": 1})
 
 
+def test_a_folder_that_goes_away_does_not_disturb_the_threads(tmp_path, memory):
+    import shutil
+
+    with record_events("tracking.") as events:
+        run = start_run("gone", root=tmp_path, sinks=[memory], shipper="thread")
+        run.flush(timeout=30)
+        shutil.rmtree(run.dir)
+        run.log_metric("loss", 1)
+        assert run.close(timeout=30).lost == 3
+    assert events[-1].kind == "tracking.delivery.incomplete"
+
+
 # --- the process ---------------------------------------------------------------------------------
 
 

@@ -131,6 +131,7 @@ class MlflowSink:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         mlflow = require("mlflow", extra="mlflow", feature="MlflowSink")
         if self._database:
             self._database.parent.mkdir(parents=True, exist_ok=True)

@@ -77,22 +77,27 @@ class Lane:
 
     def run(self) -> None:
         """Deliver until there is nothing more to come, `stop` is called, or the backend stays away for too long."""
-        self._place.mkdir(parents=True, exist_ok=True)
         try:
+            self._place.mkdir(parents=True, exist_ok=True)
             with self._alone():
                 self._cursor = Cursor(self._place)
                 self._dead = self._read_dead()
-                try:
-                    self._deliver_all()
-                except _GivenUpError:
-                    pass
-                except Exception as error:  # noqa: BLE001 - opening failed for good: say so where people look
-                    self._note(error)
-                finally:
-                    if self._sink is not None:
-                        self._sink.close()
+                self._run_alone()
         except _GivenUpError:
             return
+        except Exception as error:  # noqa: BLE001 - the run's folder is gone, say; nobody is there to raise to
+            telemetry.emit("tracking.shipper.failed", self.key, error=type(error).__name__)
+
+    def _run_alone(self) -> None:
+        try:
+            self._deliver_all()
+        except _GivenUpError:
+            pass
+        except Exception as error:  # noqa: BLE001 - the backend refuses the run: say so where people look
+            self._note(error)
+        finally:
+            if self._sink is not None:
+                self._sink.close()
 
     def _deliver_all(self) -> None:
         while True:
@@ -222,8 +227,10 @@ class Lane:
                     break
                 except BlockingIOError:
                     self._pause(_POLL)
+            _locks.add(descriptor)
             yield
         finally:
+            _locks.discard(descriptor)
             os.close(descriptor)
 
     def _read_dead(self) -> set[str]:
@@ -242,3 +249,15 @@ class Lane:
             file.write(line)
         self._dead.add(record.id)
         telemetry.emit("tracking.record.dead_lettered", self.key, kind=record.kind)
+
+
+# A forked child must not hold the locks of its parent's lanes when the parent is gone.
+_locks: set[int] = set()
+
+
+def _after_fork() -> None:
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_after_fork)
