@@ -40,7 +40,7 @@ def test_inside_on_and_afterwards_as_before(warn_only, benchmark, enabled):
     torch.use_deterministic_algorithms(enabled[0], warn_only=enabled[1])
     torch.backends.cudnn.benchmark = benchmark
     before = switches()
-    with pytest.raises(KeyboardInterrupt), deterministic(warn_only=warn_only):
+    with pytest.raises(KeyboardInterrupt), deterministic(warn_only=warn_only):  # noqa: PT012
         assert switches()[:4] == (True, warn_only, True, False)
         with deterministic():
             assert switches()[1] is False

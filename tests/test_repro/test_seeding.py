@@ -47,7 +47,7 @@ def test_frozen_global_streams():
     seed_all(42)
     assert random.getrandbits(64) == 8802583559001177037
     assert np.random.randint(0, 2**31, 3).tolist() == [1153976731, 905012016, 1960905991]
-    assert torch.empty(2, dtype=torch.int64).random_(0, 2**31).tolist() == [1614684128, 1707749591]
+    assert torch.empty(2, dtype=torch.int64).random_(0, 2**31).tolist() == [879991437, 1929004050]
 
 
 @given(st.integers(0, 2**128 - 1))

@@ -115,6 +115,10 @@ def frozen(value: Any) -> Any:
 
 def as_array(torch: Any, tensor: Any) -> Any:
     """Return a dense tensor as a NumPy array of the same bits; types that NumPy lacks as whole numbers."""
+    try:
+        return tensor.detach().numpy()
+    except (TypeError, RuntimeError):
+        pass  # not on the CPU, lazily conjugated, or of a type that NumPy lacks
     dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     try:
         return dense.numpy()
@@ -140,7 +144,7 @@ def _floats_differ(first: float, second: float, path: str) -> Difference | None:
     import numpy as np
 
     found = arrays_differ(np.asarray(first), np.asarray(second), path)
-    return None if found is None else found._replace(element=None)
+    return None if found is None else found._replace(element=None, differing=0, total=0)
 
 
 def _parts(first: Any, second: Any) -> list[tuple[str, Any, Any]] | str | None:

@@ -175,20 +175,23 @@ _layout: list[bytes | None] = []  # the answer of the probe, once it has been as
 def _torch_state(torch: Any, number: int) -> Any:
     """Return a CPU generator state made of all 128 bits, or None if this torch lays its state out in another way.
 
-    `manual_seed` keeps 32 bits only. The words are those that NumPy's `MT19937(SeedSequence(number))` has.
+    `manual_seed` keeps 32 bits only.
     """
     if not _layout:
         _layout.append(_probe(torch))
     fresh = _layout[0]
     if fresh is None:
         return None
+    from hashlib import shake_256
+
     import numpy as np
 
-    words = np.random.SeedSequence(number).generate_state(_MT_WORDS)
-    words[0] = 0x80000000  # as MT19937 does: the state is never all zero
+    stretched = shake_256(number.to_bytes(16, "little")).digest(4 * _MT_WORDS)
+    words = np.frombuffer(stretched, dtype="<u4").astype("<u8")
+    words[0] |= 0x80000000  # a Mersenne Twister state must not be all zero
     state = bytearray(fresh)
     state[_TORCH_SEED] = (number % 2**64).to_bytes(8, "little")
-    state[_TORCH_WORDS] = words.astype("<u8").tobytes()
+    state[_TORCH_WORDS] = words.tobytes()
     return torch.frombuffer(state, dtype=torch.uint8)
 
 
