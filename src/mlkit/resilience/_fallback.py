@@ -136,16 +136,19 @@ class Fallback(Generic[_P, _R]):
         return trace.answer(answer) if explain else answer
 
     def _descend(self, walk: Walk | RowWalk, trace: _Traced | None = None) -> Any:
-        while (one := walk.advance()) is not None:
-            try:
-                answer = one.run(*walk.args, **walk.kwargs)  # type: ignore[misc]
-            except ConfigurationError:
-                raise
-            except Exception as error:  # noqa: BLE001 - what comes next is the point of a fallback
-                walk.failed(error)
-            else:
-                walk.answered(answer)
-        return self._finished(walk, trace)
+        try:
+            while (one := walk.advance()) is not None:
+                try:
+                    answer = one.run(*walk.args, **walk.kwargs)  # type: ignore[misc]
+                except ConfigurationError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - what comes next is the point of it
+                    walk.failed(error)
+                else:
+                    walk.answered(answer)
+            return self._finished(walk, trace)
+        finally:
+            walk.ledger.drop()
 
     async def _answer_async(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, explain: bool = False
@@ -159,18 +162,21 @@ class Fallback(Generic[_P, _R]):
         return trace.answer(answer) if explain else answer
 
     async def _descend_async(self, walk: Walk | RowWalk, trace: _Traced | None = None) -> Any:
-        while (one := walk.advance()) is not None:
-            try:
-                answer = one.run(*walk.args, **walk.kwargs)  # type: ignore[misc]
-                if one.is_async:
-                    answer = await answer
-            except ConfigurationError:
-                raise
-            except Exception as error:  # noqa: BLE001 - what comes next is the point of a fallback
-                walk.failed(error)
-            else:
-                walk.answered(answer)
-        return self._finished(walk, trace)
+        try:
+            while (one := walk.advance()) is not None:
+                try:
+                    answer = one.run(*walk.args, **walk.kwargs)  # type: ignore[misc]
+                    if one.is_async:
+                        answer = await answer
+                except ConfigurationError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - what comes next is the point of it
+                    walk.failed(error)
+                else:
+                    walk.answered(answer)
+            return self._finished(walk, trace)
+        finally:
+            walk.ledger.drop()
 
     def _finished(self, walk: Walk | RowWalk, trace: _Traced | None) -> Any:
         answer, counts = walk.finish(self.name)
@@ -223,7 +229,9 @@ class _Traced:
     def answer(self, value: Any) -> Answer[Any]:
         """Return *value* with what is known about it."""
         tier, reason, attempts, counts, rows = self._facts()
-        return Answer(value, tier or "", reason, attempts, counts, rows)
+        return Answer(
+            value, tier or "", reason=reason, attempts=attempts, tier_counts=counts, rows=rows
+        )
 
     def _facts(self) -> tuple[str | None, str, int, dict[str, int], tuple[str, ...]]:
         reason = "; ".join(self._walk.ledger.reasons)

@@ -106,7 +106,8 @@ class Gate:
         return gate
 
     def __invert__(self) -> Gate:
-        name = f"({self.name})" if " " in self.name else self.name
+        composed = " & " in self.name or " | " in self.name
+        name = f"({self.name})" if composed else self.name
         return _composed(partial(_not, self), partial(_not_rows, self), f"~{name}")
 
     def _tight(self) -> str:

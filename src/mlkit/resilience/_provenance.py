@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
+
+from mlkit.resilience._settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,9 +18,8 @@ _R = TypeVar("_R")
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[_R]):
-    """An answer and where it came from, as `Fallback.explain` returns it.
+class Answer(Frozen, Generic[_R]):
+    """An answer and where it came from, as `Fallback.explain` returns it. Frozen.
 
     Attributes:
         value: The answer itself.
@@ -31,12 +31,39 @@ class Answer(Generic[_R]):
         rows: The tier of each row; without `per_row`, of the one answer.
     """
 
+    __slots__ = ("attempts", "reason", "rows", "tier", "tier_counts", "value")
+
     value: _R
     tier: str
     reason: str
     attempts: int
     tier_counts: Mapping[str, int]
     rows: tuple[str, ...]
+
+    def __init__(
+        self,
+        value: _R,
+        tier: str,
+        *,
+        reason: str = "",
+        attempts: int = 1,
+        tier_counts: Mapping[str, int] | None = None,
+        rows: tuple[str, ...] | None = None,
+    ) -> None:
+        self._set(
+            value=value,
+            tier=tier,
+            reason=reason,
+            attempts=attempts,
+            tier_counts={tier: 1} if tier_counts is None else tier_counts,
+            rows=(tier,) if rows is None else rows,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Answer({self.value!r}, tier={self.tier!r}, reason={self.reason!r}, "
+            f"attempts={self.attempts}, tier_counts={self.tier_counts!r})"
+        )
 
 
 @final

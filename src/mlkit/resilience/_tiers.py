@@ -6,7 +6,6 @@ import threading
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
 
 from mlkit._clock import current
-from mlkit._digest import digest, digest_bytes
 from mlkit.errors import ConfigurationError, DegradedWarning, DigestError
 from mlkit.resilience._bind import bound, is_async, name_of
 from mlkit.resilience._breaker import Breaker, checked_name
@@ -184,6 +183,8 @@ class Store:
 
     def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
         """Return what tells these arguments from others, or None if there is nothing."""
+        from mlkit._digest import digest
+
         try:
             if self._key is not None:
                 return self._key(*args, **kwargs)
@@ -236,6 +237,8 @@ class Store:
 
 def _plain(value: Any) -> Any:
     """Return *value* with its tensors as something that has a digest."""
+    from mlkit._digest import digest_bytes
+
     if is_tensor(value):
         if value.requires_grad or value.device.type != "cpu":
             value = value.detach().cpu()

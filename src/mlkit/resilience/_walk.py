@@ -33,9 +33,6 @@ class Ledger:
 
     def failed(self, tier: Tier[..., Any], error: Exception) -> None:
         """A tier raised, or gave what cannot be used."""
-        trace = error.__traceback__
-        # The frame that caught the error holds this ledger: without it, there is no cycle.
-        error = error.with_traceback(None if trace is None else trace.tb_next)
         forget_frames(error)
         self._errors.append(lambda: error)
         self.reasons.append(f"{tier.name}: {type(error).__name__}")
@@ -59,6 +56,10 @@ class Ledger:
         return AllTiersFailedError(
             f"every tier of {name} failed", [make() for make in self._errors]
         )
+
+    def drop(self) -> None:
+        """Let go of the errors: their frames lead back to those that hold this ledger."""
+        self._errors.clear()
 
 
 @final

@@ -1,0 +1,143 @@
+"""Gates against NumPy, and their algebra."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mlkit.errors import ConfigurationError
+from mlkit.resilience import Gate, confidence, finite, in_range
+
+torch.set_num_threads(1)
+matrices = hnp.arrays(
+    np.float64,
+    st.tuples(st.integers(1, 6), st.integers(1, 4)),
+    elements=st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0, -1.0, math.nan, math.inf]),
+)
+gates = st.recursive(
+    st.sampled_from([finite, confidence(0.6), in_range(0, 1), in_range(-math.inf, 0.5)]),
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map(lambda pair: pair[0] & pair[1]),
+        st.tuples(inner, inner).map(lambda pair: pair[0] | pair[1]),
+        inner.map(lambda gate: ~gate),
+    ),
+    max_leaves=4,
+)
+
+
+@given(matrices)
+def test_masks_say_what_numpy_says(x):
+    n = len(x)
+    assert (finite.mask(x, n) == np.isfinite(x).all(1)).all()
+    with np.errstate(invalid="ignore"):
+        assert (in_range(0, 1).mask(x, n) == ((x >= 0) & (x <= 1)).all(1)).all()
+        assert (confidence(0.6).mask(x, n) == (x.max(1) >= 0.6)).all()
+
+
+@given(gates, matrices)
+def test_a_row_is_judged_alone_and_alike_in_every_container(gate, x):
+    mask = gate.mask(x, len(x))
+    assert mask.dtype == bool
+    assert (mask == gate.mask(torch.from_numpy(x), len(x))).all()
+    assert (mask == gate.mask(x.tolist(), len(x))).all()
+    assert mask.tolist() == [gate(row) for row in x]
+
+
+@given(gates, gates, matrices)
+def test_the_laws_of_and_or_not(a, b, x):
+    n = len(x)
+    assert ((a & b).mask(x, n) == (~(~a | ~b)).mask(x, n)).all()
+    assert ((a | b).mask(x, n) == (b | a).mask(x, n)).all()
+    assert ((~~a).mask(x, n) == a.mask(x, n)).all()
+    assert (~(a & b))(x) is not (a & b)(x)
+
+
+@given(gates, matrices)
+def test_gates_pickle(gate, x):
+    copy = pickle.loads(pickle.dumps(gate))
+    assert repr(copy) == repr(gate)
+    assert (copy.mask(x, len(x)) == gate.mask(x, len(x))).all()
+
+
+def test_the_whole_passes_if_every_row_does():
+    x = np.array([[0.7, 0.3], [0.2, 0.8]])
+    assert (finite & confidence(0.6))(x)
+    x[1] = np.nan
+    assert not finite(x)
+    assert not confidence(0.6)(x)
+
+
+@pytest.mark.parametrize(
+    ("answer", "passes"),
+    [
+        (1.0, True),
+        (math.nan, False),
+        (3, True),
+        (None, False),
+        (1j * math.inf, False),
+        ([1.0, [2.0, math.inf]], False),
+        ({"a": 1.0, "b": (2.0,)}, True),
+        ({"a": math.nan}, False),
+        ([], True),
+        (("label", 0.3), True),
+        (np.float32("nan"), False),
+        (torch.tensor(1.0), True),
+    ],
+)
+def test_finite_looks_everywhere(answer, passes):
+    assert finite(answer) is passes
+
+
+def test_empty_batches_pass():
+    for gate in (finite, confidence(0.5), in_range(0, 1), finite & ~confidence(0.5)):
+        assert gate.mask(np.zeros((0, 3)), 0).shape == (0,)
+
+
+def test_repr_is_how_it_is_written():
+    a, b, c = finite, confidence(0.6), in_range(0, 1)
+    assert repr((a | b) & ~c) == "(finite | confidence(0.6)) & ~in_range(0, 1)"
+    assert repr(~(a & b) | c) == "~(finite & confidence(0.6)) | in_range(0, 1)"
+
+
+def test_a_callable_is_a_gate_and_one_bool_decides_about_all_rows():
+    switch = {"on": True}
+    gate = finite & (lambda _: switch["on"])
+    assert gate.mask(np.array([1.0, math.nan]), 2).tolist() == [True, False]
+    switch["on"] = False
+    assert gate.mask(np.array([1.0, math.nan]), 2).tolist() == [False, False]
+    assert not gate(1.0)
+
+
+def test_cheap_gates_come_first():
+    asked = []
+    gate = Gate(lambda _: False) & (lambda y: asked.append(y) or True)
+    assert not gate(1)
+    assert asked == []
+
+
+def test_wrong_use_is_named():
+    for make in (
+        lambda: confidence(0),
+        lambda: confidence(60),
+        lambda: confidence(math.nan),
+        lambda: in_range(1, 0),
+        lambda: in_range(math.nan, 1),
+        lambda: in_range("0", 1),
+        lambda: Gate(3),
+        lambda: finite & 3,
+        lambda: finite(object()),
+        lambda: in_range(0, 1)("text"),
+        lambda: Gate(lambda _: "yes")(1),
+        lambda: Gate(lambda _: 1)(1),
+        lambda: Gate(lambda _: [True])(1) and Gate(lambda _: [True]).mask(1, 2),
+        lambda: confidence(0.5).mask(np.zeros(3), 3),
+    ):
+        with pytest.raises(ConfigurationError):
+            make()
