@@ -155,6 +155,14 @@ def test_equal_modules_have_equal_digests_whatever_their_memory_looks_like(store
     assert equal_modules(store.load("c@2", build=lambda s: torch.nn.Conv2d(3, 4, 3)), conv)
 
 
+def test_tied_weights_are_stored_once(store):
+    weight = torch.zeros(100, 100)
+    once = store.save("w", {"a": weight}).n_bytes
+    assert store.save("w", {"a": weight, "b": weight, "c": weight}).n_bytes == once
+    loaded = store.load("w@2")
+    assert loaded["a"] is loaded["b"] is loaded["c"]
+
+
 def test_a_module_without_weights(store):
     store.save("identity", torch.nn.Identity(), spec={})
     assert isinstance(
