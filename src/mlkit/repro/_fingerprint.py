@@ -79,23 +79,36 @@ _marks: dict[str, Any] = {}
 def _resolved(value: Any, path: str, depth: int) -> Any:
     """Return *value* with the tensors and paths in it replaced by what stands for their content."""
     kind = type(value)
-    if kind in {str, int, float, bool, bytes, type(None)}:
+    if kind in _PLAIN:
         return value
+    if depth > _MAX_DEPTH:
+        reason = f"it holds itself, or is nested deeper than {_MAX_DEPTH} levels"
+        raise FingerprintError(path, reason)
+    if kind is not dict and kind not in {list, tuple}:
+        return _resolved_rare(value, path, depth)
+    items = value.items() if kind is dict else enumerate(value)
+    resolved = [
+        (key, item)
+        if type(item) in _PLAIN
+        else (key, _resolved(item, f"{path}[{clip(key, 40)}]", depth + 1))
+        for key, item in items
+    ]
+    return dict(resolved) if kind is dict else [item for _, item in resolved]
+
+
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+def _resolved_rare(value: Any, path: str, depth: int) -> Any:
+    """Do the same for what is not a plain dict, list or tuple."""
     import dataclasses
     from collections.abc import Mapping
     from pathlib import Path
 
-    if depth > _MAX_DEPTH:
-        raise FingerprintError(
-            path, f"it holds itself, or is nested deeper than {_MAX_DEPTH} levels"
-        )
     if isinstance(value, Mapping):
-        return {
-            key: _resolved(item, f"{path}[{clip(key, 40)}]", depth + 1)
-            for key, item in value.items()
-        }
+        return _resolved(dict(value), path, depth)
     if isinstance(value, (list, tuple)):
-        return [_resolved(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
+        return _resolved(list(value), path, depth)
     if isinstance(value, (set, frozenset)) and any(isinstance(item, Path) for item in value):
         reason = "it is a set that holds paths; pass a list, or a mapping from names to paths"
         raise FingerprintError(path, reason)
