@@ -217,6 +217,8 @@ def _residual(node: Any, data: dict[str, Any], scope: Scope) -> _Residual | None
         return _residual(scope.evaluators[given[0]], data, scope)
     if name in {"if", "?:"}:
         for position in range(0, len(given) - 1, 2):
+            if given[position] in _UNIT_VAR:  # the members that are hashed at once have one
+                return _residual(given[position + 1], data, scope)
             condition = _residual(given[position], data, scope)
             if condition is None or condition.split is not None:
                 return None

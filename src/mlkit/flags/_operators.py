@@ -26,6 +26,7 @@ __all__ = ["MAX_ITERATIONS", "VALUE_OPERATORS", "contains", "limited", "spend"]
 
 MAX_ITERATIONS = 100_000
 _room = threading.local()
+_ABSENT = object()  # an argument that is not there, which is not null
 
 
 def limited(code: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -53,8 +54,8 @@ def contains(needle: Any, haystack: Any) -> bool:
 
 
 def _ordering(test: Callable[[Any, Any], bool]) -> Callable[..., bool]:
-    def compare_all(one: Any = None, two: Any = None, three: Any = None, *_: Any) -> bool:
-        return less(one, two, test) and (three is None or less(two, three, test))
+    def compare_all(one: Any = None, two: Any = None, three: Any = _ABSENT, *_: Any) -> bool:
+        return less(one, two, test) and (three is _ABSENT or less(two, three, test))
 
     return compare_all
 
@@ -63,18 +64,23 @@ def _ordering(test: Callable[[Any, Any], bool]) -> Callable[..., bool]:
 
 
 def _add(*values: Any) -> float:
-    return reduced(sum(map(number, values)))
+    return reduced(sum(map(_term, values)))
 
 
 def _multiply(*values: Any) -> float:
     product: float = 1
     for value in values:
-        product = reduced(product * number(value))
+        product = reduced(product * _term(value))
     return product
 
 
-def _subtract(one: Any = None, two: Any = None, *_: Any) -> float:
-    return reduced(-number(one) if two is None else number(one) - number(two))
+def _term(value: Any) -> float:
+    """Return *value* as a number to add or multiply; no text is no number here, where elsewhere it is 0."""
+    return math.nan if type(value) is str and not value.strip() else number(value)
+
+
+def _subtract(one: Any = None, two: Any = _ABSENT, *_: Any) -> float:
+    return reduced(-number(one) if two is _ABSENT else number(one) - number(two))
 
 
 def _divide(one: Any = None, two: Any = None, *_: Any) -> float:

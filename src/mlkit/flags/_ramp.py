@@ -68,9 +68,13 @@ def apply_ramp(definition: Definition, ramp: Ramp) -> Definition:
 
 def _split(ramp: Ramp) -> dict[str, Any]:
     weight = round(ramp.share * WEIGHTS)
-    by: list[Any] = [] if ramp.seed is None else [{"cat": [ramp.seed, {"var": "targetingKey"}]}]
     # The candidate comes first: its range of buckets begins at 0 and only its end moves.
-    return {"fractional": [*by, [ramp.candidate, weight], [ramp.incumbent, WEIGHTS - weight]]}
+    pairs = [[ramp.candidate, weight], [ramp.incumbent, WEIGHTS - weight]]
+    if ramp.seed is None:
+        return {"fractional": pairs}
+    by = {"cat": [ramp.seed, {"var": "targetingKey"}]}
+    # Without the condition all requests without a unit would be one unit.
+    return {"if": [{"var": "targetingKey"}, {"fractional": [by, *pairs]}, ramp.incumbent]}
 
 
 def _without_ramp(document: dict[str, Any]) -> dict[str, Any]:

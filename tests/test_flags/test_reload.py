@@ -1,0 +1,421 @@
+"""Files that change under the reader: every way they are replaced, broken and mended."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from mlkit.errors import FlagFileError
+from mlkit.flags import Flags
+from mlkit.testing import record_events, virtual_time
+
+
+def text(**values):
+    flags = {
+        key: {"state": "ENABLED", "variants": {"v": value}, "defaultVariant": "v"}
+        for key, value in values.items()
+    }
+    return json.dumps({"flags": flags})
+
+
+@pytest.fixture
+def path(tmp_path):
+    made = tmp_path / "flags.json"
+    made.write_text(text(f=1))
+    return made
+
+
+def replace(path, content):
+    beside = path.with_suffix(".new")
+    beside.write_text(content)
+    beside.replace(path)
+
+
+def test_a_changed_file_is_one_change(path):
+    flags = Flags.from_file(path)
+    assert flags.reload() is None
+    path.write_text(text(f=2, g=1))
+    with record_events("flags.") as events:
+        change = flags.reload()
+    assert (change.added, change.removed, change.changed) == (("g",), (), ("f",))
+    assert [event.kind for event in events] == ["flags.changed"]
+    path.write_text(text(f=2, g=1) + " \n")
+    assert flags.reload() is None  # other bytes, same flags
+    assert Flags.in_memory({"f": 1}).reload() is None
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_missing_file_is_an_error_at_first(tmp_path, watch):
+    with pytest.raises(FlagFileError, match="cannot be read"):
+        Flags.from_file(tmp_path / "absent.json", watch=watch)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b'{"flags": {"f": NaN}}',
+        b"null",
+        b'{"flags": []}',
+        b"\xef\xbb\xbf{}",
+    ],
+)
+def test_a_broken_file_changes_nothing_until_it_is_mended(path, content):
+    flags = Flags.from_file(path)
+    flag, digest = flags.int("f", default=0), flags.digest
+    path.write_bytes(content)
+    with record_events("flags.") as events:
+        for _ in range(2):
+            with pytest.raises(FlagFileError):
+                flags.reload()
+    assert [event.kind for event in events] == ["flags.reload.failed"]
+    assert (flag(), flags.digest) == (1, digest)
+    (problem,) = flags.problems
+    assert (problem.flag, problem.kept) == (None, True)
+    path.unlink()
+    with pytest.raises(FlagFileError, match="No such file"):
+        flags.reload()
+    path.write_text(text(f=1))
+    assert flags.reload() is None
+    assert flags.problems == ()
+
+
+def test_a_bad_flag_keeps_its_last_good_definition(path):
+    flags = Flags.from_file(path)
+    f, g = flags.int("f", default=0), flags.int("g", default=0)
+    bad = json.loads(text(f=2, g=3))
+    bad["flags"]["f"]["targeting"] = {"if": [{"starts_wiht": ["a", "b"]}, "v"]}
+    path.write_text(json.dumps(bad))
+    with record_events("flags.flag.quarantined") as events:
+        flags.reload()
+        bad["flags"]["g"]["variants"]["v"] = 4
+        path.write_text(json.dumps(bad))
+        flags.reload()
+    assert (f(), g()) == (1, 4)
+    (problem,) = flags.problems
+    assert problem.pointer == "/flags/f/targeting/if/0/starts_wiht"
+    assert "did you mean 'starts_with'" in problem.message
+    assert problem.kept
+    assert len(events) == 1
+    path.write_text(text(f=5, g=4))
+    flags.reload()
+    assert (f(), flags.problems) == (5, ())
+
+
+@pytest.mark.parametrize(
+    ("flag", "pointer"),
+    [
+        (None, ""),
+        ({}, "/state"),
+        ({"state": "on", "variants": {"a": 1}}, "/state"),
+        ({"state": "ENABLED"}, "/variants"),
+        ({"state": "ENABLED", "variants": {}}, "/variants"),
+        ({"state": "ENABLED", "variants": {"a": None}}, "/variants/a"),
+        ({"state": "ENABLED", "variants": {"a": 1, "b": "x"}}, "/variants"),
+        ({"state": "ENABLED", "variants": {"a": 2**53}}, "/variants/a"),
+        ({"state": "ENABLED", "variants": {"a": 1}, "defaultVariant": "b"}, "/defaultVariant"),
+        ({"state": "ENABLED", "variants": {"a": 1}, "defaultVariant": 3}, "/defaultVariant"),
+        ({"state": "ENABLED", "variants": {"a": 1}, "metadata": {"k": []}}, "/metadata/k"),
+        ({"state": "ENABLED", "variants": {"a": 1}, "metadata": {"bucketing": "v4"}}, "/metadata/bucketing"),
+        ({"state": "ENABLED", "variants": {"a": 1}, "targeting": []}, "/targeting"),
+        ({"state": "ENABLED", "variants": {"a": 1}, "targeting": {"$ref": "gone"}}, "/targeting/$ref"),
+        ({"state": "ENABLED", "variants": {"a": 1}, "targeting": {"if": [1], "or": [2]}}, "/targeting"),
+        ({"state": "ENABLED", "variants": {"a": 1}, "targeting": {"or": [{"a/b~": 1}]}}, "/targeting/or/0/a~1b~0"),
+    ],
+)  # fmt: skip
+def test_problems_are_located(flag, pointer):
+    flags = Flags.from_dict({"flags": {"x": flag}})
+    (problem,) = flags.problems
+    assert (problem.flag, problem.pointer, problem.kept) == ("x", f"/flags/x{pointer}", False)
+    assert flags.int("x", default=3).details()[:4] == (3, None, "ERROR", "PARSE_ERROR")
+
+
+def test_references():
+    rule = {
+        "state": "ENABLED",
+        "variants": {"a": {"$ref": "is_pro"}, "b": {}},
+        "targeting": {"if": [{"$ref": "is_pro"}, "a", "b"]},
+    }
+    evaluators = {
+        "is_pro": {"or": [{"$ref": "is_é\\\n"}, False]},
+        "is_é\\\n": {"==": [{"var": "plan"}, "pro"]},
+    }
+    flags = Flags.from_dict({"flags": {"f": rule}, "$evaluators": evaluators})
+    assert flags.json("f", default=[])(plan="pro") == {
+        "$ref": "is_pro"
+    }  # only rules are referred to
+    loop = {"a": {"!": {"$ref": "b"}}, "b": {"!": {"$ref": "a"}}}
+    flags = Flags.from_dict(
+        {"flags": {"f": {**rule, "targeting": {"$ref": "a"}}}, "$evaluators": loop}
+    )
+    assert "circle" in flags.problems[0].message
+
+
+def test_hostile_files_are_bounded(tmp_path):
+    bomb = {
+        "e0": {"and": [True, True]},
+        **{f"e{n}": {"and": [{"$ref": f"e{n - 1}"}] * 10} for n in range(1, 30)},
+    }
+    deep = 0
+    for _ in range(300):
+        deep = {"!": deep}
+    flag = {"state": "ENABLED", "variants": {"a": True}}
+    start = time.process_time()
+    flags = Flags.from_dict(
+        {
+            "$evaluators": bomb,
+            "flags": {
+                "bomb": {**flag, "targeting": {"$ref": "e29"}},
+                "deep": {**flag, "targeting": deep},
+                "wide": {**flag, "targeting": {"or": [{"!": 1}] * 50_000}},
+                "good": {**flag, "defaultVariant": "a"},
+            },
+        }
+    )
+    assert time.process_time() - start < 2  # far above what it takes, far below an explosion
+    assert {problem.flag for problem in flags.problems} == {"bomb", "deep", "wide"}
+    assert flags.bool("good", default=False)() is True
+    path = tmp_path / "deep.json"
+    path.write_text('{"flags": {"f": ' + "[" * 100_000 + "]" * 100_000 + "}}")
+    with pytest.raises(FlagFileError, match="not JSON"):
+        Flags.from_file(path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "large.json"
+    with path.open("wb") as file:
+        file.truncate(10**9)  # a hole: no disk is used
+    with pytest.raises(FlagFileError, match="at most"):
+        Flags.from_file(path)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"map": [{"var": "x"}, {"map": [{"var": ""}, {"cat": [{"var": ""}, 1]}]}]},
+        {"reduce": [{"var": "y"}, {"cat": [{"var": "accumulator"}, {"var": "accumulator"}]}, "xx"]},
+        {
+            "reduce": [
+                {"var": "y"},
+                {"merge": [{"var": "accumulator"}, {"var": "accumulator"}]},
+                [1],
+            ]
+        },
+        {"reduce": [{"var": "y"}, {"*": [{"var": "accumulator"}, {"var": "accumulator"}]}, 1e10]},
+        {
+            "fractional": [
+                {"reduce": [{"var": "y"}, [{"var": "accumulator"}, {"var": "accumulator"}], 1]},
+                ["a", 1],
+            ]
+        },
+        {"cat": [{"reduce": [{"var": "y"}, [{"var": "accumulator"}, {"var": "accumulator"}], 1]}]},
+    ],
+)
+def test_rules_that_explode_stop(rule):
+    flags = Flags.from_dict(
+        {"flags": {"f": {"state": "ENABLED", "variants": {"a": True}, "targeting": rule}}}
+    )
+    assert flags.problems == ()
+    start = time.process_time()
+    details = flags.bool("f", default=False).details(
+        "u", x=[list(range(1000))] * 1000, y=list(range(1000))
+    )
+    assert (details.value, details.reason) == (False, "ERROR")
+    assert time.process_time() - start < 2
+
+
+# --- watching ----------------------------------------------------------------------------------------------------
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.005)
+
+
+def in_place(path, content):
+    path.write_text(content)
+
+
+def same_time_and_size(path, content):
+    status = path.stat()
+    path.write_text(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def older(path, content):
+    replace(path, content)
+    os.utime(path, (1, 1))
+
+
+def gone_and_back(path, content):
+    path.unlink()
+    time.sleep(0.03)
+    path.write_text(content)
+
+
+def partial_first(path, content):
+    path.write_text(content[: len(content) // 2])
+    time.sleep(0.03)
+    path.write_text(content)
+
+
+@pytest.mark.parametrize(
+    "how", [in_place, replace, same_time_and_size, older, gone_and_back, partial_first]
+)
+def test_the_watcher_sees_it(path, how):
+    with Flags.from_file(path, watch=True, interval=0.01) as flags:
+        flag = flags.int("f", default=0)
+        assert flag() == 1
+        how(path, text(f=2))
+        until(lambda: flag() == 2)
+        how(path, text(f=3))
+        until(lambda: flag() == 3)
+        until(lambda: flags.problems == ())
+
+
+def test_the_watcher_sees_a_kubernetes_symlink_swap(tmp_path):
+    for n in (1, 2):
+        folder = tmp_path / f"..2026_0{n}"
+        folder.mkdir()
+        (folder / "flags.json").write_text(text(f=n))
+        os.utime(folder / "flags.json", (1, 1))
+    (tmp_path / "..data").symlink_to("..2026_01")
+    (tmp_path / "flags.json").symlink_to("..data/flags.json")
+    with Flags.from_file(tmp_path / "flags.json", watch=True, interval=0.01) as flags:
+        flag = flags.int("f", default=0)
+        assert flag() == 1
+        (tmp_path / "..data_tmp").symlink_to("..2026_02")
+        (tmp_path / "..data_tmp").replace(tmp_path / "..data")
+        until(lambda: flag() == 2)
+
+
+def test_the_watcher_lives_in_virtual_time_and_ends(path):
+    with virtual_time(autojump=False) as clock:
+        flags = Flags.from_file(path, watch=True, interval=60)
+        path.write_text(text(f=2))
+        flag = flags.int("f", default=0)
+        assert flag() == 1
+        assert flags.age == 0
+        clock.advance(59)
+        assert flags.age == 59
+        clock.advance(1)
+        until(lambda: flag() == 2)
+        assert flags.age == 0
+        flags.close()
+        flags.close()
+        clock.advance(100)
+        assert flags.age == 100
+        assert flag() == 2
+
+
+def test_watching_keeps_no_flags_alive(path):
+    import gc
+    import threading
+    import weakref
+
+    flags = Flags.from_file(path, watch=True, interval=0.01)
+    flag = flags.int("f", default=0)
+    gone = weakref.ref(flag)
+    del flags, flag
+    gc.collect()
+    assert gone() is None
+    until(lambda: not any(thread.name == "mlkit-flags" for thread in threading.enumerate()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_goes_on_watching(path):
+    code = """
+        import os, sys, time
+        from mlkit.flags import Flags
+        flags = Flags.from_file(sys.argv[1], watch=True, interval=0.01)
+        flag = flags.int("f", default=0)
+        if os.fork() == 0:
+            print("child", flag(), flush=True)
+            for _ in range(2000):
+                if flag() == 2:
+                    os._exit(0)
+                time.sleep(0.005)
+            os._exit(1)
+        print("status", os.wait()[1], flush=True)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "child 1\n"
+    replace(path, text(f=2))
+    assert process.stdout.readline() == "status 0\n"
+    assert process.wait(10) == 0
+    process.stdout.close()
+
+
+class FileHistory(RuleBasedStateMachine):
+    """A file that is written, broken and removed, against a plain model of what must be in force."""
+
+    def __init__(self):
+        super().__init__()
+        import tempfile
+        from pathlib import Path
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "flags.json"
+        self.path.write_text(text(f=0))
+        self.flags = Flags.from_file(self.path)
+        self.handles = {key: self.flags.int(key, default=-1) for key in "fgh"}
+        self.expected = {"f": 0}
+        self.good = {"f": 0}
+
+    @rule(values=st.dictionaries(st.sampled_from("fgh"), st.integers(0, 3) | st.none()))
+    def write(self, values):
+        document = json.loads(text(**values))
+        self.path.write_text(
+            json.dumps(document)
+        )  # null is no value for a variant: that flag is bad
+        self.flags.reload()
+        kept = {
+            key: self.expected[key] if value is None else value
+            for key, value in values.items()
+            if value is not None or key in self.expected
+        }
+        self.expected = kept
+
+    @rule(content=st.sampled_from(["", "[]", "{"]))
+    def spoil(self, content):
+        self.path.write_text(content)
+        with pytest.raises(FlagFileError):
+            self.flags.reload()
+
+    @rule()
+    def remove(self):
+        self.path.unlink(missing_ok=True)
+        with pytest.raises(FlagFileError):
+            self.flags.reload()
+
+    @invariant()
+    def answers(self):
+        assert {
+            key: handle() for key, handle in self.handles.items() if handle() >= 0
+        } == self.expected
+        assert self.flags.digest == Flags.in_memory({}).digest or self.expected
+
+    def teardown(self):
+        self.folder.cleanup()
+
+
+TestFileHistory = FileHistory.TestCase
+TestFileHistory.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
