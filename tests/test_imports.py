@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import subprocess
 import sys
@@ -14,30 +15,45 @@ BLOCKS = ("registry", "repro", "inference", "resilience", "flags", "tracking", "
 EXTRAS = ("matplotlib", "mlflow", "sklearn", "starlette", "torch", "tqdm", "uvicorn")
 
 
-def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def cpu_of_import(module: str) -> float:
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return an environment in which the second import of a module is not compiled again."""
+    folder = tmp_path_factory.mktemp("bytecode")
+    return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder)}
+
+
+def cpu_of_import(module: str, compiled: dict[str, str]) -> float:
     """Return the least CPU time of importing *module* in fresh interpreters, in seconds."""
     code = f"import time; start = time.process_time(); import {module}; print(time.process_time() - start)"
-    return min(float(run(code)) for _ in range(7))
+    return min(float(run(code, **compiled)) for _ in range(8))
 
 
 @pytest.fixture(scope="module")
-def cpu_of_numpy() -> float:
-    return cpu_of_import("numpy")
+def cpu_of_numpy(compiled: dict[str, str]) -> float:
+    return cpu_of_import("numpy", compiled)
 
 
-def test_the_facade_costs_next_to_nothing(cpu_of_numpy: float) -> None:
-    assert cpu_of_import("mlkit") <= 0.04 * cpu_of_numpy
+def test_the_facade_costs_next_to_nothing(cpu_of_numpy: float, compiled: dict[str, str]) -> None:
+    assert cpu_of_import("mlkit", compiled) <= 0.04 * cpu_of_numpy
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_block_costs_less_than_numpy(block: str, cpu_of_numpy: float) -> None:
-    assert cpu_of_import(f"mlkit.{block}") <= 0.40 * cpu_of_numpy
+def test_a_block_costs_less_than_numpy(
+    block: str, cpu_of_numpy: float, compiled: dict[str, str]
+) -> None:
+    assert cpu_of_import(f"mlkit.{block}", compiled) <= 0.40 * cpu_of_numpy
 
 
 def test_the_blocks_bring_no_third_party_module() -> None:

@@ -106,7 +106,12 @@ def digest_file(path: str | PathLike[str]) -> str:
 def is_digest(text: str) -> bool:
     """Return whether *text* is written as a whole digest."""
     body = text.removeprefix(_PREFIX)
-    return len(body) == 64 and body != text and all(char in "0123456789abcdef" for char in body)
+    if len(body) != 64 or body == text:
+        return False
+    try:
+        return bytes.fromhex(body).hex() == body  # fromhex alone would take spaces and capitals
+    except ValueError:
+        return False
 
 
 def short(value: str) -> str:

@@ -1,0 +1,118 @@
+"""Never executed: what type checkers must see through the public API (mypy strict and pyright strict read it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, assert_type
+
+import numpy as np
+
+import mlkit
+from mlkit.errors import RowError
+from mlkit.flags import Details, Flag, Flags, ModelFlag, Rollout
+from mlkit.inference import Batcher, map_batches
+from mlkit.models import ModelStore, ModelVersion
+from mlkit.registry import Registry, Spec, spec_of
+from mlkit.repro import Manifest, Seeds, fingerprint, isolated, seed_all
+from mlkit.resilience import Answer, Policy, Retry, constant, fallback, finite, tier
+from mlkit.tracking import Delivery, Run, RunData, read, start_run
+
+
+class Model:
+    """A base that users register against."""
+
+
+class Net(Model):
+    """One of theirs."""
+
+    def __init__(self, width: int, *, depth: int = 1) -> None: ...
+
+
+def the_facade_is_typed() -> None:
+    assert_type(mlkit.__version__, str)
+    assert_type(mlkit.Seeds(1), Seeds)
+
+
+def a_registry_keeps_types(models: Registry[Model]) -> None:
+    assert_type(models.create("net", width=3), Model)
+    assert_type(models.create(Net, 3, depth=2), Net)
+    models.create(Net, "3")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    assert_type(models.build(Spec({"type": "net"})), Model)
+    assert_type(spec_of(Net(3)), Spec)
+    registered = models.register("net")(Net)
+    assert_type(registered(3), Net)
+
+
+def seeds_give_generators(seeds: Seeds) -> None:
+    assert_type(seeds / "data" / 3, Seeds)
+    assert_type(seeds.numpy(), np.random.Generator)
+    assert_type(seeds.int(), int)
+    seed_all(seeds)
+    assert_type(fingerprint([1]), str)
+    assert_type(Manifest.capture().digest, str)
+
+
+@isolated(7)
+def evaluate(rows: list[int]) -> float:
+    return float(len(rows))
+
+
+def a_decorator_keeps_the_signature() -> None:
+    assert_type(evaluate([1]), float)
+    evaluate("no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def a_policy_keeps_the_signature() -> None:
+    @Policy(retry=Retry(attempts=2))
+    def score(x: float, *, scale: int = 1) -> float:
+        return x * scale
+
+    @Policy(timeout=1.0)
+    async def fetch(key: str) -> bytes:
+        return key.encode()
+
+    assert_type(score(1.0, scale=2), float)
+    assert_type(await fetch("a"), bytes)
+    score("no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def a_fallback_answers_as_its_first_tier(big: Callable[[float], float]) -> None:
+    score = fallback(tier(big, accept=finite), constant(0.5))
+    assert_type(score(1.0), float)
+    assert_type(score.explain(1.0), Answer[float])
+
+
+def rows_keep_their_type(rows: list[int], mean: Callable[[list[int]], list[float]]) -> None:
+    assert_type(map_batches(mean, rows), Iterator[float])
+    assert_type(map_batches(mean, rows, on_error="return"), Iterator[float | RowError])
+
+
+async def a_batcher_answers_in_its_models_type(mean: Callable[[list[int]], list[float]]) -> None:
+    async with Batcher(mean) as batcher:
+        answer = await batcher.submit(1)
+        assert_type(answer, float)
+
+
+def flags_are_typed_handles(flags: Flags) -> None:
+    assert_type(flags.bool("new", default=False), Flag[bool])
+    assert_type(flags.int("size", default=3)("user"), int)
+    assert_type(flags.float("share", default=0.5).details("user"), Details[float])
+    model = flags.model("ranker", default="v1")
+    assert_type(model, ModelFlag)
+    assert_type(model.rollout("v2"), Rollout)
+    flags.bool("new", default="no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+def a_run_records() -> None:
+    with start_run("churn") as run:
+        assert_type(run, Run)
+        run.log_metrics({"loss": np.float32(0.5)}, step=1)
+        assert_type(run.flush(1.0), Delivery)
+    assert_type(read(run.dir), RunData)
+
+
+def a_store_gives_versions(store: ModelStore, build: Callable[[dict[str, Any]], Net]) -> None:
+    version = store.save("net", b"weights")
+    assert_type(version, ModelVersion)
+    assert_type(store.load("net@1", build=build), Net)
+    assert_type(store.versions("net"), list[ModelVersion])
