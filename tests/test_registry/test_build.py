@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-import datetime
+import datetime as dt
 import enum
 import functools
 import gc
@@ -81,6 +81,7 @@ def problems(registry: Registry[Any], spec: Any) -> list[tuple[str, str]]:
 class Net:
     def __init__(
         self,
+        *,
         encoder: Annotated[Encoder, encoders],
         depth: int = 18,
         more: Annotated[Encoder, encoders] | None = None,
@@ -203,7 +204,7 @@ def test_text_takes_the_form_its_parameter_wants():
     registry = net(
         path=pathlib.Path,
         color=Color,
-        day=datetime.date,
+        day=dt.date,
         pair=tuple[int, str],
         rate=float,
         rates=list[float],
@@ -230,7 +231,7 @@ def test_text_takes_the_form_its_parameter_wants():
         built = registry.build(spec)
         assert built.path == pathlib.Path("a/b")
         assert built.color is Color.RED
-        assert built.day == datetime.date(2026, 1, 2)
+        assert built.day == dt.date(2026, 1, 2)
         assert built.pair == (1, "x")
         assert type(built.rate) is float
         assert built.rates == [1.0, 2.5]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from mlkit._suggest import clip, closest, did_you_mean, listing
 from mlkit.errors import DuplicateNameError, EntryError, UnknownNameError
-from mlkit.registry._entry import parse_ref
 from mlkit.registry._plain import MAX_DEPTH, problem, shown
 from mlkit.registry._plan import ABSENT, Parameter, make_plan
 from mlkit.registry._planned import Many, Planned, write
@@ -94,12 +93,12 @@ class Checker:
             self._problem(at, "type", message)
             return None
         name = data["type"]
-        if not isinstance(name, str) or parse_ref(name) is None:
-            self._problem(path, "type", f"expected a name or 'name@version', got {shown(name)}")
-            return None
         try:
+            if type(name) is not str or not name:
+                self._problem(path, "type", f"expected a name or 'name@version', got {shown(name)}")
+                return None
             entry, record = registry._find(name)  # noqa: SLF001 - the two are one mechanism
-            ready = registry._load(record)  # noqa: SLF001
+            ready = record.ready or registry._load(record)  # noqa: SLF001
             plan = record.plan
             if plan is None:
                 plan = record.plan = make_plan(registry.name, entry, record.factory or ready)
@@ -170,7 +169,13 @@ class Checker:
         if parameter.rest is not ABSENT and not _is_for(shape.inner, value):
             plain[parameter.name] = value
             return
-        planned.arguments[parameter.name] = self._shaped(shape, value, path)
+        if (
+            parameter.node is not None and type(value) is dict and "type" in value
+        ):  # the common case
+            node = parameter.node
+            planned.arguments[parameter.name] = self.node(node.registry, value, path, node.kind)
+        else:
+            planned.arguments[parameter.name] = self._shaped(shape, value, path)
         planned.nested.append(parameter.name)
 
     def _shaped(self, shape: Shape, value: Any, path: Path) -> Any:

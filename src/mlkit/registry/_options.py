@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["NOTHING", "check_base", "check_return", "describe_entry"]
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+_NO_TAGS: frozenset[str] = frozenset()
 
 
 def describe_entry(
@@ -34,22 +35,25 @@ def describe_entry(
     priority: float = 0,
     replace: bool = False,
 ) -> tuple[Entry, Callable[[Any], bool | str] | None, bool]:
-    """Check what was said about an entry."""
-    check_name(where.format("name"), name)
+    """Check what was said about an entry; *where* is the call, for messages: `"models.register"`."""
+    if (
+        type(name) is not str or not name.isidentifier() or len(name) > 200
+    ):  # the common case, without a call
+        check_name(f"{where}(name)", name)
     if type(version) is not int or not 1 <= version < 10**9:
-        raise ConfigurationError(where.format("version=..."), version, "an integer >= 1")
+        raise ConfigurationError(f"{where}(version=...)", version, "an integer >= 1")
     if type(priority) not in {int, float} or priority != priority:  # noqa: PLR0124 - NaN has no rank
-        raise ConfigurationError(where.format("priority=..."), priority, "a number")
+        raise ConfigurationError(f"{where}(priority=...)", priority, "a number")
     if deprecated is not None and (not isinstance(deprecated, str) or not deprecated):
         raise ConfigurationError(
-            where.format("deprecated=..."), deprecated, "text that says what to use instead"
+            f"{where}(deprecated=...)", deprecated, "text that says what to use instead"
         )
     if when is not None and not callable(when):
-        raise ConfigurationError(where.format("when=..."), when, "a callable of the context")
+        raise ConfigurationError(f"{where}(when=...)", when, "a callable of the context")
     if aliases:
-        aliases = texts(where.format("aliases=..."), aliases)
+        aliases = texts(f"{where}(aliases=...)", aliases)
         for alias in aliases:
-            check_name(where.format("aliases=..."), alias)
+            check_name(f"{where}(aliases=...)", alias)
         aliases = dict.fromkeys(alias for alias in aliases if alias != name)
     if meta is not NOTHING:
         meta = _check_meta(where, meta)
@@ -59,9 +63,9 @@ def describe_entry(
         target,
         source,
         aliases=tuple(aliases),
-        tags=frozenset(texts(where.format("tags=..."), tags)) if tags else frozenset(),
+        tags=frozenset(texts(f"{where}(tags=...)", tags)) if tags else _NO_TAGS,
         meta=meta,
-        requires=texts(where.format("requires=..."), requires) if requires else (),
+        requires=texts(f"{where}(requires=...)", requires) if requires else (),
         deprecated=deprecated,
         priority=priority,
         imported=imported,
@@ -71,12 +75,12 @@ def describe_entry(
 
 def check_return(where: str, factory: Any, base: Base) -> None:
     """Refuse a function whose annotation says that it never returns what the registry holds."""
-    returns = getattr(factory, "__annotations__", {}).get("return", base)
     if base is object or isinstance(factory, type):
         return
+    returns = getattr(factory, "__annotations__", {}).get("return", base)
     if returns is None or (isinstance(returns, type) and _never(returns, base)):
         raise ConfigurationError(
-            where.format("factory"),
+            f"{where}(factory)",
             factory,
             f"a function that returns a {base_name(base)}",
         )
@@ -106,7 +110,7 @@ def _check_meta(where: str, meta: Any) -> Mapping[str, Any]:
     from collections.abc import Mapping
 
     if not isinstance(meta, Mapping) or not all(isinstance(key, str) for key in meta):
-        raise ConfigurationError(where.format("meta=..."), meta, "a mapping with text as keys")
+        raise ConfigurationError(f"{where}(meta=...)", meta, "a mapping with text as keys")
     return MappingProxyType(dict(meta))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mlkit._suggest import clip
 from mlkit.errors import ConfigurationError, EntryError
 from mlkit.registry._plain import NotPlainError, as_plain, normal
-from mlkit.registry._shape import Choose, Shape, UnsupportedError, shape_of
+from mlkit.registry._shape import Choose, Node, Shape, UnsupportedError, shape_of
 from mlkit.registry._validate import Validator
 
 if TYPE_CHECKING:
@@ -32,10 +32,21 @@ class Parameter:
         written: The default as plain data, `ABSENT` if it has no plain form that means the same.
         shape: How nested specs fit in, None if they do not.
         obscure: Why its annotation cannot be used, empty if it can.
+        node: The shape if it is one nested spec, or one or None.
         rest: What else a nested parameter may be: an annotation, `ABSENT` if nothing.
     """
 
-    __slots__ = ("default", "name", "obscure", "positional", "required", "rest", "shape", "written")
+    __slots__ = (
+        "default",
+        "name",
+        "node",
+        "obscure",
+        "positional",
+        "required",
+        "rest",
+        "shape",
+        "written",
+    )
 
     def __init__(self, declared: Declared) -> None:
         self.name = declared.name
@@ -44,6 +55,7 @@ class Parameter:
         self.default = ABSENT if self.required else declared.default
         self.written: Any = ABSENT
         self.shape: Shape | None = None
+        self.node: Node | None = None
         self.obscure = ""
         self.rest: Any = ABSENT
 
@@ -151,8 +163,14 @@ def _place(parameter: Parameter, annotation: Any, plain: dict[str, Any]) -> None
         return
     if parameter.shape is None:
         plain[parameter.name] = annotation
-    elif isinstance(parameter.shape, Choose) and parameter.shape.rest is not None:
-        plain[parameter.name] = parameter.rest = parameter.shape.rest
+        return
+    shape = parameter.shape
+    if isinstance(shape, Choose):
+        if shape.rest is not None:
+            plain[parameter.name] = parameter.rest = shape.rest
+        shape = shape.inner
+    if isinstance(shape, Node):
+        parameter.node = shape
 
 
 def _evaluated(factory: Any, annotation: Any) -> Any:
@@ -227,7 +245,7 @@ def refuse_type(where: str, factory: Any) -> None:
     code = getattr(function, "__code__", None)
     if code is not None and "type" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
         raise ConfigurationError(
-            where,
+            f"{where}(factory)",
             factory,
             "a factory without a parameter called 'type', the key that names what to build in a spec",
             hint="rename the parameter",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Many", "Planned", "write"]
 
-_ATOMS = (type(None), bool, int, float, str)
+_ATOMS = frozenset({type(None), bool, int, float, str})
 
 
 class Planned:
@@ -31,13 +31,8 @@ class Planned:
     def __init__(
         self, registry: str, entry: Entry, ready: Callable[..., Any], plan: Plan, path: Path
     ) -> None:
-        self.registry, self.entry, self.ready, self.plan, self.path = (
-            registry,
-            entry,
-            ready,
-            plan,
-            path,
-        )
+        self.registry, self.entry, self.path = registry, entry, path
+        self.ready, self.plan = ready, plan
         self.arguments: dict[str, Any] = {}
         self.nested: list[str] = []
         self.written: dict[str, Any] | str = ""
@@ -56,17 +51,21 @@ def write(planned: Planned, data: dict[str, Any], made: dict[str, Any]) -> dict[
     """Return the resolved data of a node, or why it has none."""
     written: dict[str, Any] = {"type": planned.entry.ref}
     for name, parameter in planned.plan.parameters.items():
-        if name in data:
-            value = planned.arguments[name]
-            try:
-                if name in made:
-                    written[name] = as_plain(normal(data[name], made[name]))
-                else:
-                    written[name] = _write_value(value)
-            except NotPlainError as error:
-                return f"its argument {name!r} was passed alive: {error}"
-        elif parameter.written is not ABSENT:
-            written[name] = _fresh(parameter.written)
+        if name not in data:
+            default = parameter.written
+            if default is not ABSENT:
+                written[name] = default if type(default) in _ATOMS else as_plain(default)
+            continue
+        value = data[name]
+        try:
+            if name not in made:
+                written[name] = _write_value(planned.arguments[name])
+            elif type(value) in _ATOMS and type(value) is not int:
+                written[name] = value
+            else:
+                written[name] = as_plain(normal(value, made[name]))
+        except NotPlainError as error:
+            return f"its argument {name!r} was passed alive: {error}"
     if planned.plan.open:
         for name, value in data.items():
             if name != "type":
@@ -75,10 +74,6 @@ def write(planned: Planned, data: dict[str, Any], made: dict[str, Any]) -> dict[
                 except NotPlainError as error:
                     return f"its argument {name!r} was passed alive: {error}"
     return written
-
-
-def _fresh(value: Any) -> Any:
-    return as_plain(value) if type(value) in {list, dict} else value
 
 
 def _write_value(value: Any) -> Any:

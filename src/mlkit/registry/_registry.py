@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, final, overload
 
 from mlkit._suggest import clip
@@ -18,15 +19,15 @@ from mlkit.registry._entry import Entry, Record, check_name, parse_ref, texts
 from mlkit.registry._options import NOTHING, check_base, check_return, describe_entry
 from mlkit.registry._override import Override, overridden
 from mlkit.registry._plan import refuse_type
+from mlkit.registry._spec import Spec
 from mlkit.registry._table import Table, atomic_items, describe
 from mlkit.registry._target import base_name, checked, load, owner_of
 from mlkit.telemetry import Counter, emit, register
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from mlkit.registry._spec import Spec
 
 __all__ = ["Registry"]
 
@@ -231,17 +232,17 @@ class Registry(Generic[T]):
     def _add(
         self, factory: Any, *, name: str | None, version: int, source: str, **options: Any
     ) -> None:
-        where = f"{self._name}.register({{}})"
+        where = f"{self._name}.register"
         if not callable(factory):
-            raise ConfigurationError(where.format("factory"), factory, "a class or function")
+            raise ConfigurationError(f"{where}(factory)", factory, "a class or function")
         target, owner = owner_of(factory)
         if name is None:
             name = getattr(factory, "__name__", None)
             if name is None or not name.isidentifier():
                 raise ConfigurationError(
-                    where.format("name"), name, "a name, because the object has none of its own"
+                    f"{where}(name)", name, "a name, because the object has none of its own"
                 )
-        refuse_type(where.format("factory"), factory)
+        refuse_type(where, factory)
         entry, when, replace = describe_entry(
             where, name, version, target, source, imported=True, **options
         )
@@ -249,7 +250,7 @@ class Registry(Generic[T]):
             ready = checked(self._name, entry, factory, self._base)
         except EntryError:
             raise ConfigurationError(
-                where.format("factory"),
+                f"{where}(factory)",
                 factory,
                 f"a subclass of {base_name(self._base)}, or a function",
             ) from None
@@ -297,9 +298,9 @@ class Registry(Generic[T]):
             >>> models.create("fraction", numerator=1, denominator=2)
             Fraction(1, 2)
         """
-        where = f"{self._name}.lazy({{}})"
+        where = f"{self._name}.lazy"
         if not isinstance(target, str) or not _TARGET.fullmatch(target):
-            raise ConfigurationError(where.format("target"), target, "'package.module:attribute'")
+            raise ConfigurationError(f"{where}(target)", target, "'package.module:attribute'")
         frame = sys._getframe(1)  # noqa: SLF001 - only to say in a message where it was registered
         entry, condition, force = describe_entry(
             where,
@@ -384,15 +385,10 @@ class Registry(Generic[T]):
             SpecError: If the spec does not fit; every problem at once, with file, line and column if it was loaded.
             ConfigurationError: If *spec* is none of the three.
         """
-        if not isinstance(spec, str):
-            from collections.abc import Mapping
-
-            from mlkit.registry._spec import Spec
-
-            if not isinstance(spec, Spec | Mapping):
-                raise ConfigurationError(
-                    f"{self._name}.build(spec)", spec, "a Spec, a mapping with a 'type', or a name"
-                )
+        if not isinstance(spec, (str, dict, Spec, Mapping)):
+            raise ConfigurationError(
+                f"{self._name}.build(spec)", spec, "a Spec, a mapping with a 'type', or a name"
+            )
         planned, deprecated = _build.check(self, spec)
         for entry in deprecated:
             self._warn(entry, stacklevel=3)

@@ -58,6 +58,9 @@ class Table:
         old = next((kept for kept in before if kept.entry.version == entry.version), None)
         if not replace:
             self._check(registry, record, old)
+        if not before and not entry.aliases and not self.aliases:
+            self.names[name] = (record,)  # the common case
+            return
         versions = [kept for kept in before if kept is not old]
         versions.append(record)
         if len(versions) > 1:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Checked", "Mismatch", "Validator"]
 
-_SCALARS = (str, int, float, bool, type(None))
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_PYDANTIC = "pydantic_core._pydantic_core"
 _NAMES = {
     "bool_type": "bool",
     "bytes_type": "bytes",
@@ -48,12 +49,13 @@ class Validator:
     Made with the plan of an entry, and compiled by pydantic when it is first used.
     """
 
-    __slots__ = ("_annotations", "_lock", "_schema")
+    __slots__ = ("_annotations", "_error", "_lock", "_schema")
 
     def __init__(self, annotations: dict[str, Any]) -> None:
         self._annotations = annotations
         self._lock = threading.Lock()
         self._schema: Any = None
+        self._error: type[Exception] = Exception  # pydantic's, once there is a schema
 
     def check(self, arguments: dict[str, Any], *, keep: bool = False) -> Checked:
         """Return what to call the factory with, what pydantic made of it, and what is wrong with it.
@@ -65,19 +67,20 @@ class Validator:
             arguments: By name.
             keep: Whether a value that fits is handed on as the very object, even if pydantic made an equal one.
         """
-        given = {name: arguments[name] for name in arguments if name in self._annotations}
+        annotations = self._annotations
+        given = {name: arguments[name] for name in arguments if name in annotations}
         if not given:
             return Checked(arguments, {}, [])
         schema = self._schema or self._compile()
-        from pydantic_core import ValidationError
-
         try:
             made = schema.validate_python(given)
-        except ValidationError as error:
+        except self._error as error:
             return self._one_by_one(schema, arguments, given, _rows(error), keep=keep)
-        result = dict(arguments)
+        result = arguments.copy()
         for name, value in made.items():
-            result[name] = _kept(given[name], value, keep=keep)
+            old = given[name]
+            plain = value is old or type(old) in _SCALARS
+            result[name] = value if plain else _kept(old, value, keep=keep)
         return Checked(result, made, [])
 
     def _one_by_one(
@@ -92,8 +95,6 @@ class Validator:
         """Accept what only failed for want of a JSON form, and collect the rest."""
         import json
 
-        from pydantic_core import ValidationError
-
         result, everything, mismatches = dict(arguments), {}, list[Mismatch]()
         failed = {row["loc"][0] for row in rows}
         for name, value in given.items():
@@ -106,11 +107,12 @@ class Validator:
                 else:
                     mismatches += _mismatches(value, own)
                     continue
-            except ValidationError as error:
-                rows = _rows(error)
-                # Where a live object is wanted, pydantic speaks of its own schemas; the first verdict is the plain one.
-                alive = any(row["type"] == "needs_python_object" for row in rows)
-                mismatches += _mismatches(value, own if alive else rows)
+            except self._error as error:
+                later = _rows(error)
+                # Where a live object is wanted, or what was made is no JSON to pydantic (half a surrogate pair), it
+                # speaks of its own doings; the first verdict is the one about the value.
+                odd = any(row["type"] in {"needs_python_object", "json_invalid"} for row in later)
+                mismatches += _mismatches(value, own if odd else later)
                 continue
             everything[name] = made[name]
             result[name] = made[name] if name in failed else _kept(value, made[name], keep=keep)
@@ -119,6 +121,9 @@ class Validator:
     def _compile(self) -> Any:
         with self._lock:
             if self._schema is None:
+                from pydantic_core import ValidationError
+
+                self._error = ValidationError
                 self._schema = _compile(self._annotations)
         return self._schema
 
@@ -149,12 +154,11 @@ def _adapter(annotations: dict[str, Any]) -> Any:
 
 
 def _kept(value: Any, made: Any, *, keep: bool) -> Any:
+    """Return which of two to hand on: what was given, or what pydantic made of it."""
     if made is value or type(value) in _SCALARS:
         return made
-    if (
-        type(made).__module__ == "pydantic_core._pydantic_core"
-    ):  # a lazy view of an iterable, good for one reading
-        return value
+    if type(made).__module__ == _PYDANTIC:
+        return value  # made is a view of an iterable, good for one reading
     if not keep:
         return made
     try:
