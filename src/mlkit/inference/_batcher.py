@@ -203,6 +203,7 @@ class Batcher(Generic[_Row, _Result]):
         self._waiting = Waiting()
         self._gathering = Gathering(self._largest, self._max_wait)
         self._thread: threading.Thread | None = None
+        self._ident = 0
         self._pid: int | None = None
         self._free = False  # the device thread waits for rows
         self._closing = False
@@ -264,7 +265,7 @@ class Batcher(Generic[_Row, _Result]):
         for request in dropped:
             request.row, request.outcome = None, (None, self._refusal())
         self._deliver(dropped)
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and self._ident != threading.get_ident():
             thread.join()
 
     async def aclose(self, *, drain: bool = True) -> None:
@@ -325,9 +326,9 @@ class Batcher(Generic[_Row, _Result]):
             InferenceError: If an error is not this row's alone; its cause is the model's error.
             Exception: What the model raised for this row.
         """
-        from asyncio import get_running_loop
+        import asyncio
 
-        loop = get_running_loop()
+        loop = asyncio.get_running_loop()
         request = self._request(row, "submit(deadline=...)", deadline, priority)
         request.loop, request.signal = loop, loop.create_future()
         timer = None
@@ -445,7 +446,7 @@ class Batcher(Generic[_Row, _Result]):
         return Request(row, priority, self._clock.monotonic() + allowed, allowed)
 
     def _push(self, request: Request) -> None:
-        if self._pid != os.getpid() or threading.current_thread() is self._thread:
+        if self._pid != os.getpid() or threading.get_ident() == self._ident:
             raise self._refusal()
         with self._lock:
             if self._closing:
@@ -526,6 +527,7 @@ class Batcher(Generic[_Row, _Result]):
     # --- the device thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._ident = threading.get_ident()
         try:
             while batch := self._next_batch():
                 self._serve(batch)

@@ -179,18 +179,20 @@ def _stream(
         n_rows = len(batch)
         results = runner.run(batch)
         del batch
+        results.reverse()
         for place in range(n_rows):
-            result, results[place] = results[place], None
-            if isinstance(result, Failure):
-                if result.of_the_program:
-                    raise result.error
-                result = RowError(index + place, result.error)
-                if on_error == "raise":
-                    raise result
-                if on_error == "skip":
-                    continue
-            yield result
-            del result
+            if not isinstance(results[-1], Failure):
+                yield results.pop()  # no name here keeps it alive meanwhile
+                continue
+            failure = results.pop()
+            if failure.of_the_program:
+                raise failure.error
+            error = RowError(index + place, failure.error)
+            if on_error == "raise":
+                raise error
+            if on_error == "return":
+                yield error
+            del failure, error
         index += n_rows
         if finished is not None:
             finished(n_rows)

@@ -1,0 +1,221 @@
+"""The batcher against a plain model: a list of rows that wait, and what became of each."""
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from mlkit.errors import (
+    BatcherClosedError,
+    DeadlineExceededError,
+    InferenceError,
+    QueueFullError,
+)
+from mlkit.inference import Batcher
+from mlkit.testing import virtual_time
+
+LARGEST, QUEUE = 3, 6
+
+
+class Device:
+    """A model that stops at every new batch until it is let through."""
+
+    def __init__(self):
+        self.batches = []
+        self.seen = set()
+        self.go = threading.Semaphore(0)
+
+    def __call__(self, rows):
+        if not self.seen.issuperset(rows):  # else a part of a batch that failed, run again
+            assert not self.seen.intersection(rows), "a row runs in two batches"
+            self.seen.update(rows)
+            self.batches.append(list(rows))
+            self.go.acquire()
+        for _, kind in rows:
+            if kind == "bad":
+                raise ValueError("bad")
+            if kind == "fatal":
+                raise KeyboardInterrupt
+        return [number for number, _ in rows]
+
+
+class Machine(RuleBasedStateMachine):
+    @initialize()
+    def begin(self):
+        self.time = virtual_time(autojump=False)
+        self.clock = self.time.__enter__()
+        self.loop = asyncio.new_event_loop()
+        self.threads = ThreadPoolExecutor(64)
+        self.device = Device()
+        self.batcher = Batcher(
+            self.device, max_batch_size=LARGEST, max_queue=QUEUE, max_wait=0, collate=list
+        ).start()
+        self.waiting = []  # (row, priority, expires), in the order of arrival
+        self.running = []
+        self.tasks = {}  # row: task
+        self.expected = {}  # row: value or kind of error
+        self.closed = False
+        self.rejected = 0
+
+    def turn(self):
+        async def turns():
+            for _ in range(4):
+                await asyncio.sleep(0)
+
+        self.loop.run_until_complete(turns())
+
+    def until(self, condition):
+        for _ in range(3_000):
+            self.turn()
+            if condition():
+                return
+            time.sleep(0.0002)
+        raise AssertionError(f"never came: {self.batcher.stats()}")
+
+    def seal(self):
+        """Move what the device must take next from the model's queue."""
+        now = self.clock.monotonic()
+        queue = sorted(self.waiting, key=lambda item: -item[1])
+        self.running = []
+        for item in queue:
+            if len(self.running) == LARGEST:
+                break
+            row, _, expires = item
+            self.waiting.remove(item)
+            if expires is not None and now >= expires:
+                self.expected[row] = DeadlineExceededError
+            else:
+                self.running.append(row)
+        if self.running:
+            batches = len(self.device.batches)
+            self.until(lambda: self.device.batches[-1:] == [self.running])
+            assert len(self.device.batches) - batches in (0, 1)
+
+    @rule(
+        kind=st.sampled_from(["good", "good", "good", "bad", "fatal"]),
+        priority=st.sampled_from([0, 0, 0, 1, -1]),
+        deadline=st.sampled_from([None, None, 500.0, 100_000.0]),
+        blocking=st.booleans(),
+    )
+    def submit(self, kind, priority, deadline, blocking):
+        row = (len(self.tasks), kind)
+        if blocking:
+            deadline = None  # its thread would give up by itself, at any moment
+            awaitable = self._call(row, priority)
+        else:
+            awaitable = self.batcher.submit(row, deadline=deadline, priority=priority)
+        accepted = self.batcher.stats().n_accepted
+        self.tasks[row] = task = self.loop.create_task(awaitable)
+        if self.closed:
+            self.expected[row] = BatcherClosedError
+        elif len(self.waiting) == QUEUE:
+            self.expected[row] = QueueFullError
+            self.rejected += 1
+        else:
+            expires = None if deadline is None else self.clock.monotonic() + deadline
+            self.until(lambda: self.batcher.stats().n_accepted == accepted + 1)
+            self.waiting.append((row, priority, expires))
+            if not self.running:
+                self.seal()
+            return
+        self.until(task.done)
+
+    async def _call(self, row, priority):
+        def call():
+            return self.batcher.call(row, priority=priority)
+
+        return await self.loop.run_in_executor(self.threads, call)
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def finish(self):
+        fatal = any(kind == "fatal" for _, kind in self.running)
+        for row in self.running:
+            wrong = InferenceError if fatal else ValueError if row[1] == "bad" else row[0]
+            self.expected.setdefault(row, wrong)
+        done, self.running = self.running, []
+        self.device.go.release()
+        self.seal()
+        self.until(lambda: all(self.tasks[row].done() for row in done))
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def cancel_waiting(self, data):
+        item = data.draw(st.sampled_from(self.waiting))
+        cancelled = self.batcher.stats().n_cancelled
+        self.tasks[item[0]].cancel()
+        self.turn()
+        if self.batcher.stats().n_cancelled > cancelled:
+            self.waiting.remove(item)
+        # else a blocking caller: a thread cannot be cancelled, its row goes on
+        self.expected[item[0]] = asyncio.CancelledError
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def cancel_running(self, data):
+        row = data.draw(st.sampled_from(self.running))
+        self.tasks[row].cancel()
+        self.expected[row] = asyncio.CancelledError
+        self.until(self.tasks[row].done)
+
+    @rule(seconds=st.sampled_from([100.0, 400.0, 1000.0]))
+    def advance(self, seconds):
+        self.clock.advance(seconds)
+
+    @precondition(lambda self: not self.closed)
+    @rule(drain=st.booleans())
+    def close(self, drain):
+        self.closed = True
+        closing = threading.Thread(target=self.batcher.close, kwargs={"drain": drain})
+        closing.start()
+        self.until(lambda: "closed" in repr(self.batcher))
+        if not drain:
+            for row, _, _ in self.waiting:
+                self.expected.setdefault(row, BatcherClosedError)
+            dropped, self.waiting = self.waiting, []
+            self.until(lambda: all(self.tasks[row].done() for row, _, _ in dropped))
+        self.closing = closing
+
+    @invariant()
+    def every_row_is_counted_once(self):
+        if not hasattr(self, "batcher"):
+            return
+        stats = self.batcher.stats()
+        settled = stats.n_done + stats.n_failed + stats.n_expired + stats.n_cancelled
+        assert stats.n_accepted == settled + stats.n_waiting + stats.n_running
+        assert stats.n_rejected == self.rejected
+        assert stats.n_running <= LARGEST
+        assert stats.n_waiting <= QUEUE
+
+    def teardown(self):
+        if not hasattr(self, "batcher"):
+            return
+        try:
+            while self.running:
+                self.finish()
+            self.batcher.close()
+            self.until(lambda: all(task.done() for task in self.tasks.values()))
+            for row, task in self.tasks.items():
+                expected = self.expected[row]
+                if task.cancelled():
+                    assert expected is asyncio.CancelledError
+                elif isinstance(expected, type):
+                    assert type(task.exception()) is expected, row
+                else:
+                    assert task.result() == expected, row
+            consumed = [row for batch in self.device.batches for row in batch]
+            assert len(consumed) == len(set(consumed))
+        finally:
+            self.device.go.release(1000)
+            self.batcher.close(drain=False)
+            self.threads.shutdown(cancel_futures=True)
+            self.loop.close()
+            self.time.__exit__(None, None, None)
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
