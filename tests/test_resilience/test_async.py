@@ -127,9 +127,9 @@ def test_the_deadline_cuts_the_last_attempt():
 
 
 def test_remaining_time_is_each_tasks_own():
-    async def ask(timeout):
+    async def ask(allowed):
         await current().asleep(0.1)
-        return await Policy(timeout=timeout).call(left)
+        return await Policy(timeout=allowed).call(left)
 
     async def left():
         await current().asleep(0.1)
@@ -363,8 +363,7 @@ class TestStreams:
 
         got = []
         with pytest.raises(ConnectionError, match="midway"):
-            for item in stream():
-                got.append(item)
+            got.extend(stream())
         assert (got, calls) == ([0], [1])
 
     def test_nothing_runs_before_it_is_iterated(self):

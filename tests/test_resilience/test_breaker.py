@@ -19,7 +19,7 @@ from mlkit.testing import record_events, virtual_time
 class ModelOfBreaker:
     """The documented behaviour in the plainest words: lists, no cleverness."""
 
-    def __init__(self, rate, min_calls, window, cooldown, probes, lease):
+    def __init__(self, *, rate, min_calls, window, cooldown, probes, lease):
         self.rate, self.min_calls, self.window = rate, min_calls, window
         self.cooldown, self.probes, self.lease = cooldown, probes, lease
         self.to("closed")
@@ -80,7 +80,14 @@ class BreakerAgainstModel(RuleBasedStateMachine):
             probes=probes,
             probe_lease=lease,
         )
-        self.model = ModelOfBreaker(rate, min_calls, window, 5.0, probes, lease or 5.0)
+        self.model = ModelOfBreaker(
+            rate=rate,
+            min_calls=min_calls,
+            window=window,
+            cooldown=5.0,
+            probes=probes,
+            lease=lease or 5.0,
+        )
         self.era, self.number = 0, 0
         self.tickets = []  # (number, era, ticket)
 

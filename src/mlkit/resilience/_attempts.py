@@ -147,8 +147,11 @@ class Trial:
         around = self._attempts.around
         if around.attempts is not None:
             around.attempts[0] += 1
-        inside = Ambient(when, allowed, around.retrying or self._attempts.made > 1)
-        self._token = AMBIENT.set(None if inside == NOTHING else inside)
+        retrying = around.retrying or self._attempts.made > 1
+        if when != inf or retrying:
+            self._token = AMBIENT.set(Ambient(when, allowed, retrying))
+        elif around.attempts is not None:
+            self._token = AMBIENT.set(None)
         return self
 
     def check(self, answer: object) -> None:

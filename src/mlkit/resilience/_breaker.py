@@ -220,6 +220,8 @@ class Breaker:
         if machine.ring is not None:
             return None
         now = current(self._clock).monotonic()
+        if machine.state == "open":  # reads only
+            return machine.blocked(now)
         with self._lock:
             return machine.blocked(now)
 

@@ -25,10 +25,11 @@ __all__ = ["Fallback", "fallback"]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _T = TypeVar("_T")
+_R_co = TypeVar("_R_co", covariant=True)
 
 
 @final
-class Fallback(Generic[_P, _R]):
+class Fallback(Generic[_P, _R_co]):
     """Tiers, asked from the first to the last until one gives a good answer. Made by `fallback`.
 
     Call it like its first tier. If any tier is an `async def` it is awaited (`is_async`); tiers that are a plain `def`
@@ -71,22 +72,22 @@ class Fallback(Generic[_P, _R]):
         self._accept = first.accept
         self._machine = ALWAYS_CLOSED if first.breaker is None else first.breaker._machine  # noqa: SLF001
 
-    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R_co:
         """Return the first good answer.
 
         Raises:
             AllTiersFailedError: If no tier has one; it holds one error per tier.
         """
         if self.is_async:
-            return cast("_R", self._answer_async(args, kwargs))
+            return cast("_R_co", self._called_async(args, kwargs))
         run = self._run
         if run is None or self._machine.ring is None or LISTENING.get() is not None:
-            return cast("_R", self._answer(args, kwargs))
+            return cast("_R_co", self._answer(args, kwargs))
         try:
             answer = run(*args, **kwargs)
             if self._accept is None or self._accept(answer):
                 self._counters[0].add()
-                return cast("_R", answer)
+                return cast("_R_co", answer)
         except ConfigurationError:
             raise
         except Exception as error:  # noqa: BLE001 - what comes next is the point of a fallback
@@ -95,14 +96,38 @@ class Fallback(Generic[_P, _R]):
         else:
             walk = Walk(self.tiers, self._stores, args, kwargs).begun()
             walk.ledger.rejected(self.tiers[0])
-        return cast("_R", self._descend(walk))
+        return cast("_R_co", self._descend(walk))
+
+    async def _called_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        run = self._run
+        if (
+            run is None
+            or not self.tiers[0].is_async
+            or self._machine.ring is None
+            or LISTENING.get() is not None
+        ):
+            return await self._answer_async(args, kwargs)
+        try:
+            answer = await run(*args, **kwargs)
+            if self._accept is None or self._accept(answer):
+                self._counters[0].add()
+                return answer
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what comes next is the point of a fallback
+            walk = Walk(self.tiers, self._stores, args, kwargs).begun()
+            walk.failed(error)
+        else:
+            walk = Walk(self.tiers, self._stores, args, kwargs).begun()
+            walk.ledger.rejected(self.tiers[0])
+        return await self._descend_async(walk)
 
     @overload
     def explain(  # type: ignore[overload-overlap]  # a coroutine is an R as well; the first fits better
         self: Fallback[_P, Coroutine[Any, Any, _T]], *args: _P.args, **kwargs: _P.kwargs
     ) -> Coroutine[Any, Any, Answer[_T]]: ...
     @overload
-    def explain(self, *args: _P.args, **kwargs: _P.kwargs) -> Answer[_R]: ...
+    def explain(self, *args: _P.args, **kwargs: _P.kwargs) -> Answer[_R_co]: ...
     def explain(self, *args: Any, **kwargs: Any) -> Any:
         """Return the first good answer together with where it came from; await it if the fallback is async.
 
@@ -180,9 +205,9 @@ class Fallback(Generic[_P, _R]):
 
     def _finished(self, walk: Walk | RowWalk, trace: _Traced | None) -> Any:
         answer, counts = walk.finish(self.name)
-        for counter, n in zip(self._counters, counts, strict=True):
+        for at, n in counts.items():
             if n:
-                counter.add(n)
+                self._counters[at].add(n)
         if trace is not None:
             trace.counts = counts
         return answer
@@ -203,7 +228,7 @@ class _Traced:
     ) -> None:
         self._fallback, self._walk, self._listener = owner, walk, listener
         self._attempts = [0]
-        self.counts: tuple[int, ...] | None = None
+        self.counts: dict[int, int] | None = None
 
     def __enter__(self) -> _Traced:
         self._tokens: tuple[Token[Ambient | None], Token[Provenance | None]]
@@ -237,16 +262,16 @@ class _Traced:
         reason = "; ".join(self._walk.ledger.reasons)
         if self.counts is None:
             return None, reason, self._attempts[0], {}, ()
-        named = zip(self._fallback.tiers, self.counts, strict=True)
-        counts = {one.name: n for one, n in named if n}
-        lowest = next(reversed(counts), self._fallback.tiers[0].name)
+        tiers = self._fallback.tiers
+        counts = {tiers[at].name: n for at, n in self.counts.items() if n}
+        lowest = next(reversed(counts), tiers[0].name)
         return lowest, reason, self._attempts[0], counts, self._walk.names()
 
 
 def fallback(
     first: Callable[_P, _R] | Tier[_P, _R],
     /,
-    *tiers: Callable[_P, Any] | Tier[_P, Any],
+    *tiers: Callable[..., Any] | Tier[..., Any],
     per_row: bool = False,
     name: str | None = None,
 ) -> Fallback[_P, _R]:
@@ -279,7 +304,8 @@ def fallback(
     """
     if not isinstance(per_row, bool):
         raise ConfigurationError("fallback(per_row=...)", per_row, "True or False")
-    steps = tuple(one if isinstance(one, Tier) else tier(one) for one in (first, *tiers))
+    given: tuple[Any, ...] = (first, *tiers)
+    steps = tuple(one if isinstance(one, Tier) else tier(one) for one in given)
     if steps[0].kind == "stale":
         raise ConfigurationError(
             "fallback(first)", steps[0], "a tier that gives answers to keep, before a stale one"

@@ -38,7 +38,8 @@ class Machine:
     A ticket is the window of the closed era (so that a success is recorded by one atomic append, and a late one lands in
     a window that nobody reads any more) or a `Probe` of the half-open era.
 
-    Not thread-safe, except for `ring`: it is read, and a success appended to it, without a lock.
+    Not thread-safe, except for `ring`, which is read, and a success appended to it, without a lock, and for `blocked`
+    while open.
     """
 
     __slots__ = ("_bad", "_leases", "_ok", "cause", "era", "ring", "rules", "state", "until")

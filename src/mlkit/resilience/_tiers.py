@@ -164,7 +164,9 @@ def constant(value: _R, *, name: str = "constant") -> Tier[..., _R]:
         <Tier 'constant': constant>
     """
     label = checked_name("constant(name=...)", name) or "constant"
-    return Tier(label, "constant", run=lambda *_args, **_kwargs: copied(value))
+    if isinstance(value, list) or is_array(value) or is_tensor(value):
+        return Tier(label, "constant", run=lambda *_args, **_kwargs: copied(value))
+    return Tier(label, "constant", run=lambda *_args, **_kwargs: value)
 
 
 @final

@@ -129,11 +129,11 @@ class Walk:
             if position > at:
                 store.keep(store.key(self.args, self.kwargs), answer)
 
-    def finish(self, name: str) -> tuple[Any, tuple[int, ...]]:
-        """Return the answer, and the rows that each tier gave; raise if there is none."""
+    def finish(self, name: str) -> tuple[Any, dict[int, int]]:
+        """Return the answer, and how many rows which tier gave; raise if there is none."""
         if not self._answer:
             raise self.ledger.exhausted(name)
-        return self._answer[0], tuple(int(at == self._at) for at in range(len(self._tiers)))
+        return self._answer[0], {self._at: 1}
 
     def names(self) -> tuple[str, ...]:
         """Return the tier of each row."""
@@ -234,11 +234,11 @@ class RowWalk:
         except Exception as error:  # noqa: BLE001 - rows that do not fit are no answer
             self.ledger.failed(tier, error)
 
-    def finish(self, name: str) -> tuple[Any, tuple[int, ...]]:
-        """Return the answer, and the rows that each tier gave; raise if a row has none."""
+    def finish(self, name: str) -> tuple[Any, dict[int, int]]:
+        """Return the answer, and how many rows which tier gave; raise if a row has none."""
         if self._out is None or len(self._pending):
             raise self.ledger.exhausted(name)
-        counts = tuple(int((self._where == at).sum()) for at in range(len(self._tiers)))
+        counts = {at: int((self._where == at).sum()) for at in range(self._at + 1)}
         for position, store in self._stores:
             store.like = rows.copied(self._out[:0])
             for i in (self._where < position).nonzero()[0]:
