@@ -366,6 +366,23 @@ def test_user_code_runs_in_parallel_through_one_breaker():
     assert not inside.broken
 
 
+def test_no_verdict_is_lost_between_threads():
+    breaker = Breaker(window=10_000, min_calls=10_000)
+    barrier = threading.Barrier(8)
+
+    def call():
+        barrier.wait(30)
+        for n in range(500):
+            breaker.settle(breaker.acquire(), n % 4 != 0)
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert (breaker.stats().calls, breaker.stats().failures) == (4000, 1000)
+
+
 def test_at_most_n_probes_are_admitted_whoever_asks():
     """Under a switch at every chance; circuitbreaker, hyx and others admit everybody."""
     interval = sys.getswitchinterval()

@@ -660,6 +660,19 @@ class TestStale:
             assert chain(make([1.0, 2.0])).tolist() == [2.0, 4.0]
             assert isinstance(chain(make([1.0, 3.0])), str)
 
+    def test_a_kept_tensor_keeps_no_graph(self):
+        state = {"up": True}
+
+        def source(x):
+            if not state["up"]:
+                raise OSError
+            return torch.ones(2, requires_grad=True) * 2
+
+        chain = self.chain(source)
+        assert chain(1).requires_grad
+        state["up"] = False
+        assert not chain(1).requires_grad
+
     def test_arguments_are_not_kept_alive(self):
         class Row(list):
             pass

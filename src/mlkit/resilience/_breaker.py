@@ -169,7 +169,7 @@ class Breaker:
         return ticket
 
     def settle(self, ticket: object, ok: bool | None, *, duration: float = 0.0) -> None:  # noqa: FBT001 - the verdict itself
-        """Say how the call of a ticket ended. Tickets of an earlier state, and settled ones, are ignored.
+        """Say how the call of a ticket ended. Tickets of an earlier state, and probes that lapsed, are ignored.
 
         Args:
             ticket: What `acquire` returned.

@@ -33,7 +33,7 @@ class Fallback(Generic[_P, _R_co]):
     """Tiers, asked from the first to the last until one gives a good answer. Made by `fallback`.
 
     Call it like its first tier. If any tier is an `async def` it is awaited (`is_async`); tiers that are a plain `def`
-    then run in the event loop's thread. Any `Exception` of a tier leads to the next one, except `ConfigurationError`: a
+    then run in the event loop's thread, where a retry that waits blocks the others. Any `Exception` of a tier leads to the next one, except `ConfigurationError`: a
     wrong call is no outage. Cancellation and other `BaseException` go straight out.
 
     Counts `resilience_answers_total{fallback, tier}`, in rows with `per_row`. Thread-safe; no lock is held while a tier

@@ -212,6 +212,8 @@ class Store:
         """Keep a copy of *answer*."""
         if key is None:
             return
+        if is_tensor(answer):
+            answer = answer.detach()  # or it would keep its graph
         entry = current().monotonic(), copied(answer)
         with self._lock:
             self._kept.pop(key, None)
