@@ -90,6 +90,10 @@ def test_the_error_tree_of_the_docs_is_the_one_of_the_code() -> None:
     from mlkit import errors
 
     page = (ROOT / "docs/errors.md").read_text(encoding="utf-8")
-    drawn = [line for line in (errors.__doc__ or "").splitlines() if re.search(r"(Error|Warning)\b.*(\(|  )", line)]
+    drawn = [
+        line
+        for line in (errors.__doc__ or "").splitlines()
+        if re.search(r"(Error|Warning)\b.*(\(|  )", line)
+    ]
     assert len(drawn) > 40
     assert [line for line in drawn if line not in page] == []

@@ -105,7 +105,7 @@ def train_and_store(
                 spec=resolved.to_dict(),
                 run=child.id,
                 metrics={"test_accuracy": accuracy},
-                manifest=manifest.to_dict(),
+                manifest=manifest.to_dict(facts=False),
                 tags={"weights": fingerprint(network.state_dict())},
                 why=why,
             )

@@ -11,13 +11,13 @@ from mlkit.repro._determinism import Finding, audit, deterministic
 from mlkit.repro._fingerprint import fingerprint
 from mlkit.repro._invariance import InvarianceReport, batch_invariance
 from mlkit.repro._loading import Keyed, KeyedSampler
-from mlkit.repro._manifest import Change, Manifest
+from mlkit.repro._manifest import Difference, Manifest
 from mlkit.repro._rng_state import RngState, rng_state
 from mlkit.repro._seeding import SeedReport, isolated, seed_all, seed_everything
 from mlkit.repro._seeds import Seeds
 
 __all__ = [
-    "Change",
+    "Difference",
     "Divergence",
     "Finding",
     "InvarianceReport",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from pathlib import Path
 
-__all__ = ["Change", "Manifest"]
+__all__ = ["Difference", "Manifest"]
 
 _SCHEMA = "mlkit.manifest/1"
 # In the order in which a difference is likely to explain another result.
@@ -43,7 +43,7 @@ class _Spec(Protocol):
         ...
 
 
-class Change(NamedTuple):
+class Difference(NamedTuple):
     """One difference between two manifests; its text is a sentence.
 
     Attributes:
@@ -177,16 +177,21 @@ class Manifest:
         """What could not be recorded, and what to do about it."""
         return tuple(Finding(*finding) for finding in self._facts["findings"])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the whole manifest as plain data that JSON can hold: `schema`, `digest`, `identity`, `facts`."""
+    def to_dict(self, *, facts: bool = True) -> dict[str, Any]:
+        """Return the manifest as plain data that JSON can hold: `schema`, `digest`, `identity`, `facts`.
+
+        Args:
+            facts: Whether to include what differs from run to run. Without it, two captures of the same code, data,
+                environment and seeds give equal data, so that what contains it keeps its digest when it is made again.
+        """
         from copy import deepcopy
 
-        return {
+        content = {
             "schema": _SCHEMA,
             "digest": self._digest,
             "identity": deepcopy(self._identity),
-            "facts": deepcopy(self._facts),
         }
+        return content | {"facts": deepcopy(self._facts)} if facts else content
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the manifest to a JSON file; an old file is replaced in one step.
@@ -237,7 +242,7 @@ class Manifest:
                 f"{source}: its schema is {schema!r}, this version of mlkit reads {_SCHEMA!r}; read it with the "
                 f"version that wrote it, or a newer one"
             )
-        identity, facts = data.get("identity"), data.get("facts")
+        identity, facts = data.get("identity"), data.get("facts", {"findings": [], "paths": {}})
         if not isinstance(identity, dict) or set(identity) != set(_SECTIONS):
             raise ManifestError(
                 f"{source}: the identity has not the sections {', '.join(_SECTIONS)}"
@@ -254,7 +259,7 @@ class Manifest:
             )
         return manifest
 
-    def diff(self, other: Manifest) -> tuple[Change, ...]:
+    def diff(self, other: Manifest) -> tuple[Difference, ...]:
         """Return what differs in *other*, most telling first; empty if and only if the digests are equal.
 
         Args:
@@ -262,14 +267,14 @@ class Manifest:
         """
         if not isinstance(other, Manifest):
             raise ConfigurationError("Manifest.diff(other)", other, "a Manifest")
-        changes: list[Change] = []
+        changes: list[Difference] = []
         for section in _SECTIONS:
             _compare(section, "", self._identity[section], other._identity[section], changes)
         return tuple(changes)
 
     def verify(
         self, *, data: Mapping[str, object] | None = None, code: str | PathLike[str] | None = None
-    ) -> tuple[Change, ...]:
+    ) -> tuple[Difference, ...]:
         """Return what is different here and now from what the manifest records; empty if it could be repeated.
 
         Code, packages and environment are captured again; data that was given as paths is read again. Seeds, spec,
@@ -430,17 +435,17 @@ def _readable(value: Any) -> Any:
     return {key: _readable(item) for key, item in value.items()}
 
 
-def _compare(section: str, name: str, before: Any, after: Any, changes: list[Change]) -> None:
+def _compare(section: str, name: str, before: Any, after: Any, changes: list[Difference]) -> None:
     if not (isinstance(before, dict) and isinstance(after, dict)):
         if digest(before) != digest(after):
-            changes.append(Change(section, name, "changed", before, after))
+            changes.append(Difference(section, name, "changed", before, after))
         return
     for key in sorted({*before, *after}):
         inner = f"{name}.{key}" if name else key
         if key not in before:
-            changes.append(Change(section, inner, "added", None, after[key]))
+            changes.append(Difference(section, inner, "added", None, after[key]))
         elif key not in after:
-            changes.append(Change(section, inner, "removed", before[key], None))
+            changes.append(Difference(section, inner, "removed", before[key], None))
         else:
             _compare(section, inner, before[key], after[key], changes)
 
