@@ -291,13 +291,14 @@ class Run:
             pause = min(pause * 1.5, 0.05)
         return self._delivery()
 
-    def close(self, status: Status = "FINISHED", timeout: float = 10.0) -> Delivery:
+    def close(self, status: Status = "FINISHED", timeout: float | None = None) -> Delivery:
         """End the run and wait for the sinks, but not for long. Calling it again only waits again.
 
         Args:
             status: How it ended: `"FINISHED"`, `"FAILED"` or `"KILLED"`.
-            timeout: The longest wait in seconds, at least 0. What is not delivered then is
-                delivered by the shipper as long as it can, or by `sync`.
+            timeout: The longest wait in seconds, at least 0; by default 10, and 0 for a nested
+                run, which its parent waits for. What is not delivered then is delivered by the
+                shipper as long as it can, or by `sync`.
 
         Returns:
             What has been delivered and what has not.
@@ -306,15 +307,16 @@ class Run:
             ConfigurationError: If an argument is wrong.
         """
         choice("Run.close(status)", status, ("FINISHED", "FAILED", "KILLED"))
-        check_timeout("Run.close(timeout=...)", timeout)
+        patience = (0.0 if self._nested else 10.0) if timeout is None else timeout
+        check_timeout("Run.close(timeout=...)", patience)
         if not self._journal.closed:
             if os.getpid() == self._owner:
                 self._journal.add(_frames.STATUS, {"status": status}, 1)
             self._journal.close()
-        delivery = self.flush(timeout)
+        delivery = self.flush(patience)
         if not self._nested:
             self._shipper.let_go()
-        if not delivery.complete and self._sinks:
+        if not delivery.complete and self._sinks and not (self._nested and timeout is None):
             telemetry.emit(
                 "tracking.delivery.incomplete",
                 self.id,
@@ -340,7 +342,8 @@ class Run:
         if kind is not None:
             status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
         delivery = self.close(status)
-        if not delivery.complete and kind is None and os.getpid() == self._owner:
+        shortfall = not delivery.complete and not self._nested
+        if shortfall and kind is None and os.getpid() == self._owner:
             warnings.warn(_shortfall(self, delivery), TrackingWarning, stacklevel=2)
 
     def __del__(self) -> None:
