@@ -226,23 +226,32 @@ class UnknownNameError(RegistryError, KeyError):
         registry: Name of the registry.
         name: What was asked for.
         known: What is registered.
-        hint: What else may help, e.g. where the name is defined but not imported.
+        hint: What else may help where no name is near, e.g. to import what registers it.
+        likely: Those of `known` that may be suggested; all of them by default.
     """
 
     registry: str
     name: str
     suggestions: tuple[str, ...]
 
-    def __init__(self, registry: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+    def __init__(
+        self,
+        registry: str,
+        name: str,
+        known: Iterable[str],
+        *,
+        hint: str = "",
+        likely: Iterable[str] | None = None,
+    ) -> None:
         from mlkit._suggest import closest
 
         known = list(known)
         self.registry, self.name = registry, name
-        self.suggestions = tuple(closest(name, known))
-        near = did_you_mean(name, known) or f"; {registry!r} has {listing(known)}"
-        super().__init__(
-            f"unknown name {clip(name, 60)!r} in registry {registry!r}{near}{hint and ' '}{hint}"
-        )
+        self.suggestions = tuple(closest(name, known if likely is None else likely))
+        near = did_you_mean(name, self.suggestions)
+        if not near:
+            near = f"; {registry!r} has {listing(known)}{hint and ' '}{hint}"
+        super().__init__(f"unknown name {clip(name, 60)!r} in registry {registry!r}{near}")
 
 
 class DuplicateNameError(RegistryError, ValueError):

@@ -422,6 +422,9 @@ def test_misses_are_helpful_and_short():
     assert caught.value.suggestions
     assert len(str(caught.value)) <= 600
     assert isinstance(caught.value, KeyError)
+    for slip in ("LAYER-299", "alyer_299", "layer_2999_", "ayer_299", "lager_299", "layre299"):
+        with pytest.raises(UnknownNameError, match="did you mean 'layer_"):
+            reg.create(slip)
     with pytest.raises(UnknownNameError, match="imported"):
         reg.create("Q" * 500)
     reg.register("v", version=2)(Thing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlkit._suggest import clip
-from mlkit.errors import ConfigurationError, EntryError
+from mlkit.errors import EntryError
 from mlkit.registry._plain import NotPlainError, as_plain, normal
 from mlkit.registry._shape import Choose, Node, Shape, UnsupportedError, shape_of
 from mlkit.registry._validate import Validator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mlkit.registry._entry import Entry
 
-__all__ = ["ABSENT", "Parameter", "Plan", "make_plan", "refuse_type"]
+__all__ = ["ABSENT", "Parameter", "Plan", "make_plan"]
 
 ABSENT: Any = object()
 
@@ -237,16 +237,3 @@ def _written(parameter: Parameter, validator: Validator) -> Any:
     # NaN is the one value that is not equal to itself.
     nan = type(again) is float and type(default) is float and again != again and default != default  # noqa: PLR0124
     return normal(plain, again) if same or nan else ABSENT
-
-
-def refuse_type(where: str, factory: Any) -> None:
-    """Refuse a factory with a parameter called `type` as soon as it is registered, where that is cheap to see."""
-    function = getattr(factory, "__init__", None) if isinstance(factory, type) else factory
-    code = getattr(function, "__code__", None)
-    if code is not None and "type" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
-        raise ConfigurationError(
-            f"{where}(factory)",
-            factory,
-            "a factory without a parameter called 'type', the key that names what to build in a spec",
-            hint="rename the parameter",
-        )

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, fi
 
 from mlkit._suggest import clip
 from mlkit.errors import ConfigurationError, DuplicateNameError, EntryError, UnknownNameError
-from mlkit.registry import _build
 from mlkit.registry._choice import Choice, choose, natural
 from mlkit.registry._entry import Entry, Record, check_name, parse_ref, texts
 from mlkit.registry._options import NOTHING, check_base, check_return, describe_entry
 from mlkit.registry._override import Override, overridden
-from mlkit.registry._plan import refuse_type
 from mlkit.registry._spec import Spec
-from mlkit.registry._table import Table, atomic_items, describe
-from mlkit.registry._target import base_name, checked, load, owner_of
+from mlkit.registry._table import Table, atomic_items, describe, likely
+from mlkit.registry._target import base_name, checked, load, owner_of, refuse_type
 from mlkit.telemetry import Counter, emit, register
 
 if TYPE_CHECKING:
@@ -389,10 +387,12 @@ class Registry(Generic[T]):
             raise ConfigurationError(
                 f"{self._name}.build(spec)", spec, "a Spec, a mapping with a 'type', or a name"
             )
-        planned, deprecated = _build.check(self, spec)
+        from mlkit.registry._build import check, construct  # what only building needs
+
+        planned, deprecated = check(self, spec)
         for entry in deprecated:
             self._warn(entry, stacklevel=3)
-        made: T = _build.construct(planned)
+        made: T = construct(planned)
         self._builds.add()
         return made
 
@@ -603,11 +603,8 @@ class Registry(Generic[T]):
         if at and versions:
             return UnknownNameError(self._name, ref, [record.entry.ref for record in versions])
         known = [name for name, _ in self._names()] + builtins.list(self._table.aliases.copy())
-        error = UnknownNameError(self._name, ref, known)
-        if error.suggestions:
-            return error
         hint = "(if it is defined, was the module that registers it imported?)"
-        return UnknownNameError(self._name, ref, known, hint=hint)
+        return UnknownNameError(self._name, ref, known, hint=hint, likely=likely(ref, known))
 
     def _find(self, ref: str) -> tuple[Entry, Record]:
         """Return the entry of *ref* and the record to use for it, which an override may have put in its place."""

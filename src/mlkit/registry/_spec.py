@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, final
 
-from mlkit._digest import digest
 from mlkit._suggest import clip, closest, did_you_mean
 from mlkit.errors import ConfigurationError
-from mlkit.registry import _text
 from mlkit.registry._entry import Frozen, parse_ref
 from mlkit.registry._plain import copy_plain, problem, shown, take
 
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
 
     from mlkit.registry._plain import Found, Path
     from mlkit.registry._registry import Registry
+    from mlkit.registry._text import Source
 
 __all__ = ["Spec"]
 
@@ -46,7 +45,7 @@ class Spec(Frozen):
     __slots__ = ("_digest", "_plain_data", "_source")
 
     _plain_data: dict[str, Any]
-    _source: _text.Source | None
+    _source: Source | None
     _digest: str | None
 
     def __init__(self, data: Mapping[str, Any]) -> None:
@@ -58,7 +57,7 @@ class Spec(Frozen):
             raise ConfigurationError("Spec(data)", data, "a mapping with a 'type'", hint=hint)
         self._fill(data, None)
 
-    def _fill(self, data: Mapping[str, Any], source: _text.Source | None) -> None:
+    def _fill(self, data: Mapping[str, Any], source: Source | None) -> None:
         copy, problems = take(data)
         if not problems:
             problems = _check_type(copy)
@@ -67,7 +66,9 @@ class Spec(Frozen):
         put(self, "_source", source)
         put(self, "_digest", None)
         if problems:
-            raise _text.spec_error(source, problems)
+            from mlkit.registry._text import spec_error
+
+            raise spec_error(source, problems)
 
     @classmethod
     def load(cls, path_or_text: str | PathLike[str], *, at: str = "") -> Spec:
@@ -88,6 +89,8 @@ class Spec(Frozen):
             >>> Spec.load("seed: 1\nmodel: {type: mlp, hidden: 32}", at="model")
             Spec({'type': 'mlp', 'hidden': 32})
         """
+        from mlkit.registry import _text
+
         name, text = _text.read(path_or_text)
         if not isinstance(at, str):
             raise ConfigurationError("Spec.load(at=...)", at, "a dotted path")
@@ -105,6 +108,8 @@ class Spec(Frozen):
         Raises:
             ConfigurationError: If *form* is neither.
         """
+        from mlkit.registry import _text
+
         if form == "yaml":
             return _text.dump_yaml(self._plain_data)
         if form == "json":
@@ -146,6 +151,8 @@ class Spec(Frozen):
         """`"sha256:..."` of the data; it does not depend on the order of keys, the process or the Python version."""
         found = self._digest
         if found is None:
+            from mlkit._digest import digest
+
             found = digest(self._plain_data)
             object.__setattr__(self, "_digest", found)
         return found
@@ -169,28 +176,32 @@ class Spec(Frozen):
 
 
 def _restore(data: dict[str, Any], source: tuple[str, str, Path] | None) -> Spec:
-    return _make(data, _text.Source(*source) if source else None)
+    from mlkit.registry._text import Source
+
+    return _make(data, Source(*source) if source else None)
 
 
-def _make(data: dict[str, Any], source: _text.Source | None) -> Spec:
+def _make(data: dict[str, Any], source: Source | None) -> Spec:
     spec = Spec.__new__(Spec)
     spec._fill(data, source)  # noqa: SLF001 - the second constructor
     return spec
 
 
-def _select(document: Any, source: _text.Source) -> dict[str, Any]:
+def _select(document: Any, source: Source) -> dict[str, Any]:
     """Return the part of a document that `at` names."""
+    from mlkit.registry._text import spec_error
+
     found = document
     for depth, step in enumerate(source.at):
         keys = [key for key in found if isinstance(key, str)] if isinstance(found, dict) else []
         if step not in keys:
             message = f"there is no {step!r}{did_you_mean(str(step), keys)}"
             at = source._replace(at=source.at[:depth])
-            raise _text.spec_error(at, [problem((), "value", message, closest(str(step), keys))])
+            raise spec_error(at, [problem((), "value", message, closest(str(step), keys))])
         found = found[step]
     if not isinstance(found, dict):
         message = f"expected a mapping with a 'type', got {shown(found)}"
-        raise _text.spec_error(source, [problem((), "type", message)])
+        raise spec_error(source, [problem((), "type", message)])
     return found
 
 

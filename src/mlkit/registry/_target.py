@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mlkit._suggest import clip, did_you_mean
-from mlkit.errors import EntryError
+from mlkit.errors import ConfigurationError, EntryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlkit.registry._entry import Entry
 
-__all__ = ["Base", "base_name", "checked", "load", "owner_of", "qualified"]
+__all__ = ["Base", "base_name", "checked", "load", "owner_of", "qualified", "refuse_type"]
 
 Base = type | tuple[type, ...]
 
@@ -142,3 +142,16 @@ def owner_of(factory: Any) -> tuple[str, str]:
     if name.endswith("<lambda>") and code is not None:
         return target, f"{target} {code.co_filename}:{code.co_firstlineno}"
     return target, target
+
+
+def refuse_type(where: str, factory: Any) -> None:
+    """Refuse a factory with a parameter called `type` as soon as it is registered, where that is cheap to see."""
+    function = getattr(factory, "__init__", None) if isinstance(factory, type) else factory
+    code = getattr(function, "__code__", None)
+    if code is not None and "type" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+        raise ConfigurationError(
+            f"{where}(factory)",
+            factory,
+            "a factory without a parameter called 'type', the key that names what to build in a spec",
+            hint="rename the parameter",
+        )
