@@ -279,7 +279,11 @@ def test_the_shipper_outlives_a_killed_process_group_and_tells(tmp_path):
     run_dir = Path(process.stdout.readline().strip())
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert sync(run_dir, timeout=60).complete  # waits for the shipper, which is at it
+    path = tmp_path / "o" / f"{run_dir.name}.jsonl"
+    for _ in range(600):  # nobody but the shipper is left to write it
+        if path.exists() and '"KILLED"' in path.read_text():
+            break
+        time.sleep(0.1)
     out = [
         json.loads(line)
         for line in (tmp_path / "o" / f"{run_dir.name}.jsonl").read_text().splitlines()
@@ -287,6 +291,7 @@ def test_the_shipper_outlives_a_killed_process_group_and_tells(tmp_path):
     losses = [line for line in out if line["key"] == "loss"]
     assert [line["value"] for line in losses] == list(range(500))
     assert [line["value"] for line in out if line["kind"] == "status"] == ["RUNNING", "KILLED"]
+    assert sync(run_dir, timeout=60).complete
 
 
 def test_a_killed_shipper_is_reported_and_sync_goes_on(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 from mlkit._digest import digest_bytes, digest_file
@@ -37,6 +36,8 @@ def keep_file(store: Path, source: Path, *, sync: bool) -> tuple[str, int]:
     Raises:
         OSError: If it cannot be copied.
     """
+    import shutil  # it brings all compressors along
+
     fresh = _fresh(store)
     try:
         shutil.copyfile(source, fresh)

@@ -7,14 +7,13 @@ import sys
 import threading
 from contextvars import copy_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, TypeAlias, final
 
 from mlkit import telemetry
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError
 from mlkit.tracking._delivery import Delivery, delivery_of, merged
 from mlkit.tracking._folder import Folder
-from mlkit.tracking._lane import Lane
 from mlkit.tracking._sink import Sink, make_sink, maker, sink_key
 
 if TYPE_CHECKING:
@@ -22,22 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["NoShipper", "ProcessShipper", "Shipper", "ThreadShipper", "ship", "sync"]
-
-
-class Shipper(Protocol):
-    """What a run knows of its shipper."""
-
-    def why_idle(self) -> str:
-        """Return why nobody is at work, or an empty text if somebody is."""
-        ...
-
-    def let_go(self) -> None:
-        """Do not keep the shipper, nor be kept by it."""
-        ...
-
-    def wake_children(self, folder: Folder) -> None:
-        """Ship a nested run, too."""
-        ...
 
 
 @final
@@ -129,6 +112,8 @@ class ThreadShipper:
 
     def start(self, folder: Folder) -> None:
         """Start the threads of a run."""
+        from mlkit.tracking._lane import Lane
+
         for key, make in self._makers.items():
             lane = Lane(folder, key, make)
             context = copy_context()
@@ -152,12 +137,17 @@ class ThreadShipper:
         self.start(folder)
 
 
+Shipper: TypeAlias = "NoShipper | ProcessShipper | ThreadShipper"
+
+
 def ship(path: Path) -> None:
     """Deliver a run and all nested in it, until nobody writes to them any more.
 
     Args:
         path: The run's folder.
     """
+    from mlkit.tracking._lane import Lane
+
     root = Folder(path)
     known: set[Path] = set()
     threads: list[threading.Thread] = []
@@ -210,6 +200,8 @@ def sync(
         >>> sync(run.dir, sinks=[f"jsonl:{root / 'export'}"]).delivered
         3
     """
+    from mlkit.tracking._lane import Lane
+
     seconds = check_timeout("sync(timeout=...)", timeout)
     root = Folder(Path(run).absolute())
     _, uris = root.load()
