@@ -235,6 +235,7 @@ class Batcher(Generic[_Row, _Result]):
             if self._closing:
                 raise self._refusal()
             if self._thread is None:
+                self._runner.leave_thread()
                 self._clock = current(self._given_clock)
                 self._pid = os.getpid()
                 context = copy_context()

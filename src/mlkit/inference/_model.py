@@ -61,6 +61,13 @@ class Model:
                 self.device = parameter.device
         self.tensors = self._module is not None or self.device is not None
 
+    def leave_thread(self) -> None:
+        """Before another thread runs the model: fix which device `"cuda"` means, which is this thread's current one."""
+        if self.device is not None and self.device.type == "cuda" and self.device.index is None:
+            import torch
+
+            self.device = torch.device("cuda", torch.cuda.current_device())
+
     def enter_thread(self) -> None:
         """Give this thread the torch settings of the process: they are kept per thread."""
         torch = sys.modules.get("torch")

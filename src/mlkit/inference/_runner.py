@@ -110,6 +110,10 @@ class Runner:
         """The most rows in one call of the function: what was asked for, or what memory turned out to allow."""
         return self._limit
 
+    def leave_thread(self) -> None:
+        """Prepare for running the model in another thread."""
+        self._model.leave_thread()
+
     def enter_thread(self) -> None:
         """Prepare the calling thread for running the model."""
         self._model.enter_thread()
@@ -118,6 +122,7 @@ class Runner:
         """Return for each row its result or a `Failure`, in order."""
         results: list[Any] = [None] * len(rows)
         todo = [list(range(len(rows)))]
+        outcome: list[Any] | Failure = []
         try:
             while todo:
                 part = todo.pop()

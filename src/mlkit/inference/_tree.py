@@ -21,6 +21,7 @@ class Padded(NamedTuple):
 
     Example:
         >>> import numpy as np
+        >>> from mlkit.inference import collate
         >>> tokens = collate([np.array([7, 8, 9]), np.array([5])], pad=0)
         >>> tokens.values.tolist()
         [[7, 8, 9], [5, 0, 0]]
