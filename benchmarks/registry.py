@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mlkit.registry import Registry, Spec
@@ -165,7 +164,6 @@ def _hydra() -> Callable[[], object]:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    sys.modules.setdefault("benchmarks.registry", sys.modules[__name__])
     config = OmegaConf.create(tree("_target_", "benchmarks.registry.Block"))
     return lambda: instantiate(config)
 

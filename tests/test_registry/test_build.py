@@ -200,6 +200,22 @@ def test_an_int_is_nothing_else(value):
         assert problems(registry, spec) == [("n", "value")]
 
 
+def test_half_a_surrogate_pair_is_text_and_reported_as_such():
+    with pytest.raises(SpecError, match="expected int, got"):
+        net(n=int).build({"type": "net", "n": "\ud800"})
+    with pytest.raises(SpecError, match="expected int, got"):
+        net(n=list[int]).build({"type": "net", "n": ["\ud800"]})
+
+
+def test_every_wrong_argument_is_reported_by_its_own_verdict():
+    registry = net(a=int, b=Color, c=pathlib.Path, d=list[int])
+    with pytest.raises(SpecError) as caught:
+        registry.build({"type": "net", "a": "x", "b": "green", "c": 3, "d": [1, "y"]})
+    assert str(caught.value.problems[0]) == "a: expected int, got 'x'"
+    assert [problem.path for problem in caught.value.problems] == ["a", "b", "c", "d[1]"]
+    assert "'red'" in str(caught.value.problems[1])
+
+
 def test_text_takes_the_form_its_parameter_wants():
     registry = net(
         path=pathlib.Path,

@@ -73,6 +73,11 @@ def test_an_entry_says_all_that_was_said():
     assert entry.imported
     assert entry.target.endswith(":Thing")
     assert entry.source.rpartition(":")[2].isdigit()
+    assert copy.deepcopy(entry) is entry
+    again = pickle.loads(pickle.dumps(entry))
+    assert all(getattr(again, slot) == getattr(entry, slot) for slot in entry.__slots__)
+    reg.register(name="named", tags=["y"])(Thing)
+    assert "named" in reg
     with pytest.raises(AttributeError, match="immutable"):
         entry.name = "other"  # type: ignore[misc]
     with pytest.raises(TypeError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, NoReturn, Self, final
 
 from mlkit.errors import ConfigurationError
 
@@ -26,12 +26,19 @@ class Frozen:
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"{type(self).__name__} is immutable: {name!r} cannot be deleted")
 
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
 
 @final
 class Entry(Frozen):
     """What is known about one version of one name, without importing what it stands for.
 
-    Made by a registry; read with `registry.entry(ref)`. Immutable, so it may be shared between threads.
+    Made by a registry; read with `registry.entry(ref)`. Immutable, so it may be shared between threads; picklable if
+    what is in `meta` is.
 
     Attributes:
         name: The name it is registered under.
@@ -115,6 +122,14 @@ class Entry(Frozen):
 
     def __repr__(self) -> str:
         return f"<Entry {self.ref} -> {self.target}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {slot: getattr(self, slot) for slot in self.__slots__}
+        return _restore, ({**state, "meta": dict(self.meta)},)
+
+
+def _restore(state: dict[str, Any]) -> Entry:
+    return Entry(**{**state, "meta": MappingProxyType(state["meta"])})
 
 
 class Record:

@@ -153,7 +153,6 @@ class Registry(Generic[T]):
     def register(
         self,
         name: str | None = None,
-        /,
         *,
         version: int = 1,
         aliases: Iterable[str] = (),
@@ -168,7 +167,6 @@ class Registry(Generic[T]):
     def register(
         self,
         name: Any = None,
-        /,
         *,
         version: int = 1,
         aliases: Iterable[str] = (),
@@ -259,7 +257,6 @@ class Registry(Generic[T]):
         self,
         name: str,
         target: str,
-        /,
         *,
         version: int = 1,
         aliases: Iterable[str] = (),

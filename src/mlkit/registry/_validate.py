@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit.registry._plain import is_plain, shown
@@ -49,11 +48,10 @@ class Validator:
     Made with the plan of an entry, and compiled by pydantic when it is first used.
     """
 
-    __slots__ = ("_annotations", "_error", "_lock", "_schema")
+    __slots__ = ("_annotations", "_error", "_schema")
 
     def __init__(self, annotations: dict[str, Any]) -> None:
         self._annotations = annotations
-        self._lock = threading.Lock()
         self._schema: Any = None
         self._error: type[Exception] = Exception  # pydantic's, once there is a schema
 
@@ -119,13 +117,12 @@ class Validator:
         return Checked(result, everything, mismatches)
 
     def _compile(self) -> Any:
-        with self._lock:
-            if self._schema is None:
-                from pydantic_core import ValidationError
+        # Two threads may both do this, to the same effect; a lock could be held by a third one at a fork.
+        from pydantic_core import ValidationError
 
-                self._error = ValidationError
-                self._schema = _compile(self._annotations)
-        return self._schema
+        self._error = ValidationError
+        self._schema = schema = _compile(self._annotations)
+        return schema
 
 
 def _compile(annotations: dict[str, Any]) -> Any:
