@@ -4,6 +4,8 @@
 PYTHON ?= python3
 V := .venv
 BIN := $(V)/bin
+# Where an image turns bytecode off, every process would compile torch and mlflow anew; the environment is ours to fill.
+export PYTHONDONTWRITEBYTECODE :=
 # uv does not read pip's configuration. Where pip has find-links (a local CPU build of torch, say) they are handed on;
 # elsewhere uv chooses the torch build that fits the machine.
 UV = links="$${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null \
