@@ -250,6 +250,18 @@ def test_a_late_success_of_a_closed_era_does_not_close_it():
         assert breaker.state == "open"
 
 
+def test_a_late_failure_of_a_closed_era_does_not_open_it_again():
+    with virtual_time() as clock:
+        breaker = Breaker(min_calls=1, window=1, cooldown=10.0)
+        late = breaker.acquire()
+        breaker.settle(breaker.acquire(), False)
+        clock.advance(9.0)
+        breaker.settle(late, False)
+        assert breaker.stats().era == 1
+        clock.advance(1.0)
+        assert breaker.acquire() is not None
+
+
 @pytest.mark.parametrize("ended", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_a_probe_that_ends_in_a_base_exception_is_no_verdict(ended):
     with virtual_time() as clock:

@@ -25,6 +25,12 @@ class Budget:
         ratio: Tokens earned by a success, in [0, 1].
         burst: Tokens kept at most, and at the start; at least 0.
 
+    Attributes:
+        ratio: As given.
+        burst: As given.
+        full: Millionths of a token that it holds at most.
+        level: Millionths of a token in it now.
+
     Raises:
         ConfigurationError: If an argument is out of its range.
 
@@ -41,6 +47,11 @@ class Budget:
     """
 
     __slots__ = ("_lock", "_share", "burst", "full", "level", "ratio")
+
+    ratio: float
+    burst: int
+    full: int
+    level: int
 
     def __init__(self, ratio: float = 0.1, burst: int = 10) -> None:
         self.ratio = fraction("Budget(ratio=...)", ratio, zero=True)

@@ -38,6 +38,12 @@ class Fallback(Generic[_P, _R_co]):
 
     Counts `resilience_answers_total{fallback, tier}`, in rows with `per_row`. Thread-safe; no lock is held while a tier
     runs. Its breakers and kept answers are per process.
+
+    Attributes:
+        tiers: From the first to the last.
+        per_row: Whether rows go down one by one.
+        name: Its name in errors and telemetry.
+        is_async: Whether it is awaited.
     """
 
     __slots__ = (
@@ -52,6 +58,11 @@ class Fallback(Generic[_P, _R_co]):
         "per_row",
         "tiers",
     )
+
+    tiers: tuple[Tier[..., Any], ...]
+    per_row: bool
+    name: str
+    is_async: bool
 
     def __init__(self, tiers: tuple[Tier[..., Any], ...], *, per_row: bool, name: str) -> None:
         self.tiers = tiers

@@ -35,9 +35,19 @@ class Tier(Generic[_P, _R]):
         is_async: Whether its function is an `async def`.
         accept: What its answers must pass, or None.
         breaker: The breaker of its policy, or None.
+        run: What is called, or None for a stale tier.
+        make: What makes the store of a stale tier, one for each fallback.
     """
 
     __slots__ = ("accept", "breaker", "is_async", "kind", "make", "name", "run")
+
+    name: str
+    kind: str
+    is_async: bool
+    accept: Gate | None
+    breaker: Breaker | None
+    run: Callable[..., Any] | None
+    make: Callable[[], Store] | None
 
     def __init__(
         self,
