@@ -16,7 +16,9 @@ __all__ = ["Cursor", "Delivery", "delivery_of", "merged"]
 
 
 class Delivery(NamedTuple):
-    """What has become of the records of a run. A record is one point, param, tag, artifact or status.
+    """What has become of the records of a run and of those nested in it.
+
+    A record is one point, param, tag, artifact or status.
 
     With several sinks the totals are those of the sink that is furthest behind. Always
     `acked == delivered + pending + dead_lettered` when there is a sink.

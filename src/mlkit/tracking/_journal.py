@@ -157,6 +157,7 @@ class Journal:
             if self._sync_every is not None:
                 self.sync()
             self._closed = True
+            self._series.clear()
             self._drop()
 
     @property

@@ -13,7 +13,7 @@ from mlkit._clock import current
 from mlkit.errors import ConfigurationError, ParamConflictError, RunClosedError, TrackingWarning
 from mlkit.tracking import _frames
 from mlkit.tracking._artifacts import keep_bytes, keep_file
-from mlkit.tracking._delivery import Cursor, Delivery, delivery_of
+from mlkit.tracking._delivery import Cursor, Delivery, delivery_of, merged
 from mlkit.tracking._folder import Folder, find_run, new_id
 from mlkit.tracking._journal import Journal
 from mlkit.tracking._read import read
@@ -64,6 +64,8 @@ class Run:
         self._keys = tuple(sink_key(uri) for uri in sinks)
         self._durability, self._shipper, self._nested = durability, shipper, nested
         self._journal = Journal(info.id, folder.journal, durability)
+        self._journals = [self._journal]  # and those of the runs nested in it
+        self._above: tuple[Run, ...] = ()
         self._params: dict[str, Any] = {}
         self._owner = os.getpid()
 
@@ -264,12 +266,15 @@ class Run:
             self._folder.children, self.experiment, name, self.id, self._sinks
         )
         run = Run(folder, info, self._sinks, self._durability, self._shipper, nested=True)
+        run._above = (self, *self._above)
+        for outer in run._above:
+            outer._journals.append(run._journal)  # noqa: SLF001 - of the same class
         run._start({})
         self._shipper.wake_children(folder)
         return run
 
     def flush(self, timeout: float = 10.0) -> Delivery:
-        """Wait until every sink has what was logged so far, but not for long.
+        """Wait until every sink has what was logged so far, nested runs included, but not for long.
 
         Args:
             timeout: The longest wait in seconds, at least 0.
@@ -403,17 +408,31 @@ class Run:
                         return False
                 except FileNotFoundError:
                     return False
-            if any(count_from(path, cursor.done(path.name)) for path in self._folder.writers()):
-                return False
-        return True
+        return not any(
+            count_from(path, cursor.done(path.name))
+            for folder in self._folder.family()
+            for cursor in [Cursor(folder.sinks / key) for key in self._keys]
+            for path in folder.writers()
+        )
 
     def _delivery(self) -> Delivery:
         """Say how things stand; a journal that somebody has removed is lost, not delivered."""
-        lost, own = self._journal.lost, self._journal.path
-        if own is not None and not own.exists():
-            lost += self._journal.records
+        lost = sum(
+            journal.lost + (journal.records if journal.path and not journal.path.exists() else 0)
+            for journal in self._journals
+        )
         idle = self._shipper.why_idle() if self._sinks else ""
-        return delivery_of(self._folder, self._sinks, self._keys, lost=lost, reason=idle)
+        each = {
+            str(folder.path): delivery_of(
+                folder,
+                self._sinks,
+                self._keys,
+                lost=lost if folder.path == self._folder.path else 0,
+                reason=idle,
+            )
+            for folder in self._folder.family()
+        }
+        return merged(each, worst=False)
 
 
 def start_run(
@@ -492,7 +511,8 @@ def start_run(
     if chosen is process:
         process.start()
     elif chosen is threads:
-        threads.start(folder)
+        for one in folder.family():
+            threads.start(one)
     return run
 
 
@@ -581,4 +601,5 @@ def _shortfall(run: Run, delivery: Delivery) -> str:
     if delivery.lost:
         parts.append(f"{delivery.lost} lost")
     reason = f" ({delivery.reason})" if delivery.reason else ""
-    return f"run {run.id}: {', '.join(parts)}{reason}; finish with mlkit.tracking.sync({str(run.dir)!r})"
+    hint = f"; finish with mlkit.tracking.sync({str(run.dir)!r})" if delivery.pending else ""
+    return f"run {run.id}: {', '.join(parts)}{reason}{hint}"

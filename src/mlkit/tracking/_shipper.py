@@ -158,7 +158,8 @@ def ship(path: Path) -> None:
             if folder.path in known:
                 continue
             known.add(folder.path)
-            for uri in folder.load()[1]:
+            # A sink that was added to a run is its old nested runs' sink, too.
+            for uri in dict.fromkeys([*root.load()[1], *folder.load()[1]]):
                 lane = Lane(folder, sink_key(uri), maker(uri))
                 threads.append(threading.Thread(target=lane.run, daemon=True))
                 threads[-1].start()
