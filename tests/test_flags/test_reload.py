@@ -119,6 +119,8 @@ def test_a_bad_flag_keeps_its_last_good_definition(path):
     [
         (None, ""),
         ({}, "/state"),
+        ({"state": ["ENABLED"], "variants": {"a": 1}}, "/state"),
+        ({"state": "ENABLED", "variants": {"": 1}}, "/variants/"),
         ({"state": "on", "variants": {"a": 1}}, "/state"),
         ({"state": "ENABLED"}, "/variants"),
         ({"state": "ENABLED", "variants": {}}, "/variants"),
@@ -140,6 +142,28 @@ def test_problems_are_located(flag, pointer):
     (problem,) = flags.problems
     assert (problem.flag, problem.pointer, problem.kept) == ("x", f"/flags/x{pointer}", False)
     assert flags.int("x", default=3).details()[:4] == (3, None, "ERROR", "PARSE_ERROR")
+
+
+@pytest.mark.parametrize("depth", [50, 150, 300, 600, 900])
+def test_deep_values_are_a_value_or_a_problem(depth):
+    text = (
+        '{"flags": {"deep": {"state": "ENABLED", "defaultVariant": "a", "variants": {"a": %s}}, "f": %s}}'
+        % (
+            "[" * depth + "]" * depth,
+            '{"state": "ENABLED", "variants": {"a": 1}, "defaultVariant": "a"}',
+        )
+    )
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "flags.json"
+        path.write_text(text)
+        flags = Flags.from_file(path)
+    assert flags.int("f", default=0)() == 1
+    deep = flags.json("deep", default={}).details()
+    assert (deep.error == "PARSE_ERROR") is bool(flags.problems)
+    assert flags.problems or deep.variant == "a"
 
 
 def test_references():

@@ -17,18 +17,18 @@ from mlkit.flags._operators import limited
 from mlkit.flags._rule import Scope, arguments, literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from mlkit.flags._flag import Details, Flag
+    from mlkit.flags._flag import Bound, Details, Flag
 
 __all__ = ["Assignment", "assign"]
 
 T = TypeVar("T")
 _UNIT_VAR = ({"var": "targetingKey"}, {"var": ["targetingKey"]})
-_CHUNK = 65_536
+_CHUNK = 16_384
 _FEW = 16
 
 
@@ -134,35 +134,38 @@ def assign(
             )
     bound, fixed = flag.fixed(len(rows))
     tally: _Tally[T] = _Tally()
-    codes = np.zeros(len(rows), dtype=np.int32)
     if fixed is not None:
         if rows:
             tally.code(fixed)
-        return Assignment(codes, tuple(tally.answers))
-    definition = bound.definition
-    assert definition is not None  # noqa: S101 - only a definition has a rule
-    facts = {"$flagd": flag.facts()} if bound.flagd else {}
+        return Assignment(np.zeros(len(rows), dtype=np.int32), tuple(tally.answers))
+    if not table:
+        return _in_order(_group(flag, bound, rows, {}, tally), tally.answers)
+    codes = np.zeros(len(rows), dtype=np.int32)
     for places in _groups(table, len(rows)):
         attributes = {name: column[places[0]] for name, column in table.items()}
-        members = rows if len(places) == len(rows) else [rows[place] for place in places]
-        found = np.empty(len(members), dtype=np.int32)
-        slow: Iterable[int] = range(len(members))
-        if len(members) > _FEW:
-            left = _try_residual(definition.rule, {**attributes, **facts}, definition.scope)
-            if left is not None:
-                slow = _fast(
-                    left,
-                    members,
-                    found,
-                    [
-                        tally.code(bound.resolve(outcome))
-                        for outcome in (left.split.outcomes if left.split else (left.outcome,))
-                    ],
-                )
-        for index in slow:
-            found[index] = tally.code(flag.answer(bound, members[index], dict(attributes)))
-        codes[np.asarray(places)] = found
+        members = rows if len(places) == len(rows) else [rows[place] for place in places.tolist()]
+        codes[places] = _group(flag, bound, members, attributes, tally)
     return _in_order(codes, tally.answers)
+
+
+def _group(
+    flag: Flag[T], bound: Bound[T], members: list[Any], attributes: dict[str, Any], tally: _Tally[T]
+) -> NDArray[np.int32]:
+    """Return the codes of units that have the same attributes."""
+    import numpy as np
+
+    found = np.empty(len(members), dtype=np.int32)
+    slow: Iterable[int] = range(len(members))
+    definition = bound.definition
+    if len(members) > _FEW and definition is not None:
+        facts = {"$flagd": flag.facts()} if bound.flagd else {}
+        left = _try_residual(definition.rule, {**attributes, **facts}, definition.scope)
+        if left is not None:
+            outcomes = left.split.outcomes if left.split else (left.outcome,)
+            slow = _fast(left, members, found, [tally.code(bound.resolve(one)) for one in outcomes])
+    for index in slow:
+        found[index] = tally.code(flag.answer(bound, members[index], dict(attributes)))
+    return found
 
 
 def _fast(
@@ -172,25 +175,46 @@ def _fast(
     import numpy as np
 
     odd: list[int] = []
-    if set(map(type, members)) != {str} or not all(members):
-        ids = []
-        for index, unit in enumerate(members):
-            usable = type(unit) in {str, int} and unit != ""
-            ids.append((unit if type(unit) is str else as_unit(unit)) if usable else "-")
-            if not usable:
-                odd.append(index)
-        members = ids
+    try:
+        whole = "".join(members)
+    except TypeError:
+        members, odd = _as_texts(members)
+        whole = "".join(members)
     if left.split is None:
         found[:] = codes[0]
-        return odd
+        return odd + [index for index, unit in enumerate(members) if not unit]
     try:
-        hashes = _hash_all(members, left)
+        data, sizes = _as_bytes(whole, members)
     except UnicodeEncodeError:
         return list(range(len(members)))
-    buckets = (hashes.astype(np.uint64) * np.uint64(left.split.total)) >> np.uint64(32)
-    chosen = np.searchsorted(np.asarray(left.split.edges, dtype=np.uint64), buckets, side="right")
+    buckets = _hash_all(data, sizes, left).astype(np.uint64) * np.uint64(left.split.total)
+    buckets >>= np.uint64(32)
+    chosen = np.zeros(len(members), dtype=np.intp)
+    for edge in left.split.edges[:-1]:
+        chosen += buckets >= np.uint64(edge)
     found[:] = np.asarray(codes, dtype=np.int32)[chosen]
-    return odd
+    return odd + np.flatnonzero(sizes == 0).tolist()
+
+
+def _as_texts(members: list[Any]) -> tuple[list[str], list[int]]:
+    """Return the texts that stand for units, and the places of those that none does."""
+    texts, odd = [], []
+    for index, unit in enumerate(members):
+        ordinary = type(unit) is str or type(unit) is int
+        texts.append(unit if type(unit) is str else as_unit(unit) or "" if ordinary else "-")
+        if not ordinary:
+            odd.append(index)
+    return texts, odd
+
+
+def _as_bytes(whole: str, units: list[str]) -> tuple[bytes, NDArray[np.int64]]:
+    """Return the bytes of all units in one piece, and how many each has."""
+    import numpy as np
+
+    if whole.isascii():
+        return whole.encode(), np.array(list(map(len, units)), dtype=np.int64)
+    bodies = [unit.encode() for unit in units]
+    return b"".join(bodies), np.array(list(map(len, bodies)), dtype=np.int64)
 
 
 # --- what is left of a rule --------------------------------------------------------------------------------------
@@ -289,17 +313,33 @@ def _as_list(argument: str, values: Any) -> list[Any]:
     return values if type(values) is list else list(values)
 
 
-def _groups(table: Mapping[str, list[Any]], n: int) -> Iterable[Sequence[int]]:
+def _groups(table: Mapping[str, list[Any]], n: int) -> list[NDArray[np.intp]]:
     """Return the places of rows that agree in every column, in type too; each row alone where that cannot be told."""
-    if not table:
-        return [range(n)] if n else []
-    groups: dict[Any, list[int]] = {}
+    import numpy as np
+
+    codes = np.zeros(n, dtype=np.int64)
     try:
-        for place, row in enumerate(zip(*table.values(), strict=True)):
-            groups.setdefault((row, tuple(map(type, row))), []).append(place)
-    except TypeError:
-        return [[place] for place in range(n)]
-    return groups.values()
+        for column in table.values():
+            keys = _keys(column)
+            index = {key: code for code, key in enumerate(dict.fromkeys(keys))}
+            if len(index) > 1:
+                codes *= len(index)
+                codes += np.array(list(map(index.__getitem__, keys)), dtype=np.int64)
+                codes = np.unique(codes, return_inverse=True)[1]  # as few as there are: no overflow
+    except TypeError:  # a list in a column, say
+        return [np.array([place]) for place in range(n)]
+    if not n:
+        return []
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(codes))[:-1])
+
+
+def _keys(column: list[Any]) -> list[Any]:
+    """Return what tells the values of a column apart, where Python has `1 == 1.0 == True` and `0.0 == -0.0`."""
+    kinds = set(map(type, column))
+    if len(kinds) == 1 and float not in kinds:
+        return column
+    return [(type(value), value, str(value) if type(value) is float else "") for value in column]
 
 
 def _in_order(codes: NDArray[np.int32], answers: list[Details[T]]) -> Assignment[T]:
@@ -313,30 +353,29 @@ def _in_order(codes: NDArray[np.int32], answers: list[Details[T]]) -> Assignment
     return Assignment(renumbered[codes], tuple(answers[code] for code in order.tolist()))
 
 
-def _hash_all(units: list[str], left: _Residual) -> NDArray[np.uint32]:
+def _hash_all(data: bytes, sizes: NDArray[np.int64], left: _Residual) -> NDArray[np.uint32]:
+    """Return the hash of each unit; units of one size are hashed together."""
     import numpy as np
 
-    whole = "".join(units)
-    if whole.isascii():
-        data, sizes = whole.encode(), np.fromiter(map(len, units), dtype=np.int64, count=len(units))
-    else:
-        bodies = [unit.encode() for unit in units]
-        data = b"".join(bodies)
-        sizes = np.fromiter(map(len, bodies), dtype=np.int64, count=len(bodies))
     buffer = np.frombuffer(data, dtype=np.uint8)
-    ends = np.cumsum(sizes)
-    starts = ends - sizes
-    hashes = np.empty(len(units), dtype=np.uint32)
-    for size in np.unique(sizes).tolist():
-        places = np.flatnonzero(sizes == size)
+    starts = np.cumsum(sizes) - sizes
+    hashes = np.empty(len(sizes), dtype=np.uint32)
+    present = np.flatnonzero(np.bincount(sizes)).tolist()
+    for size in present:
         head = text_head(size + len(left.inside)) if left.headed else b""
         prefix = np.frombuffer(left.before + head + left.inside, dtype=np.uint8)
+        length = len(prefix) + size
+        places = np.arange(len(sizes)) if len(present) == 1 else np.flatnonzero(sizes == size)
         for begin in range(0, len(places), _CHUNK):
             part = places[begin : begin + _CHUNK]
-            length = len(prefix) + size
             rows = np.zeros((len(part), -(-length // 4) * 4), dtype=np.uint8)
             rows[:, : len(prefix)] = prefix
-            rows[:, len(prefix) : length] = buffer[starts[part][:, None] + np.arange(size)]
+            if len(present) == 1:
+                rows[:, len(prefix) : length] = buffer[
+                    begin * size : (begin + len(part)) * size
+                ].reshape(len(part), size)
+            else:
+                rows[:, len(prefix) : length] = buffer[starts[part][:, None] + np.arange(size)]
             hashes[part] = _murmur3(rows, length)
     return hashes
 

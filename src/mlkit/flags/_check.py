@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit._suggest import clip, did_you_mean, listing
 from mlkit.flags._logic import ITERATORS, OPERATORS
-from mlkit.flags._rule import arguments, literal
+from mlkit.flags._rule import literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,19 +15,27 @@ __all__ = ["MAX_DEPTH", "MAX_NODES", "Facts", "RuleError", "check_rule"]
 
 MAX_DEPTH = 64
 MAX_NODES = 20_000
+_READERS = frozenset({"var", "missing", "missing_some"})
 
 
 class RuleError(Exception):
     """A rule cannot be used.
 
     Args:
-        pointer: Where, as a JSON pointer below the rule.
+        pointer: Where, as a JSON pointer; it grows on the way out, so that a good rule pays for none.
         reason: What is there, and what should be.
+        whole: Whether *pointer* begins at the root of the file and does not grow.
     """
 
-    def __init__(self, pointer: str, reason: str) -> None:
-        self.pointer, self.reason = pointer, reason
-        super().__init__(f"{pointer}: {reason}")
+    def __init__(self, pointer: str, reason: str, *, whole: bool = False) -> None:
+        self.pointer, self.reason, self.whole = pointer, reason, whole
+        super().__init__(pointer, reason)
+
+    def under(self, step: str | int) -> None:
+        """Note that the place is below *step*."""
+        if not self.whole:
+            name = clip(str(step), 60).replace("~", "~0").replace("/", "~1")
+            self.pointer = f"/{name}{self.pointer}"
 
 
 class Facts(NamedTuple):
@@ -49,114 +57,120 @@ class Facts(NamedTuple):
 
 
 class _Walk:
-    """One pass over a rule. The size of a shared rule is counted once and added at each reference."""
+    """One pass over a rule. A shared rule is looked at once and its size added at each reference."""
 
-    def __init__(self, evaluators: Mapping[str, Any], known: dict[str, Facts]) -> None:
-        self._evaluators = evaluators
-        self._known = known
-        self._open: list[str] = []
+    def __init__(
+        self, evaluators: Mapping[str, Any], known: dict[str, Facts], opened: tuple[str, ...]
+    ) -> None:
+        self._evaluators, self._known, self._open = evaluators, known, opened
+        self._nodes = self._depth = 0
+        self._references: set[str] = set()
+        self._flagd = self._iterates = False
 
-    def facts(self, node: Any, pointer: str, level: int) -> Facts:
-        if level > MAX_DEPTH:
-            raise RuleError(clip(pointer, 120), f"nested deeper than {MAX_DEPTH} levels")
-        if type(node) is list:
-            return _joined(
-                [
-                    self.facts(item, f"{pointer}/{index}", level + 1)
-                    for index, item in enumerate(node)
-                    if type(item) in {list, dict}
-                ]
-            )
-        if type(node) is not dict or not node:
-            return Facts(0, 0, frozenset(), flagd=False, iterates=False)
-        if len(node) != 1:
-            raise RuleError(
-                pointer, f"a rule has one operator, this object has {len(node)}: {listing(node)}"
-            )
-        name, given = arguments(node)
-        if name == "$ref":
-            return self._reference(given, pointer, level)
-        if name not in OPERATORS:
-            near = did_you_mean(name, OPERATORS)
-            raise RuleError(
-                f"{pointer}/{_escape(name)}", f"unknown operator {clip(name, 40)!r}{near}"
-            )
-        inner = self.facts(given, f"{pointer}/{_escape(name)}", level + 1)
-        reads = name in {"var", "missing", "missing_some"} and _may_read_flagd(given)
-        return inner._replace(
-            flagd=inner.flagd or reads,
-            iterates=inner.iterates or name in ITERATORS,
+    def facts(self, rule: Any) -> Facts:
+        if type(rule) is dict or type(rule) is list:
+            self._visit(rule, 1)
+        return Facts(
+            self._nodes, self._depth, frozenset(self._references), self._flagd, self._iterates
         )
 
-    def _reference(self, given: list[Any], pointer: str, level: int) -> Facts:
-        name = given[0] if len(given) == 1 else None
+    def _visit(self, node: Any, level: int) -> None:
+        self._grow(1, level)
+        if type(node) is list:
+            for index, item in enumerate(node):
+                if type(item) is dict or type(item) is list:
+                    try:
+                        self._visit(item, level + 1)
+                    except RuleError as error:
+                        error.under(index)
+                        raise
+            return
+        if len(node) != 1:
+            if node:
+                reason = f"a rule has one operator, this object has {len(node)}: {listing(node)}"
+                raise RuleError("", reason)
+            return
+        ((name, given),) = node.items()
+        try:
+            self._operator(name, given, level)
+        except RuleError as error:
+            error.under(name)
+            raise
+
+    def _operator(self, name: str, given: Any, level: int) -> None:
+        if name == "$ref":
+            self._reference(given[0] if type(given) is list and len(given) == 1 else given, level)
+            return
+        if name not in OPERATORS:
+            near = did_you_mean(name, OPERATORS)
+            raise RuleError("", f"unknown operator {clip(name, 40)!r}{near}")
+        if type(given) is dict or type(given) is list:
+            self._visit(given, level + 1)
+        if name in _READERS and _may_read_flagd(given):
+            self._flagd = True
+        if name in ITERATORS:
+            self._iterates = True
+
+    def _reference(self, name: Any, level: int) -> None:
         if type(name) is not str or name not in self._evaluators:
             near = did_you_mean(name, self._evaluators) if type(name) is str else ""
-            raise RuleError(f"{pointer}/$ref", f"no evaluator {clip(name, 40)}{near}")
+            raise RuleError("", f"no evaluator {clip(name, 40)}{near}")
         if name in self._open:
             raise RuleError(
-                f"{pointer}/$ref",
-                f"evaluators refer to each other in a circle: {listing(self._open)}",
+                "", f"evaluators refer to each other in a circle: {listing(self._open)}"
             )
         facts = self._known.get(name)
         if facts is None:
-            self._open.append(name)
+            inner = _Walk(self._evaluators, self._known, (*self._open, name))
             try:
-                facts = self.facts(self._evaluators[name], f"/$evaluators/{_escape(name)}", 0)
-            finally:
-                self._open.pop()
-            facts = self._known[name] = facts._replace(references=facts.references | {name})
-        if level + facts.depth > MAX_DEPTH:
-            raise RuleError(
-                f"{pointer}/$ref", f"nested deeper than {MAX_DEPTH} levels with its references"
-            )
-        return facts
+                facts = self._known[name] = inner.facts(self._evaluators[name])
+            except RuleError as error:
+                error.under(name)
+                error.under("$evaluators")
+                error.whole = True
+                raise
+        self._grow(facts.nodes, level + facts.depth)
+        self._references |= {name, *facts.references}
+        self._flagd |= facts.flagd
+        self._iterates |= facts.iterates
+
+    def _grow(self, nodes: int, level: int) -> None:
+        self._nodes += nodes
+        if self._nodes > MAX_NODES:
+            reason = f"more than {MAX_NODES} operators and lists, references written out"
+            raise RuleError("", reason)
+        if level > MAX_DEPTH:
+            raise RuleError("", f"nested deeper than {MAX_DEPTH} levels, references written out")
+        self._depth = max(self._depth, level)
 
 
-def check_rule(
-    rule: Any, pointer: str, evaluators: Mapping[str, Any], known: dict[str, Facts]
-) -> Facts:
+def check_rule(rule: Any, evaluators: Mapping[str, Any], known: dict[str, Facts]) -> Facts:
     """Return what a rule needs.
 
     Args:
         rule: The rule.
-        pointer: Where it stands in the file.
         evaluators: Shared rules by name.
         known: Facts of evaluators already looked at; added to.
 
     Raises:
         RuleError: If it cannot be used.
     """
-    return _Walk(evaluators, known).facts(rule, pointer, 0)
+    return _Walk(evaluators, known, ()).facts(rule)
 
 
-def _joined(parts: list[Facts]) -> Facts:
-    nodes = 1 + sum(part.nodes for part in parts)
-    if nodes > MAX_NODES:
-        raise RuleError("", f"more than {MAX_NODES} operators and lists, references written out")
-    return Facts(
-        nodes,
-        1 + max((part.depth for part in parts), default=0),
-        frozenset().union(*(part.references for part in parts)),
-        any(part.flagd for part in parts),
-        any(part.iterates for part in parts),
-    )
-
-
-def _may_read_flagd(given: list[Any]) -> bool:
+def _may_read_flagd(given: Any) -> bool:
     """Return whether a path may be or lead into `$flagd`: written so, empty (everything), or computed."""
+    if type(given) is str:
+        return not given or given.startswith("$flagd")
+    paths = given if type(given) is list else [given]
     return (
-        not literal(given)
-        or not given
+        not literal(paths)
+        or not paths
         or any(
-            path is None or path == "" or str(path).startswith("$flagd") for path in _flat(given)
+            path is None or path == "" or str(path).startswith("$flagd") for path in _flat(paths)
         )
     )
 
 
 def _flat(items: list[Any]) -> list[Any]:
     return [leaf for item in items for leaf in (_flat(item) if type(item) is list else [item])]
-
-
-def _escape(step: str) -> str:
-    return clip(step, 60).replace("~", "~0").replace("/", "~1")

@@ -146,8 +146,10 @@ def plain(value: Any) -> Any:
     # As it is where nothing needs a change: two reads of one attribute then are the same list.
     if kind is list and len(value) <= _MAX_ITEMS and all(type(item) in PLAIN for item in value):
         return value
-    if kind is dict and len(value) <= _MAX_ITEMS and all(
-        type(key) is str and type(item) in PLAIN for key, item in value.items()
+    if (
+        kind is dict
+        and len(value) <= _MAX_ITEMS
+        and all(type(key) is str and type(item) in PLAIN for key, item in value.items())
     ):
         return value
     return _plain(value, [_MAX_ITEMS], _MAX_DEPTH)

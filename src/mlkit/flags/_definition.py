@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["Definition", "Shared", "freeze", "scalar_mapping"]
 
 _MAX_SAFE = 2**53 - 1
+_KINDS = {
+    bool: "boolean",
+    str: "string",
+    int: "number",
+    float: "number",
+    dict: "object",
+    list: "object",
+}
 _NO_RULE = Facts(0, 0, frozenset(), flagd=False, iterates=False)
 
 
@@ -34,7 +42,7 @@ class Shared:
     __slots__ = ("evaluators", "known", "metadata")
 
     def __init__(self, evaluators: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-        self.evaluators, self.metadata = evaluators, metadata
+        self.evaluators, self.metadata = evaluators, MappingProxyType(dict(metadata))
         self.known: dict[str, Facts] = {}
 
 
@@ -74,13 +82,13 @@ class Definition:
             raise RuleError("", f"a flag is an object, not {clip(document, 40)}")
         self.key, self.document, self.shared = key, document, shared
         state = document.get("state")
-        if state not in {"ENABLED", "DISABLED"}:
+        if type(state) is not str or state not in {"ENABLED", "DISABLED"}:
             raise RuleError("/state", f"expected 'ENABLED' or 'DISABLED', got {clip(state, 40)}")
         self.enabled = state == "ENABLED"
         self.kind, self.variants = _variants(document.get("variants"))
         self.default_variant = _default(document.get("defaultVariant"), self.variants)
         own = scalar_mapping(document.get("metadata"), "/metadata")
-        self.metadata: Mapping[str, Any] = MappingProxyType({**shared.metadata, **own})
+        self.metadata = MappingProxyType({**shared.metadata, **own}) if own else shared.metadata
         self.generation: str = self.metadata.get("bucketing", "v3")
         if self.generation not in GENERATIONS:
             raise RuleError(
@@ -102,7 +110,11 @@ class Definition:
             return None, _NO_RULE
         if type(rule) is not dict:
             raise RuleError("/targeting", f"a rule is an object, not {clip(rule, 40)}")
-        return rule, check_rule(rule, "/targeting", self.shared.evaluators, self.shared.known)
+        try:
+            return rule, check_rule(rule, self.shared.evaluators, self.shared.known)
+        except RuleError as error:
+            error.under("targeting")
+            raise
 
     @property
     def scope(self) -> Scope:
@@ -157,31 +169,25 @@ def _variants(document: Any) -> tuple[str, Mapping[str, Any]]:
         raise RuleError(
             "/variants", f"expected an object of at least one variant, got {clip(document, 40)}"
         )
-    kinds = {name: _kind(value) for name, value in document.items()}
-    for name, kind in kinds.items():
-        pointer = f"/variants/{clip(name, 40)}"
-        if not name or not kind:
-            raise RuleError(pointer, f"{clip(document[name], 40)} is no value for a variant")
-        if type(document[name]) is int and abs(document[name]) > _MAX_SAFE:
-            raise RuleError(
-                pointer, f"{document[name]} is not exact in JSON; the largest integer is 2**53 - 1"
-            )
-    if len(set(kinds.values())) > 1:
-        raise RuleError(
-            "/variants", f"all variants have one type, these are {listing(set(kinds.values()))}"
-        )
-    return next(iter(kinds.values())), MappingProxyType(freeze(document))
+    kinds = {_KINDS.get(type(value)) for value in document.values()}
+    if len(kinds) > 1 or None in kinds or "" in document:
+        _refuse_variants(document)
+    (kind,) = kinds
+    if kind == "number":
+        for name, value in document.items():
+            if type(value) is int and abs(value) > _MAX_SAFE:
+                reason = f"{value} is not exact in JSON; the largest integer is 2**53 - 1"
+                raise RuleError(f"/variants/{clip(name, 40)}", reason)
+    return str(kind), MappingProxyType(freeze(document) if kind == "object" else document)
 
 
-def _kind(value: Any) -> str:
-    return {
-        bool: "boolean",
-        str: "string",
-        int: "number",
-        float: "number",
-        dict: "object",
-        list: "object",
-    }.get(type(value), "")
+def _refuse_variants(document: dict[str, Any]) -> None:
+    for name, value in document.items():
+        if not name or type(value) not in _KINDS:
+            reason = f"{clip(value, 40)} is no value for a variant"
+            raise RuleError(f"/variants/{clip(name, 40)}", reason)
+    kinds = listing({_KINDS[type(value)] for value in document.values()})
+    raise RuleError("/variants", f"all variants have one type, these are {kinds}")
 
 
 def _default(name: Any, variants: Mapping[str, Any]) -> str | None:

@@ -134,7 +134,6 @@ def parse(data: bytes, source: str, last: Document | None) -> Document:
         FlagFileError: If the file as a whole cannot be used.
     """
     from mlkit.flags._check import RuleError
-    from mlkit.flags._definition import Definition
 
     if len(data) > MAX_BYTES:
         raise FlagFileError(source, f"{len(data)} bytes; a flag file has at most {MAX_BYTES}")
@@ -154,19 +153,27 @@ def parse(data: bytes, source: str, last: Document | None) -> Document:
                 problems.append(failed[key])
             continue
         try:
-            definitions[key] = Definition(key, _decode(body), shared)
+            definitions[key] = _define(key, body, shared)
         except RuleError as error:
-            pointer = (
-                error.pointer
-                if error.pointer.startswith("/$evaluators")
-                else f"/flags/{key}{error.pointer}"
-            )
-            problems.append(Problem(key, clip(pointer, 200), error.reason, old is not None))
+            error.under(key)
+            error.under("flags")
+            pointer = clip(error.pointer, 200)
+            problems.append(Problem(key, pointer, error.reason, old is not None))
             if old is not None:
                 definitions[key] = old
             else:
-                broken[key] = f"{clip(pointer, 200)}: {error.reason}"
+                broken[key] = f"{pointer}: {error.reason}"
     return Document(definitions, raw, shared, head, tuple(problems), broken)
+
+
+def _define(key: str, body: bytes, shared: Shared) -> Definition:
+    from mlkit.flags._check import RuleError
+    from mlkit.flags._definition import Definition
+
+    try:
+        return Definition(key, _decode(body), shared)
+    except RecursionError:
+        raise RuleError("", "nested too deeply") from None
 
 
 def changed(before: Snapshot, after: Snapshot, problems: tuple[Problem, ...]) -> Change:

@@ -96,7 +96,11 @@ def _tell(node: Any, data: Any, scope: Scope, depth: int, lines: list[str]) -> A
     if type(node) is not dict or not node:
         return value
     name, given = arguments(node)
-    shown = clip(given[0], 60) if name in {"var", "$ref"} and given else ""
+    shown = (
+        clip(given[0] if type(given[0]) is str else repr(given[0]), 60)
+        if name in {"var", "$ref"} and given
+        else ""
+    )
     place = len(lines)
     lines.append("")
     note = ""
@@ -113,7 +117,8 @@ def _tell(node: Any, data: Any, scope: Scope, depth: int, lines: list[str]) -> A
     else:
         values = [_tell(item, data, scope, depth + 1, lines) for item in given]
         note = _split_note(values, data, scope) if name == "fractional" and values else ""
-    lines[place] = f"{'  ' * depth}{name} {shown}{shown and ' '}-> {clip(value, 60)}{note}"
+    result = clip(repr(value) if type(value) is str else value, 60)
+    lines[place] = f"{'  ' * depth}{name} {shown}{shown and ' '}-> {result}{note}"
     return value
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlkit.flags._document import Snapshot
     from mlkit.flags._store import Declared, Store
 
-__all__ = ["Details", "Flag", "Kind", "as_unit"]
+__all__ = ["Bound", "Details", "Flag", "Kind", "as_unit"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -64,7 +64,7 @@ class Kind(Protocol[T_co]):
 
 
 @final
-class _Bound(Generic[T]):
+class Bound(Generic[T]):
     """A handle in one snapshot: every answer it can give is made once."""
 
     __slots__ = (
@@ -199,8 +199,8 @@ class Flag(Generic[T]):
         self._store, self.key, self.default, self.kind = store, key, default, kind
         declared = declared or store.declare(key, kind)
         self._evaluations, self.errors = declared.evaluations, declared.errors
-        self._recent: tuple[Snapshot | None, _Bound[T] | None] = (None, None)
-        self._bound: WeakKeyDictionary[Snapshot, _Bound[T]] = WeakKeyDictionary()
+        self._recent: tuple[Snapshot | None, Bound[T] | None] = (None, None)
+        self._bound: WeakKeyDictionary[Snapshot, Bound[T]] = WeakKeyDictionary()
 
     def __call__(self, unit: str | int | None = None, /, **attributes: object) -> T:
         """Return the value for *unit*.
@@ -238,7 +238,7 @@ class Flag(Generic[T]):
         return assign(self, units, columns)
 
     def _decide(self, unit: Any, attributes: dict[str, Any]) -> Details[T]:
-        bound: _Bound[T] | None = None
+        bound: Bound[T] | None = None
         try:
             store = self._store
             seen = None if SCOPES.get() is None else view(store)
@@ -255,7 +255,7 @@ class Flag(Generic[T]):
         except Exception as error:  # noqa: BLE001 - a flag never raises, whatever the attributes do
             return self._failed(bound, error)
 
-    def answer(self, bound: _Bound[T], unit: Any, attributes: dict[str, Any]) -> Details[T]:
+    def answer(self, bound: Bound[T], unit: Any, attributes: dict[str, Any]) -> Details[T]:
         """Return the answer of a rule; for `mlkit.flags` itself. *attributes* is written to."""
         try:
             attributes["targetingKey"] = unit if type(unit) is str else as_unit(unit)
@@ -274,7 +274,7 @@ class Flag(Generic[T]):
         """Return what the rule sees as `$flagd` now; for `mlkit.flags` itself."""
         return self._store.facts(self.key)
 
-    def fixed(self, n: int) -> tuple[_Bound[T], Details[T] | None]:
+    def fixed(self, n: int) -> tuple[Bound[T], Details[T] | None]:
         """Count *n* decisions and return what this context sees, with the answer if it is the same for everybody."""
         seen = view(self._store)
         bound = self.bind(seen.snapshot or self._store.current)
@@ -283,15 +283,15 @@ class Flag(Generic[T]):
             return bound, self._override(bound, seen.values[self.key])
         return bound, bound.fixed
 
-    def bind(self, snapshot: Snapshot) -> _Bound[T]:
+    def bind(self, snapshot: Snapshot) -> Bound[T]:
         """Return this handle's answers in *snapshot*; for `mlkit.flags` itself."""
         bound = self._bound.get(snapshot)
         if bound is None:
-            bound = self._bound[snapshot] = _Bound(self, snapshot)
+            bound = self._bound[snapshot] = Bound(self, snapshot)
         self._recent = (snapshot, bound)
         return bound
 
-    def _override(self, bound: _Bound[T], value: Any) -> Details[T]:
+    def _override(self, bound: Bound[T], value: Any) -> Details[T]:
         known = bound.definition.variants if bound.definition is not None else {}
         name = value if type(value) is str and (value in known or self.kind.names_default) else None
         try:
@@ -301,7 +301,7 @@ class Flag(Generic[T]):
             return bound.fail("TYPE_MISMATCH", f"override: {error}")
         return Details(made, name, "OVERRIDE", None, "", bound.digest, bound.metadata)
 
-    def _failed(self, bound: _Bound[T] | None, error: Exception) -> Details[T]:
+    def _failed(self, bound: Bound[T] | None, error: Exception) -> Details[T]:
         from mlkit.flags._coerce import ContextError
 
         # The text of a foreign error may quote an attribute; its type does not.

@@ -1,0 +1,275 @@
+"""Deciding, assigning and reloading flags, beside flagd's evaluator, OpenFeature, GrowthBook, Unleash and a dict."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from mlkit.flags import Flags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.harness import Bench
+
+PEERS = (
+    "openfeature-flagd-core",
+    "openfeature-sdk",
+    "growthbook",
+    "UnleashClient",
+    "yggdrasil-engine",
+)
+SPLIT = "10/90 split for a pro user"
+RULE = {"if": [{"==": [{"var": "plan"}, "pro"]}, {"fractional": [["on", 10], ["off", 90]]}, "off"]}
+STATIC = {"state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "on"}
+FLAGS = {
+    "static": STATIC,
+    "rollout": {**STATIC, "defaultVariant": "off", "targeting": RULE},
+}
+N_CALLS = 1000
+
+
+def run(bench: Bench) -> None:
+    """Run all comparisons."""
+    logging.disable(logging.CRITICAL)
+    try:
+        flags = Flags.from_dict({"flags": FLAGS})
+        _static(bench, flags)
+        _split(bench, flags)
+        _assign(bench, flags, 5_000 if bench.quick else 100_000)
+        _load(bench, 300 if bench.quick else 10_000)
+    finally:
+        logging.disable(logging.NOTSET)
+    bench.note(
+        "Ours give details with the digest of the flags and count each evaluation. The bare contenders hash with mmh3 and "
+        "know neither rules nor trouble. GrowthBook and Unleash hash in their own way, so that their answers to the split "
+        "are other users than ours: only the number of calls is compared there. Unleash is timed at its engine, "
+        "yggdrasil; the client around it costs more."
+    )
+
+
+def _static(bench: Bench, flags: Flags) -> None:
+    flag, table = flags.bool("static", default=False), {"static": True}
+    contenders: dict[str, Callable[[], object]] = {
+        "dict lookup": lambda: [table["static"] for _ in range(N_CALLS)],
+        "mlkit": lambda: [flag("u") for _ in range(N_CALLS)],
+        "mlkit details": lambda: [flag.details("u").value for _ in range(N_CALLS)],
+    }
+    work = "static flag"
+    _add(bench, work, contenders, "flagd-core", lambda: _flagd("static", {}))
+    _add(bench, work, contenders, "openfeature in-memory", _openfeature)
+    _add(bench, work, contenders, "growthbook", lambda: _growthbook("static"))
+    bench.compare(work, contenders, baseline="dict lookup", calls=N_CALLS)
+
+
+def _split(bench: Bench, flags: Flags) -> None:
+    from mmh3 import mmh3_32_uintdigest
+
+    flag, units = flags.bool("rollout", default=False), [f"user-{i}" for i in range(N_CALLS)]
+    prefix = b"\x82\x67rollout"
+
+    def bare() -> list[bool]:
+        plan, answers = "pro", []
+        for unit in units:
+            body = unit.encode()
+            hashed = mmh3_32_uintdigest(prefix + bytes([0x60 + len(body)]) + body)
+            answers.append(plan == "pro" and (hashed * 100) >> 32 < 10)
+        return answers
+
+    contenders: dict[str, Callable[[], object]] = {
+        "by hand": bare,
+        "mlkit": lambda: [flag(unit, plan="pro") for unit in units],
+        "mlkit details": lambda: [flag.details(unit, plan="pro").value for unit in units],
+    }
+    _add(bench, SPLIT, contenders, "flagd-core", lambda: _flagd("rollout", {"plan": "pro"}, units))
+    bench.compare(SPLIT, contenders, baseline="by hand", calls=N_CALLS)
+    others: dict[str, Callable[[], object]] = {"by hand": lambda: len(bare())}
+    others["mlkit"] = lambda: len([flag(unit, plan="pro") for unit in units])
+    work = f"{SPLIT}, own hash"
+    _add(bench, work, others, "growthbook", lambda: _growthbook("rollout", units))
+    _add(bench, work, others, "unleash (yggdrasil)", lambda: _unleash(units))
+    bench.compare(work, others, baseline="by hand", calls=N_CALLS)
+
+
+def _assign(bench: Bench, flags: Flags, n: int) -> None:
+    from mmh3 import mmh3_32_uintdigest
+
+    flag, units = flags.bool("rollout", default=False), [f"user-{i:08d}" for i in range(n)]
+    plans = ["pro"] * n
+
+    def bare() -> int:
+        total, prefix = 0, b"\x82\x67rollout\x6d"
+        for unit in units:
+            total += (mmh3_32_uintdigest(prefix + unit.encode()) * 100) >> 32 < 10
+        return total
+
+    contenders: dict[str, Callable[[], object]] = {
+        "mmh3 in a loop, by hand": bare,
+        "mlkit assign": lambda: sum(flag.assign(units, plan=plans).values),
+        "mlkit in a loop": lambda: sum([flag(unit, plan="pro") for unit in units]),
+    }
+    work = f"assign {n} ids"
+    loop = _flagd_or_none("rollout", {"plan": "pro"}, units)
+    if loop is None:
+        bench.skipped(work, "flagd-core in a loop", "not installed")
+    else:
+        contenders["flagd-core in a loop"] = lambda: sum(loop())
+    bench.compare(
+        work,
+        contenders,
+        baseline="mmh3 in a loop, by hand",
+        calls=n,
+        unit="ns",
+        rounds=3 if bench.quick else 5,
+    )
+
+
+def _load(bench: Bench, n: int) -> None:
+    flags = {f"flag-{i}": FLAGS["rollout" if i % 3 else "static"] for i in range(n)}
+    text = json.dumps({"flags": flags})
+    changed = json.dumps({"flags": {**flags, "flag-0": {**STATIC, "defaultVariant": "off"}}})
+    first, second = json.loads(text), json.loads(changed)
+    watched = Flags.from_dict(first)
+
+    def reload() -> int:
+        watched.replace(second)
+        watched.replace(first)
+        return n
+
+    work = f"load {n} flags"
+    contenders: dict[str, Callable[[], object]] = {
+        "json.loads": lambda: len(json.loads(text)["flags"]),
+        "mlkit": lambda: len(list(_entered(Flags.from_dict(first)))),
+    }
+    _add(bench, work, contenders, "flagd-core", lambda: _flagd_load(text, n))
+    bench.compare(
+        work, contenders, baseline="json.loads", unit="ms", rounds=3 if bench.quick else 5
+    )
+    work = f"reload, one of {n} changed"
+    again: dict[str, Callable[[], object]] = {
+        "json.loads": lambda: max(len(json.loads(text)["flags"]) for _ in range(2)),
+        "mlkit": reload,
+    }
+    _add(bench, work, again, "flagd-core", lambda: _flagd_reload(text, changed, n))
+    bench.compare(
+        work, again, baseline="json.loads", unit="ms", calls=2, rounds=3 if bench.quick else 5
+    )
+
+
+def _entered(flags: Flags) -> Any:
+    with flags.snapshot() as snapshot:
+        return snapshot
+
+
+def _add(
+    bench: Bench,
+    work: str,
+    contenders: dict[str, Callable[[], object]],
+    name: str,
+    make: Callable[[], Callable[[], object]],
+) -> None:
+    try:
+        contenders[name] = make()
+    except ImportError as error:
+        bench.skipped(work, name, f"not installed: {error.name}")
+
+
+def _flagd_or_none(
+    key: str, attributes: dict[str, Any], units: list[str]
+) -> Callable[[], list[bool]] | None:
+    try:
+        return _flagd(key, attributes, units)
+    except ImportError:
+        return None
+
+
+def _flagd(
+    key: str, attributes: dict[str, Any], units: list[str] | None = None
+) -> Callable[[], list[bool]]:
+    from openfeature.contrib.tools.flagd.core import FlagdCore
+    from openfeature.evaluation_context import EvaluationContext
+
+    core = FlagdCore()
+    core.set_flags(json.dumps({"flags": FLAGS}))
+    names = units or ["u"] * N_CALLS
+    return lambda: [
+        core.resolve_boolean_value(key, False, EvaluationContext(name, attributes)).value  # noqa: FBT003
+        for name in names
+    ]
+
+
+def _flagd_load(text: str, n: int) -> Callable[[], int]:
+    from openfeature.contrib.tools.flagd.core import FlagdCore
+
+    def load() -> int:
+        FlagdCore().set_flags(text)
+        return n
+
+    return load
+
+
+def _flagd_reload(text: str, changed: str, n: int) -> Callable[[], int]:
+    from openfeature.contrib.tools.flagd.core import FlagdCore
+
+    core = FlagdCore()
+
+    def reload() -> int:
+        core.set_flags_and_get_changed_keys(changed)
+        core.set_flags_and_get_changed_keys(text)
+        return n
+
+    return reload
+
+
+def _openfeature() -> Callable[[], list[bool]]:
+    from openfeature import api
+    from openfeature.provider.in_memory_provider import InMemoryFlag, InMemoryProvider
+
+    api.set_provider(InMemoryProvider({"static": InMemoryFlag("on", {"on": True, "off": False})}))
+    client = api.get_client()
+    return lambda: [client.get_boolean_value("static", False) for _ in range(N_CALLS)]  # noqa: FBT003
+
+
+def _growthbook(key: str, units: list[str] | None = None) -> Callable[[], object]:
+    from growthbook import GrowthBook
+
+    rule = {"condition": {"plan": "pro"}, "force": True, "coverage": 0.1, "hashAttribute": "id"}
+    client = GrowthBook(
+        features={
+            "static": {"defaultValue": True},
+            "rollout": {"defaultValue": False, "rules": [rule]},
+        }
+    )
+    if units is None:
+        return lambda: [client.is_on(key) for _ in range(N_CALLS)]
+
+    def decide() -> int:
+        answers = []
+        for unit in units:
+            client.set_attributes({"id": unit, "plan": "pro"})
+            answers.append(client.is_on(key))
+        return len(answers)
+
+    return decide
+
+
+def _unleash(units: list[str]) -> Callable[[], int]:
+    from yggdrasil_engine.engine import UnleashEngine
+
+    parameters = {"rollout": "10", "stickiness": "userId", "groupId": "rollout"}
+    constraint = {"contextName": "plan", "operator": "IN", "values": ["pro"]}
+    strategy = {
+        "name": "flexibleRollout",
+        "parameters": parameters,
+        "constraints": [constraint],
+    }
+    toggle = {"name": "rollout", "type": "release", "enabled": True, "strategies": [strategy]}
+    engine = UnleashEngine()
+    engine.take_state(json.dumps({"version": 2, "features": [toggle]}))
+    return lambda: len(
+        [
+            engine.is_enabled("rollout", {"userId": unit, "properties": {"plan": "pro"}})
+            for unit in units
+        ]
+    )
