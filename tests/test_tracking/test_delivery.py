@@ -160,15 +160,14 @@ def test_nested_runs_go_to_the_sink_too(tmp_path):
 def test_a_run_answers_for_those_nested_in_it(tmp_path):
     import shutil
 
-    with (
-        pytest.warns(TrackingWarning, match=r": 4 lost$"),
-        start_run("n", root=tmp_path / "r") as run,
-    ):
-        with run.child("one") as child, child.child("two") as grandchild:
-            grandchild.log_metrics({"a": 1, "b": 2})
-        assert run.flush()[:5] == (1 + 2 + 4, 0, 0, 0, 0)
-        shutil.rmtree(grandchild.dir)
-        assert (child.close().lost, run.flush().lost) == (4, 4)
+    run = start_run("n", root=tmp_path / "r")
+    with run.child("one") as child, child.child("two") as grandchild:
+        grandchild.log_metrics({"a": 1, "b": 2})
+    assert run.flush()[:5] == (1 + 2 + 4, 0, 0, 0, 0)
+    shutil.rmtree(grandchild.dir)
+    assert (child.close().lost, run.flush().lost) == (4, 4)
+    with pytest.warns(TrackingWarning, match=r": 4 lost$"):
+        run.__exit__(None, None, None)
     with start_run("n", root=tmp_path / "r", resume=run.id, sinks=[f"jsonl:{tmp_path}/late"],
                    shipper="thread") as again:  # fmt: skip
         delivery = again.close(timeout=60)
