@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["clip", "closest", "did_you_mean", "listing"]
+__all__ = ["clip", "closest", "did_you_mean", "listing", "meant"]
 
 
 def closest(name: str, names: Iterable[str], *, limit: int = 3) -> list[str]:
@@ -28,7 +28,8 @@ def closest(name: str, names: Iterable[str], *, limit: int = 3) -> list[str]:
     folded: dict[str, str] = {}
     for candidate in names:
         folded.setdefault(_fold(candidate), candidate)
-    matches = get_close_matches(_fold(name), folded, n=limit, cutoff=0.6)
+    wanted = _fold(name)
+    matches = get_close_matches(wanted, _likely(wanted, folded), n=limit, cutoff=0.6)
     return [folded[match] for match in matches]
 
 
@@ -39,10 +40,17 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
         name: What was asked for.
         names: What there is.
     """
-    matches = closest(name, names)
-    if not matches:
-        return ""
-    return f"; did you mean {' or '.join(repr(clip(match, 60)) for match in matches)}?"
+    return meant(closest(name, names))
+
+
+def meant(suggestions: Iterable[str]) -> str:
+    """Return `"; did you mean 'resnet18'?"` for suggestions that were already found.
+
+    Args:
+        suggestions: What `closest` returned.
+    """
+    shown = " or ".join(repr(clip(suggestion, 60)) for suggestion in suggestions)
+    return f"; did you mean {shown}?" if shown else ""
 
 
 def listing(names: Iterable[str], *, limit: int = 8) -> str:
@@ -83,3 +91,26 @@ def clip(value: object, limit: int = 80) -> str:
 
 def _fold(name: str) -> str:
     return name.lower().replace("_", "-")
+
+
+def _likely(wanted: str, names: Iterable[str], *, enough: int = 100) -> list[str]:
+    """Return those of many names that are worth comparing: difflib takes 20 us for each.
+
+    A slip leaves the beginning or the end of a name whole. So these are the names that share the longest beginning, and
+    the longest end, and among them those of the nearest length.
+    """
+    rest = list(names)
+    if len(rest) <= 2 * enough:
+        return rest
+    found: dict[str, None] = {}
+    for shares in (str.startswith, str.endswith):
+        mine: dict[str, None] = {}
+        for size in range(min(len(wanted), 24), 0, -1):
+            part = wanted[:size] if shares is str.startswith else wanted[-size:]
+            hits = [one for one in rest if shares(one, part) and one not in mine]
+            hits.sort(key=lambda one: abs(len(one) - len(wanted)))
+            mine.update(dict.fromkeys(hits[: enough - len(mine)]))
+            if len(mine) >= enough:
+                break
+        found |= mine
+    return list(found)

@@ -62,7 +62,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlkit._suggest import clip, did_you_mean, listing
+from mlkit._suggest import clip, closest, did_you_mean, listing, meant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -227,28 +227,17 @@ class UnknownNameError(RegistryError, KeyError):
         name: What was asked for.
         known: What is registered.
         hint: What else may help where no name is near, e.g. to import what registers it.
-        likely: Those of `known` that may be suggested; all of them by default.
     """
 
     registry: str
     name: str
     suggestions: tuple[str, ...]
 
-    def __init__(
-        self,
-        registry: str,
-        name: str,
-        known: Iterable[str],
-        *,
-        hint: str = "",
-        likely: Iterable[str] | None = None,
-    ) -> None:
-        from mlkit._suggest import closest
-
+    def __init__(self, registry: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
         known = list(known)
         self.registry, self.name = registry, name
-        self.suggestions = tuple(closest(name, known if likely is None else likely))
-        near = did_you_mean(name, self.suggestions)
+        self.suggestions = tuple(closest(name, known))
+        near = meant(self.suggestions)
         if not near:
             near = f"; {registry!r} has {listing(known)}{hint and ' '}{hint}"
         super().__init__(f"unknown name {clip(name, 60)!r} in registry {registry!r}{near}")

@@ -76,3 +76,13 @@ def test_a_listing_stays_short() -> None:
     assert listing([]) == "(none)"
     assert listing(["b", "a"]) == "a, b"
     assert listing(f"n{i:04}" for i in range(1_000)).endswith("and 992 more")
+
+
+@given(st.integers(0, 9_999), st.sampled_from("abcxyz"), st.booleans())
+def test_a_slip_in_one_of_very_many_names_is_found(
+    number: int, slip: str, at_the_end: bool
+) -> None:
+    names = [f"resnet-{n:04}-imagenet" for n in range(10_000)]
+    meant = names[number]
+    typed = meant + slip if at_the_end else slip + meant
+    assert meant in closest(typed, names)

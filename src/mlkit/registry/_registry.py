@@ -18,7 +18,7 @@ from mlkit.registry._entry import Entry, Record, check_name, parse_ref, texts
 from mlkit.registry._options import NOTHING, check_base, check_return, describe_entry
 from mlkit.registry._override import Override, overridden
 from mlkit.registry._spec import Spec
-from mlkit.registry._table import Table, atomic_items, describe, likely
+from mlkit.registry._table import Table, atomic_items, describe
 from mlkit.registry._target import base_name, checked, load, owner_of, refuse_type
 from mlkit.telemetry import Counter, emit, register
 
@@ -601,7 +601,7 @@ class Registry(Generic[T]):
             return UnknownNameError(self._name, ref, [record.entry.ref for record in versions])
         known = [name for name, _ in self._names()] + builtins.list(self._table.aliases.copy())
         hint = "(if it is defined, was the module that registers it imported?)"
-        return UnknownNameError(self._name, ref, known, hint=hint, likely=likely(ref, known))
+        return UnknownNameError(self._name, ref, known, hint=hint)
 
     def _find(self, ref: str) -> tuple[Entry, Record]:
         """Return the entry of *ref* and the record to use for it, which an override may have put in its place."""

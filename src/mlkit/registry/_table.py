@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from mlkit.registry._entry import Record
 
-__all__ = ["Table", "atomic_items", "describe", "likely"]
+__all__ = ["Table", "atomic_items", "describe"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -103,31 +103,3 @@ def atomic_items(mapping: dict[K, V]) -> list[tuple[K, V]]:
     return list(
         mapping.copy().items()
     )  # dict.copy() does not give up the interpreter half-way; a loop does
-
-
-def likely(name: str, names: Iterable[str], *, enough: int = 100) -> list[str]:
-    """Return some of *names* that *name* may be a slip of, so that comparing it with all of them can be spared.
-
-    A slip leaves the beginning or the end of a name whole: those that share the longest beginning, and the longest end,
-    and among them those of the nearest length.
-
-    Note:
-        About 12 passes over *names* that compare a few characters each, where difflib takes 20 us a name.
-    """
-    rest = list(names)
-    if len(rest) <= 2 * enough:
-        return rest
-    folded = [(one.lower().replace("_", "-"), one) for one in rest]  # as closest() compares them
-    wanted = name.lower().replace("_", "-")
-    found: dict[str, None] = {}
-    for shares in (str.startswith, str.endswith):
-        mine: dict[str, None] = {}
-        for size in range(min(len(wanted), 24), 0, -1):
-            part = wanted[:size] if shares is str.startswith else wanted[-size:]
-            hits = [one for fold, one in folded if shares(fold, part) and one not in mine]
-            hits.sort(key=lambda one: abs(len(one) - len(wanted)))
-            mine.update(dict.fromkeys(hits[: enough - len(mine)]))
-            if len(mine) >= enough:
-                break
-        found |= mine
-    return list(found)
