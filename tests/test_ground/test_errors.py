@@ -43,6 +43,7 @@ EXAMPLES: dict[str, tuple[tuple, dict]] = {
     "ParamConflictError": (("lr", 0.1, LONG), {}),
     "QueueFullError": ((16,), {}),
     "RateLimitedError": (("api", "too many"), {"retry_after": 1.0}),
+    "RebuildError": (("churn@7", LONG), {}),
     "RejectedError": (("api", "no"), {}),
     "ResultRejectedError": (("finite", "big"), {}),
     "RowError": ((3, ValueError(LONG)), {}),

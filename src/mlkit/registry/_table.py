@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TypeVar
 from mlkit.errors import DuplicateNameError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
 
     from mlkit.registry._entry import Record
 
