@@ -1,12 +1,43 @@
 """What mlkit's own tests use and its users need too: virtual time, faults, contract suites.
 
 `mlkit.testing.strategies` needs Hypothesis and is imported by its own name; the rest needs the
-standard library only.
+standard library only, and pytest where a contract suite is run.
 """
 
 from __future__ import annotations
 
 from mlkit.testing._events import record_events
+from mlkit.testing._faults import Fault, FaultPlan, fail, faults, faulty, ok, slow, value
 from mlkit.testing._time import VirtualTime, virtual_time
 
-__all__ = ["VirtualTime", "record_events", "virtual_time"]
+TYPE_CHECKING = False  # every type checker takes it for true
+
+__all__ = [
+    "Fault",
+    "FaultPlan",
+    "SinkContract",
+    "StoredRun",
+    "VirtualTime",
+    "fail",
+    "faults",
+    "faulty",
+    "ok",
+    "record_events",
+    "slow",
+    "value",
+    "virtual_time",
+]
+
+if TYPE_CHECKING:
+    from mlkit.testing._sinks import SinkContract, StoredRun
+else:  # were it visible to type checkers, they would accept any misspelt name (PEP 562)
+
+    def __getattr__(name: str) -> object:
+        if name in {"SinkContract", "StoredRun"}:  # only who writes a sink pays for tracking
+            from mlkit.testing import _sinks
+
+            return getattr(_sinks, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+
+    def __dir__() -> list[str]:
+        return __all__
