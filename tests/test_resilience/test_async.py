@@ -100,12 +100,12 @@ def test_a_timeout_cancels_the_attempt_and_only_it():
 
 
 def test_the_functions_own_timeout_error_is_not_ours():
-    async def own():
-        raise TimeoutError("own")
+    async def work():
+        raise TimeoutError("theirs")
 
     async def main(clock):
-        with pytest.raises(TimeoutError, match="own"):
-            await Policy(timeout=1).call(own)
+        with pytest.raises(TimeoutError, match="^theirs$"):
+            await Policy(timeout=1).call(work)
 
     run(main)
 

@@ -286,6 +286,13 @@ class TestBudget:
         assert budget.tokens == 0.0
         assert pickle.loads(pickle.dumps(budget)).tokens == 1.0
 
+    def test_it_never_holds_more_than_its_burst(self):
+        budget = Budget(ratio=0.7, burst=1)
+        assert budget.spend()
+        for _ in range(5):
+            budget.earn()
+        assert budget.tokens == 1.0
+
     def test_threads_do_not_overspend(self):
         budget, spent = Budget(ratio=0.0, burst=100), []
         barrier = threading.Barrier(8)
