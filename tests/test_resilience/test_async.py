@@ -104,7 +104,7 @@ def test_the_functions_own_timeout_error_is_not_ours():
         raise TimeoutError("theirs")
 
     async def main(clock):
-        with pytest.raises(TimeoutError, match="^theirs$"):
+        with pytest.raises(TimeoutError, match=r"^theirs$"):
             await Policy(timeout=1).call(work)
 
     run(main)

@@ -227,6 +227,18 @@ def test_a_hung_probe_does_not_wedge_it():
         assert breaker.state == "closed"
 
 
+def test_looking_changes_nothing():
+    with virtual_time() as clock:
+        breaker = opened(probe_lease=3.0)
+        clock.advance(10.0)
+        probe = breaker.acquire()
+        clock.advance(3.0)
+        assert breaker.stats().retry_after is None
+        assert breaker.blocked() is None
+        breaker.settle(probe, True)  # late, but nobody else had asked
+        assert breaker.state == "closed"
+
+
 def test_a_stale_probe_of_an_earlier_half_open_era_decides_nothing():
     with virtual_time() as clock:
         breaker = opened(probes=2, failure_rate=0.5)

@@ -62,7 +62,8 @@ class Breaker:
         window: How many of the last verdicts are kept.
         cooldown: Seconds it stays open.
         probes: Trial calls admitted while half-open, settled and running together.
-        probe_lease: Seconds after which a probe without a verdict no longer holds its permit; default *cooldown*.
+        probe_lease: Seconds after which a probe without a verdict no longer holds its permit; default *cooldown*. Its
+            verdict still counts if no other call asked meanwhile.
         slow: Seconds from which a successful call counts as a failure, or None. Costs two readings of the clock a call.
         ignore: Exception types that are no verdict, e.g. a `ValueError` that is the caller's fault.
         name: Name in events and errors; default the name of the first function it guards.

@@ -55,14 +55,14 @@ class Machine:
         self._ok = self._bad = 0
 
     def blocked(self, now: float) -> float | None:
-        """Return the seconds until a call may be admitted, or None if one may be now."""
+        """Return the seconds until a call may be admitted, or None if one may be now; changes nothing."""
         if self.state == "open":
             wait = self.until - now
             return wait if wait > 0 else None
         if self.state == "half_open":
-            self._leases = [probe for probe in self._leases if probe.expires > now]
-            if self._ok + self._bad + len(self._leases) >= self.rules.probes:
-                return min((probe.expires for probe in self._leases), default=now) - now
+            ends = [probe.expires for probe in self._leases if probe.expires > now]
+            if self._ok + self._bad + len(ends) >= self.rules.probes:
+                return min(ends, default=now) - now
         return None
 
     def acquire(self, now: float) -> deque[int] | Probe | None:
@@ -73,6 +73,8 @@ class Machine:
             return None
         if self.state == "open":  # the change of state and its first permit are one step
             self._enter("half_open")
+        # A probe that comes back after its lease still counts, unless its permit was given away meanwhile.
+        self._leases = [probe for probe in self._leases if probe.expires > now]
         probe = Probe(now + self.rules.probe_lease)
         self._leases.append(probe)
         return probe
