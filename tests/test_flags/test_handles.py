@@ -194,6 +194,21 @@ def test_the_timestamp_is_the_clock_of_mlkit():
         assert flags.bool("f", default=False).assign(["a"] * 20).values == [True] * 20
 
 
+def test_shared_rules_see_the_flag_that_uses_them():
+    flag = {
+        "state": "ENABLED",
+        "variants": {"on": True, "off": False},
+        "targeting": {"if": [{"$ref": "mine"}, "on", "off"]},
+    }
+    flags = Flags.from_dict(
+        {
+            "flags": {"f": flag, "g": flag},
+            "$evaluators": {"mine": {"==": [{"var": "$flagd.flagKey"}, "g"]}},
+        }
+    )
+    assert (flags.bool("f", default=True)(), flags.bool("g", default=False)()) == (False, True)
+
+
 def test_override_nests_and_is_local():
     flags = Flags.in_memory({"f": False, "s": "x"})
     flag, text = flags.bool("f", default=False), flags.str("s", default="")

@@ -196,6 +196,17 @@ def test_saved_it_is_the_same_for_another_process(tmp_path, targeting, seed):
     assert [file.name for file in tmp_path.iterdir()] == ["flags.json"]
 
 
+def test_saving_through_a_link_keeps_the_link(tmp_path):
+    real, link = tmp_path / "real.json", tmp_path / "flags.json"
+    real.write_text(json.dumps({"flags": {"m": FLAG}}))
+    link.symlink_to(real)
+    rollout = Flags.from_file(link).model("m", default="v1").rollout("v2")
+    rollout.advance()
+    rollout.save()
+    assert link.is_symlink()
+    assert "rollout.share" in real.read_text()
+
+
 def test_nothing_to_save_to():
     _, _, rollout = made()
     rollout.advance()

@@ -6,7 +6,7 @@
 | `v3` | canonical CBOR of `[flagKey, targetingKey]`, or of any value given | flagd-core 2.x for Python |
 
 Both then take `bucket = (murmur3_x86_32(bytes) * total_weight) >> 32`. The CBOR encoding is RFC 8949, section 4.2.1,
-with whole floats written as integers and keys ordered by length first, as flagd-core does.
+with whole floats written as integers, as flagd-core does.
 """
 
 from __future__ import annotations
@@ -154,14 +154,9 @@ def _encode(value: Any, out: list[bytes], room: list[int]) -> None:
         for item in value:
             _encode(item, out, room)
     elif kind is dict:
-        for key in sorted(value, key=_key_order):
+        for key in sorted(value, key=_cbor_text):
             out.append(_cbor_text(key))
             _encode(value[key], out, room)
-
-
-def _key_order(key: str) -> tuple[int, bytes]:
-    encoded = _cbor_text(key)
-    return len(encoded), encoded
 
 
 def _cbor_text(value: str) -> bytes:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MARK", "WEIGHTS", "Ramp", "apply_ramp", "replace_flag"]
 
-WEIGHTS = 100_000  # the finest share is 1 / 100,000; the sum stays, so that growing one weight moves one edge
+WEIGHTS = 100_000  # the finest share is 1 / 100,000
 MARK = "rollout."
 
 
@@ -68,7 +68,7 @@ def apply_ramp(definition: Definition, ramp: Ramp) -> Definition:
 
 def _split(ramp: Ramp) -> dict[str, Any]:
     weight = round(ramp.share * WEIGHTS)
-    # The candidate comes first: its range of buckets begins at 0 and only its end moves.
+    # The total never changes, so a larger share moves one edge and takes nobody away.
     pairs = [[ramp.candidate, weight], [ramp.incumbent, WEIGHTS - weight]]
     if ramp.seed is None:
         return {"fractional": pairs}
