@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import statistics
 import threading
@@ -282,6 +283,23 @@ def test_observations_from_many_threads_roll_back_once():
     for thread in threads:
         thread.join()
     assert [decision.action for decision in rollout.history] == ["advanced", "rolled_back"]
+
+
+def test_guards_pickle_and_serve_several_rollouts():
+    guard = pickle.loads(
+        pickle.dumps(Guard(ErrorRate(max_ratio=1.5), Latency(max_seconds=1.0), alpha=0.01))
+    )
+    assert (
+        repr(guard)
+        == "Guard(ErrorRate(max_ratio=1.5), Latency(max_seconds=1.0, q=0.95), alpha=0.01)"
+    )
+    (_, _, one), (_, _, two) = made(guard), made(guard)
+    one.advance()
+    two.advance()
+    for _ in range(50):
+        one.observe("v2", ok=False, latency=2.0)
+    assert (one.status, two.status) == ("rolled_back", "ramping")
+    assert two.evidence["latency.candidate_n"] == 0
 
 
 # --- the guard's promise -----------------------------------------------------------------------------------------

@@ -321,6 +321,10 @@ class Rollout:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FlagFileError(store.source, f"cannot be saved: {error}") from error
 
+    def after_fork(self) -> None:
+        """Make a child's copy usable, whatever a thread of the parent was doing; for `mlkit.flags` itself."""
+        self._lock = threading.Lock()
+
     def _end(self, status: str, verb: str, reason: str) -> Decision:
         if not isinstance(reason, str) or not reason:
             raise ConfigurationError(f"{verb}(reason)", reason, "a non-empty text")

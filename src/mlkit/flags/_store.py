@@ -185,6 +185,8 @@ class Store:
     def after_fork(self) -> None:
         """Make a child's copy usable: a lock that a thread held stays locked, and threads are gone."""
         self._lock = threading.Lock()
+        for rollout in self.rollouts.values():
+            rollout.after_fork()
         if self._watcher is not None:
             self._watcher.restart()
 
