@@ -32,6 +32,8 @@ from mlkit.testing import record_events, virtual_time
 
 torch.set_num_threads(1)
 
+PATIENT = 600.0  # a max_wait at which a busy machine cannot part callers that belong together
+
 
 def upper(batch):
     return [row.upper() for row in batch]
@@ -96,7 +98,7 @@ def test_every_caller_gets_what_is_its_own(n, largest, bad, buckets):
 
 def test_concurrent_callers_share_batches_and_full_ones_go_at_once():
     async def main():
-        async with Batcher(upper, max_batch_size=8, max_wait=600.0) as batcher:
+        async with Batcher(upper, max_batch_size=8, max_wait=PATIENT) as batcher:
             results = await asyncio.gather(*[batcher.submit("a") for _ in range(24)])
             return results, batcher.stats()
 
@@ -108,7 +110,7 @@ def test_concurrent_callers_share_batches_and_full_ones_go_at_once():
 
 def test_callers_in_a_closed_loop_stay_together():
     async def main():
-        async with Batcher(upper, max_batch_size=64, max_wait=600.0) as batcher:
+        async with Batcher(upper, max_batch_size=64, max_wait=PATIENT) as batcher:
 
             async def caller():
                 for _ in range(10):
@@ -356,7 +358,7 @@ def test_a_cancelled_caller_is_dropped_and_nobody_else_notices():
     gate = Gate()
 
     async def main():
-        async with Batcher(gate, max_batch_size=4) as batcher:
+        async with Batcher(gate, max_batch_size=4, max_wait=0.1) as batcher:
             running = [asyncio.create_task(batcher.submit(name)) for name in "ab"]
             await asyncio.to_thread(gate.entered.acquire)
             waiting = [asyncio.create_task(batcher.submit(name)) for name in "cde"]
@@ -395,7 +397,7 @@ def test_what_is_no_exception_reaches_the_callers_and_the_batcher_goes_on(error)
         return upper(batch)
 
     async def main():
-        async with Batcher(model) as batcher:
+        async with Batcher(model, max_wait=0.1) as batcher:
             results = await asyncio.wait_for(
                 asyncio.gather(
                     *[batcher.submit(row) for row in ["bad", "a"]], return_exceptions=True
@@ -454,7 +456,7 @@ def test_without_isolation_the_model_is_called_once():
         raise LookupError("down")
 
     async def main():
-        async with Batcher(model, isolate=False) as batcher:
+        async with Batcher(model, isolate=False, max_wait=PATIENT) as batcher:
             return await asyncio.gather(
                 *[batcher.submit("a") for _ in range(4)], return_exceptions=True
             )
@@ -477,7 +479,7 @@ def test_a_wrong_number_of_results_is_an_error_for_all(output):
         return output(batch)
 
     async def main():
-        async with Batcher(model) as batcher:
+        async with Batcher(model, max_wait=PATIENT) as batcher:
             return await asyncio.gather(
                 *[batcher.submit("a") for _ in range(4)], return_exceptions=True
             )
@@ -498,7 +500,7 @@ def test_rows_that_do_not_fit_together_run_apart():
 
     async def main():
         rows = [np.ones(2), np.ones(3), np.ones(2), np.ones(3, "f4"), np.ones(3)]
-        async with Batcher(model, pad=None) as batcher:
+        async with Batcher(model, max_wait=PATIENT) as batcher:
             results = await asyncio.gather(*[batcher.submit(row) for row in rows])
             assert batcher.stats().n_batches == 1
             return results
@@ -526,7 +528,7 @@ def test_out_of_memory_is_survived_and_remembered():
         return upper(batch)
 
     async def main():
-        async with Batcher(model, name="small", max_batch_size=8) as batcher:
+        async with Batcher(model, name="small", max_batch_size=8, max_wait=PATIENT) as batcher:
             for _ in range(2):
                 results = await asyncio.gather(*[batcher.submit("a") for _ in range(8)])
                 assert results == ["A"] * 8
@@ -765,7 +767,7 @@ def test_nothing_of_a_finished_batch_stays():
 
 def test_stats_and_samples():
     async def main():
-        async with Batcher(upper, name="words", max_batch_size=4) as batcher:
+        async with Batcher(upper, name="words", max_batch_size=4, max_wait=PATIENT) as batcher:
             await asyncio.gather(*[batcher.submit("a") for _ in range(9)])
             stats = batcher.stats()
             samples = {
@@ -783,8 +785,7 @@ def test_stats_and_samples():
     assert samples["inference_batches_total", (name, ("rows", "4"))] == 2
     assert samples["inference_calls_total", (name,)] == 3
     assert Batcher(upper).stats().mean_batch_size == 0.0
-    with pytest.raises(TypeError):
-        stats.batch_sizes[4] = 1
+    assert pickle.loads(pickle.dumps(stats)) == stats
 
 
 def test_it_is_forgotten_by_telemetry_when_it_is_gone():

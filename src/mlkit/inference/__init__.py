@@ -6,9 +6,11 @@ is optional.
 
 from __future__ import annotations
 
-from mlkit.inference._batcher import Batcher, BatcherStats
-from mlkit.inference._collate import collate, split
+from mlkit.inference._batcher import Batcher
+from mlkit.inference._collate import collate
 from mlkit.inference._map import map_batches
+from mlkit.inference._split import split
+from mlkit.inference._stats import BatcherStats
 from mlkit.inference._tree import Padded
 
 __all__ = ["Batcher", "BatcherStats", "Padded", "collate", "map_batches", "split"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from contextvars import copy_context
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
 
 from mlkit._clock import current
 from mlkit.errors import (
@@ -19,62 +18,25 @@ from mlkit.errors import (
 from mlkit.inference._check import number_of, seconds
 from mlkit.inference._requests import Gathering, Request, Waiting
 from mlkit.inference._runner import Failure, Runner
-from mlkit.telemetry import Sample, register
+from mlkit.inference._stats import BatcherStats, as_samples
+from mlkit.telemetry import register
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from types import TracebackType
     from typing import NoReturn, Self
 
     from mlkit._clock import Clock
     from mlkit.inference._collate import Pad
+    from mlkit.telemetry import Sample
 
-__all__ = ["Batcher", "BatcherStats"]
+__all__ = ["Batcher"]
 
 _LONGEST_WAIT = 3600.0  # seconds; a lock's timeout has an upper limit, and each wait is in a loop
 
 _Row = TypeVar("_Row")
 _Result = TypeVar("_Result")
-
-
-class BatcherStats(NamedTuple):
-    """What a `Batcher` has done so far, at one moment.
-
-    Every accepted row is counted once: `n_accepted == n_done + n_failed + n_expired + n_cancelled + n_waiting +
-    n_running`.
-
-    Attributes:
-        n_accepted: Rows that entered the queue.
-        n_done: Rows that ran and have a result, whether or not their caller still wanted it.
-        n_failed: Rows that ran and have an error.
-        n_expired: Rows whose deadline passed before they ran; they never ran.
-        n_cancelled: Rows whose caller left, or that `close(drain=False)` dropped, before they ran; they never ran.
-        n_rejected: Rows refused because the queue was full; not accepted.
-        n_waiting: Rows in the queue now.
-        n_running: Rows in the batch that runs now.
-        n_batches: Batches that ran.
-        n_calls: Calls of the model: more than batches where bad rows were isolated or memory ran out.
-        batch_sizes: How many batches had how many rows, `{rows: batches}`, read-only, in ascending order.
-    """
-
-    n_accepted: int
-    n_done: int
-    n_failed: int
-    n_expired: int
-    n_cancelled: int
-    n_rejected: int
-    n_waiting: int
-    n_running: int
-    n_batches: int
-    n_calls: int
-    batch_sizes: Mapping[int, int]
-
-    @property
-    def mean_batch_size(self) -> float:
-        """Rows per batch; 0.0 before the first one."""
-        rows = sum(size * batches for size, batches in self.batch_sizes.items())
-        return rows / self.n_batches if self.n_batches else 0.0
 
 
 @final
@@ -367,6 +329,7 @@ class Batcher(Generic[_Row, _Result]):
         request = self._request(row, "call(timeout=...)", timeout, priority)
         request.signal = threading.Condition(threading.Lock())
         self._push(request)
+        late = False
         try:
             with request.signal:
                 while request.outcome is None:
@@ -374,12 +337,13 @@ class Batcher(Generic[_Row, _Result]):
                     if request.expires is not None:
                         left = request.expires - self._clock.monotonic()
                         if left <= 0:
+                            late = True
                             break
                         left = min(left, _LONGEST_WAIT)
                     self._clock.wait(request.signal, left)
         finally:
             if request.waits:
-                self._withdraw(request, expired=request.expires is not None)
+                self._withdraw(request, expired=late)
         result: Any
         result, error = request.outcome or (None, self._too_late(request))
         if error is not None:
@@ -398,29 +362,7 @@ class Batcher(Generic[_Row, _Result]):
 
     def samples(self) -> list[Sample]:
         """Return the figures of `stats` for `mlkit.telemetry.collect`, labelled with the batcher's name."""
-        stats = self._snapshot()
-        label = ("batcher", self.name)
-        rows = {
-            "done": stats.n_done,
-            "failed": stats.n_failed,
-            "expired": stats.n_expired,
-            "cancelled": stats.n_cancelled,
-            "rejected": stats.n_rejected,
-        }
-        samples = [
-            Sample("inference_rows_total", (label, ("outcome", outcome)), value)
-            for outcome, value in rows.items()
-        ]
-        samples += [
-            Sample("inference_batches_total", (label, ("rows", str(size))), batches)
-            for size, batches in stats.batch_sizes.items()
-        ]
-        return [
-            *samples,
-            Sample("inference_calls_total", (label,), stats.n_calls),
-            Sample("inference_waiting_rows", (label,), stats.n_waiting),
-            Sample("inference_running_rows", (label,), stats.n_running),
-        ]
+        return as_samples(self._snapshot(), self.name)
 
     def _snapshot(self) -> BatcherStats:
         sizes = dict(sorted(self._sizes.copy().items()))
@@ -435,11 +377,11 @@ class Batcher(Generic[_Row, _Result]):
             n_running=self._running,
             n_batches=sum(sizes.values()),
             n_calls=self._runner.calls,
-            batch_sizes=MappingProxyType(sizes),
+            batch_sizes=sizes,
         )
 
     def _request(self, row: Any, argument: str, limit: float | None, priority: int) -> Request:
-        if type(priority) is not int:
+        if not isinstance(priority, int) or isinstance(priority, bool):
             raise ConfigurationError("priority", priority, "an integer; larger runs first")
         if limit is None:
             return Request(row, priority, None, 0.0)
@@ -459,16 +401,15 @@ class Batcher(Generic[_Row, _Result]):
             self._accepted += 1
             gathering, now = self._gathering, self._clock.monotonic()
             gathering.arrived(now)
-            if not self._free:
-                return
-            if gathering.since is None:
-                gathering.since = now
             loop = request.loop
+            if self._free and gathering.since is None:
+                gathering.since = now
             if self._max_wait and loop is not None and self._waiting.n_rows < self._largest:
+                # Also while the device is busy: it may become free in the middle of this loop's turn.
                 if loop not in gathering.unsettled:
                     gathering.unsettled.add(loop)
                     loop.call_soon(self._turn, loop, 1)
-            else:
+            elif self._free:
                 self._wake.notify()
 
     def _turn(self, loop: AbstractEventLoop, left: int) -> None:
@@ -490,6 +431,8 @@ class Batcher(Generic[_Row, _Result]):
                 self._expired += 1
             else:
                 self._cancelled += 1
+            if not self._waiting.n_rows:
+                self._gathering.since = None
         request.row = None
         return True
 

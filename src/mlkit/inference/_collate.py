@@ -1,4 +1,4 @@
-"""Rows to one batch and back, keeping containers and dtypes."""
+"""Rows to one batch, keeping containers and dtypes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._suggest import clip, did_you_mean
-from mlkit.errors import CollateError, ConfigurationError, OutputShapeError
+from mlkit.errors import CollateError, ConfigurationError
 from mlkit.inference._tree import (
     Columns,
     Padded,
     field_names,
     is_array,
     is_tensor,
+    join_path,
     rebuild,
     replace_fields,
+    with_article,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Pad", "check_pad", "collate", "split", "split_output", "stack"]
+__all__ = ["Pad", "check_pad", "collate", "has_leaf", "stack"]
 
 Pad = float | Mapping[str, float] | None
 """One value for every array leaf, or a value for each named leaf; None pads nothing."""
@@ -62,30 +64,6 @@ def collate(rows: Iterable[Any], *, pad: Pad = None) -> Any:
     """
     check_pad("collate(pad=...)", pad)
     return stack(list(rows), pad)
-
-
-def split(batch: Any, n_rows: int) -> list[Any]:
-    """Cut a batch, or what a model made of it, into its rows: the inverse of `collate`.
-
-    Arrays and tensors are cut along their first axis, a plain list has one entry per row, a `Padded` gives each row its
-    own length back, and dicts, tuples, named tuples and dataclasses are rebuilt for each row.
-
-    Args:
-        batch: The batch.
-        n_rows: How many rows it must hold, at least 0.
-
-    Returns:
-        The rows. Those made of arrays and tensors are views: they keep the batch's memory alive.
-
-    Raises:
-        OutputShapeError: If a leaf has another number of rows, or none.
-
-    Example:
-        >>> import numpy as np
-        >>> split({"label": ["cat", "dog"], "p": np.array([0.9, 0.6])}, 2)[1]["label"]
-        'dog'
-    """
-    return split_output(batch, n_rows, "split(batch)")
 
 
 def check_pad(argument: str, pad: Pad) -> None:
@@ -156,7 +134,7 @@ def _stack(rows: list[Any], path: str, how: _How) -> Any:
         for index, row in enumerate(rows):
             if row.keys() != keys:
                 raise _differs(path, index, f"keys {_keys(row)}", f"keys {_keys(first)}")
-        return {key: _stack([row[key] for row in rows], _join(path, key), how) for key in first}
+        return {key: _stack([row[key] for row in rows], join_path(path, key), how) for key in first}
     if isinstance(first, (tuple, list)):
         _same_type(rows, path)
         for index, row in enumerate(rows):
@@ -166,7 +144,7 @@ def _stack(rows: list[Any], path: str, how: _How) -> Any:
         columns = [
             _stack(
                 list(column),
-                _join(path, names[place]) if names else f"{path}[{place}]",
+                join_path(path, names[place]) if names else f"{path}[{place}]",
                 how,
             )
             for place, column in enumerate(zip(*rows, strict=True))
@@ -178,7 +156,7 @@ def _stack(rows: list[Any], path: str, how: _How) -> Any:
         return replace_fields(
             first,
             [
-                _stack([getattr(row, name) for row in rows], _join(path, name), how)
+                _stack([getattr(row, name) for row in rows], join_path(path, name), how)
                 for name in fields
             ],
         )
@@ -201,7 +179,7 @@ def _stack_arrays(rows: list[Any], path: str, filler: float | None) -> Any:
         ):
             continue  # alike in the plainest way, as nearly all are
         if is_tensor(row) is not tensor or not (tensor or is_array(row)):
-            raise _differs(path, index, _article(row), _article(first))
+            raise _differs(path, index, with_article(row), with_article(first))
         if row.dtype != dtype and (tensor or {row.dtype.kind, dtype.kind} not in ({"U"}, {"S"})):
             raise _differs(path, index, f"dtype {row.dtype}", f"dtype {dtype}")
         if row.shape != shape and not (
@@ -286,7 +264,7 @@ def _stack_objects(rows: list[Any], path: str) -> Any:
     opaque = _opaque(first)
     for index, row in enumerate(rows):
         if type(row) is not type(first) and not (opaque and _opaque(row)):
-            raise _differs(path, index, _article(row), _article(first))
+            raise _differs(path, index, with_article(row), with_article(first))
     return None if first is None else rows
 
 
@@ -311,7 +289,7 @@ def _same_type(rows: Sequence[Any], path: str) -> None:
     first = rows[0]
     for index, row in enumerate(rows):
         if type(row) is not type(first):
-            raise _differs(path, index, _article(row), _article(first))
+            raise _differs(path, index, with_article(row), with_article(first))
 
 
 def _differs(path: str, index: int, here: str, there: str, hint: str = "") -> CollateError:
@@ -324,73 +302,5 @@ def _place(path: str) -> str:
     return f"leaf {clip(path, 100)!r}" if path else "the row itself"
 
 
-def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
-
-
 def _keys(row: Mapping[Any, Any]) -> str:
     return clip(sorted(map(str, row)), 100)
-
-
-def _article(value: object) -> str:
-    if value is None:
-        return "None"
-    name = type(value).__name__
-    return f"an {name}" if name[0].lower() in "aeio" else f"a {name}"
-
-
-# --- and back ----------------------------------------------------------------------------------------------------
-
-
-def split_output(output: Any, n_rows: int, function: str) -> list[Any]:
-    """Cut *output* into *n_rows* rows, or say what *function* returned instead."""
-    if output is None:
-        raise OutputShapeError(function, expected=n_rows, got="None")
-    return _split(output, n_rows, function, _WHOLE)
-
-
-def _split(tree: Any, n: int, function: str, path: str) -> list[Any]:
-    if is_tensor(tree) or is_array(tree):
-        if tree.ndim == 0:
-            raise _refused(function, n, f"{_article(tree)} without a first axis", path)
-        if len(tree) != n:
-            raise _refused(function, n, len(tree), path)
-        return list(tree.unbind(0)) if is_tensor(tree) else list(tree)
-    if isinstance(tree, Padded):
-        lengths = _split(tree.lengths, n, function, path)
-        values = _split(tree.values, n, function, path)
-        return [value[: int(length)] for value, length in zip(values, lengths, strict=True)]
-    if isinstance(tree, list) and not isinstance(tree, Columns):
-        if len(tree) != n:
-            raise _refused(function, n, len(tree), path)
-        return tree.copy()
-    if tree is None:
-        return [None] * n
-    names: Iterable[object]
-    if isinstance(tree, Mapping):
-        names, children = tree.keys(), list(tree.values())
-    elif isinstance(tree, (tuple, Columns)):
-        names = getattr(type(tree), "_fields", None) or [f"[{i}]" for i in range(len(tree))]
-        children = list(tree)
-    else:
-        fields = field_names(tree)
-        if fields is None:
-            raise _refused(function, n, _article(tree), path)
-        names, children = fields, [getattr(tree, name) for name in fields]
-    if not children:
-        raise _refused(function, n, f"an empty {type(tree).__name__}", path)
-    columns = [
-        _split(child, n, function, _join(path, name))
-        for name, child in zip(names, children, strict=True)
-    ]
-    if type(tree) is tuple:
-        return list(zip(*columns, strict=True))
-    if isinstance(tree, Columns):
-        return [list(parts) for parts in zip(*columns, strict=True)]
-    return [rebuild(tree, parts) for parts in zip(*columns, strict=True)]
-
-
-def _refused(function: str, n: int, got: int | str, path: str) -> OutputShapeError:
-    if path and isinstance(got, int):
-        got = f"{got} rows"
-    return OutputShapeError(function, expected=n, got=f"{got} at {path!r}" if path else got)

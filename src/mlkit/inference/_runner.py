@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit.errors import CollateError, ConfigurationError, OutputShapeError
 from mlkit.inference._check import bucket_sizes, number_of
-from mlkit.inference._collate import Pad, check_pad, split_output, stack
+from mlkit.inference._collate import Pad, check_pad, stack
 from mlkit.inference._memory import is_out_of_memory, release
 from mlkit.inference._model import Model
+from mlkit.inference._split import split_output
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:

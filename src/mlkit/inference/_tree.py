@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Columns", "Padded", "field_names", "is_array", "is_tensor", "map_leaves", "rebuild"]
+__all__ = [
+    "Columns",
+    "Padded",
+    "field_names",
+    "is_array",
+    "is_tensor",
+    "join_path",
+    "map_leaves",
+    "rebuild",
+    "replace_fields",
+    "with_article",
+]
 
 
 class Padded(NamedTuple):
@@ -114,3 +125,16 @@ def map_leaves(fn: Callable[[Any], Any], tree: Any) -> Any:
     if names is not None:
         return replace_fields(tree, [map_leaves(fn, getattr(tree, name)) for name in names])
     return fn(tree)
+
+
+def join_path(path: str, key: object) -> str:
+    """Return the name of the part *key* of the leaf or container at *path*."""
+    return f"{path}.{key}" if path else str(key)
+
+
+def with_article(value: object) -> str:
+    """Return the type of *value* as words: `"an int"`."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeio" else f"a {name}"
