@@ -74,8 +74,9 @@ def check_equality(model: Any, rows: list[Any]) -> None:
 
 
 def serve(model: Any, rows: list[Any], *, buckets: list[int] | None) -> list[Any]:
-    async def serve_all() -> list[Any]:
-        results: list[Any] = [None] * len(rows)
+    results: list[Any] = [None] * len(rows)
+
+    async def serve_all() -> None:
 
         async def caller(first: int) -> None:
             for index in range(first, len(rows), BATCH):
@@ -83,9 +84,9 @@ def serve(model: Any, rows: list[Any], *, buckets: list[int] | None) -> list[Any
 
         async with Batcher(model, max_batch_size=BATCH, buckets=buckets) as batcher:
             await asyncio.gather(*[caller(first) for first in range(BATCH)])
-        return results
 
-    return asyncio.run(serve_all())
+    asyncio.run(serve_all())  # no result: asyncio.run would spend long on the repr of a large one
+    return results
 
 
 def check_placement(rows: list[Any]) -> None:
