@@ -52,7 +52,7 @@ types: $(V)/.dev  ## mypy strict, pyright on the public API, completeness of the
 	@$(BIN)/mypy && $(BIN)/pyright && $(BIN)/python tests/typing/completeness.py
 
 docs: $(V)/.docs  ## build the documentation into site/
-	@$(BIN)/zensical build --clean
+	@$(BIN)/zensical build --clean --strict
 
 bench: $(V)/.bench  ## measure every block beside its peers; writes benchmarks/results/
 	@$(BIN)/python -m benchmarks --docs

@@ -86,7 +86,7 @@ class Counter:
         name: The metric, `"inference_rows_total"`.
         **labels: What tells it from others of the same name.
 
-    Example:
+    Examples:
         >>> rows = Counter("inference_rows_total", model="digits")
         >>> rows.add(3)
         >>> rows.value
@@ -230,7 +230,7 @@ def listen(listener: Callable[[Event], object], *, scope: str = "process") -> Su
     Raises:
         ConfigurationError: If *listener* is not callable or *scope* is neither.
 
-    Example:
+    Examples:
         >>> seen = []
         >>> with listen(seen.append, scope="context"):
         ...     emit("resilience.breaker.opened", "ranker", failures=5)

@@ -42,7 +42,7 @@ class Assignment(Generic[T]):
         codes: For each unit the index of its answer in `answers`, int32 of shape `(n,)`.
         answers: The distinct answers, in the order in which they first occur.
 
-    Example:
+    Examples:
         >>> from mlkit.flags import Flags
         >>> flags = Flags.in_memory({"ranker": "v1"})
         >>> assignment = flags.str("ranker", default="v0").assign(["ann", "bob"])

@@ -68,7 +68,7 @@ class Snapshot:
 
     Its digest names what it decides: snapshots of equal digest answer every question alike, in any process.
 
-    Example:
+    Examples:
         >>> from mlkit.flags import Flags
         >>> with Flags.in_memory({"ranker": "v1"}).snapshot() as snapshot:
         ...     "ranker" in snapshot, len(snapshot), list(snapshot)

@@ -173,7 +173,7 @@ class Flag(Generic[T]):
         key: The flag.
         default: What it gives on any trouble.
 
-    Example:
+    Examples:
         >>> from mlkit.flags import Flags
         >>> flags = Flags.in_memory({"batch-size": 64})
         >>> BATCH = flags.int("batch-size", default=32)

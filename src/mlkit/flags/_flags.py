@@ -44,7 +44,7 @@ class Flags:
 
     Made by `from_file`, `from_dict` and `in_memory`. `close()` ends watching; reading goes on.
 
-    Example:
+    Examples:
         >>> flags = Flags.from_dict({"flags": {"new-tokeniser": {
         ...     "state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "off",
         ...     "targeting": {"if": [{"==": [{"var": "plan"}, "pro"]}, "on"]},
@@ -294,7 +294,7 @@ class Flags:
 
         Other tasks and threads are not concerned; tasks started inside see the same.
 
-        Example:
+        Examples:
             >>> flags = Flags.in_memory({"ranker": "v1"})
             >>> with flags.snapshot() as snapshot:
             ...     flags.replace({"flags": {}}) is not None
@@ -320,7 +320,7 @@ class Flags:
         Raises:
             ConfigurationError: If there is neither a flag nor a handle of that name, or a handle cannot take the value.
 
-        Example:
+        Examples:
             >>> flags = Flags.in_memory({"new-tokeniser": False})
             >>> NEW_TOKENISER = flags.bool("new-tokeniser", default=False)
             >>> with flags.override({"new-tokeniser": True}):

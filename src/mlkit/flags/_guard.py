@@ -160,7 +160,7 @@ class Guard:
         *metrics: `ErrorRate` and `Latency`, at least one.
         alpha: Probability of a false alarm that is acceptable, within (0, 1).
 
-    Example:
+    Examples:
         >>> Guard(ErrorRate(max_rate=0.05), Latency(max_seconds=0.2), alpha=0.01)
         Guard(ErrorRate(max_rate=0.05), Latency(max_seconds=0.2, q=0.95), alpha=0.01)
     """

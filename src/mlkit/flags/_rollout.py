@@ -116,7 +116,7 @@ class Rollout:
 
     Thread-safe. After a fork each process has its own state. It does not pickle. Made by `ModelFlag.rollout`.
 
-    Example:
+    Examples:
         >>> from mlkit.flags import ErrorRate, Flags, Guard
         >>> flags = Flags.from_dict({"flags": {"ranker": {
         ...     "state": "ENABLED", "variants": {"v1": "models:/ranker/1", "v2": "models:/ranker/2"},

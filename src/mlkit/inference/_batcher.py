@@ -84,7 +84,7 @@ class Batcher(Generic[_Row, _Result]):
     Raises:
         ConfigurationError: If an argument is wrong.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> with Batcher(lambda batch: batch.sum(axis=1)) as batcher:
         ...     float(batcher.call(np.array([1.0, 2.0])))

@@ -53,7 +53,7 @@ def collate(rows: Iterable[Any], *, pad: Pad = None) -> Any:
         CollateError: If there are no rows, or a row differs from the first one: which row and leaf, and both sides.
         ConfigurationError: If *pad* is not a number or mapping of numbers, or names no leaf.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> batch = collate([{"x": np.zeros(3), "id": "a"}, {"x": np.ones(3), "id": "b"}])
         >>> batch["x"].shape, batch["id"]

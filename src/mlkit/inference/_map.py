@@ -118,7 +118,7 @@ def map_batches(
         OutputShapeError: If *fn* does not return one output per row, whatever *on_error* says: no row is to blame.
         MissingDependencyError: If *device* or *progress* needs a package that is not installed.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> rows = (np.array([i, i + 1.0]) for i in range(5))
         >>> [float(total) for total in map_batches(lambda batch: batch.sum(axis=1), rows, batch_size=2)]

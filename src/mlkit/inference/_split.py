@@ -39,7 +39,7 @@ def split(batch: Any, n_rows: int) -> list[Any]:
     Raises:
         OutputShapeError: If a leaf has another number of rows, or none.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> split({"label": ["cat", "dog"], "p": np.array([0.9, 0.6])}, 2)[1]["label"]
         'dog'

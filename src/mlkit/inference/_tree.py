@@ -30,7 +30,7 @@ class Padded(NamedTuple):
         values: The sequences, each filled up at its end, `(n, longest, ...)`: an array, or a tensor if the rows' were.
         lengths: How many entries of each row are its own, `(n,)`, 64-bit integers of the same library.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from mlkit.inference import collate
         >>> tokens = collate([np.array([7, 8, 9]), np.array([5])], pad=0)

@@ -78,7 +78,7 @@ class MlflowSink:
         ConfigurationError: If that is no tracking URI that MLflow writes to.
         MissingDependencyError: If MLflow is not installed.
 
-    Example:
+    Examples:
         >>> MlflowSink("http://127.0.0.1:5000").uri
         'mlflow:http://127.0.0.1:5000'
     """

@@ -71,7 +71,7 @@ class ModelStore:
     Raises:
         ConfigurationError: If an argument is of the wrong kind.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import numpy as np
         >>> store = ModelStore(tempfile.mkdtemp())

@@ -82,7 +82,7 @@ class ModelVersion:
 
     Thread-safe. Picklable; the copy reads from the same folder. Two are equal if name, number and digest are.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from mlkit.models import ModelStore
         >>> store = ModelStore(tempfile.mkdtemp())

@@ -53,7 +53,7 @@ def spec_of(built: object) -> Spec:
     Raises:
         RegistryError: If `build` did not make it, or made it with live arguments that no spec can hold.
 
-    Example:
+    Examples:
         >>> from mlkit.registry import Registry, spec_of
         >>> models = Registry("models")
         >>> @models.register("mlp")

@@ -32,7 +32,7 @@ class Choice(Frozen, Generic[T]):
         entry: What was chosen.
         rejected: Why not, by name, for every other candidate, in the order in which they were considered.
 
-    Example:
+    Examples:
         >>> from mlkit.registry import Registry
         >>> kernels = Registry("kernels")
         >>> @kernels.register("fused", priority=20, when=lambda c: c["device"] == "cuda" or "needs CUDA")

@@ -53,7 +53,7 @@ class Entry(Frozen):
         priority: Its rank among strategies; the highest is tried first.
         imported: Whether the factory was in memory when this entry was registered.
 
-    Example:
+    Examples:
         >>> from mlkit.registry import Registry
         >>> models = Registry("models")
         >>> models.lazy("vit", "mypkg.vit:ViT", version=2, tags=["vision"])

@@ -71,7 +71,7 @@ class Registry(Generic[T]):
     Raises:
         ConfigurationError: If an argument is not what it must be.
 
-    Example:
+    Examples:
         >>> from typing import Annotated
         >>> encoders = Registry("encoders")
         >>> models = Registry("models")
@@ -287,7 +287,7 @@ class Registry(Generic[T]):
             ConfigurationError: If an argument is not what it must be.
             DuplicateNameError: If another owner has the name and version, or an alias means something else.
 
-        Example:
+        Examples:
             >>> models = Registry("models")
             >>> models.lazy("fraction", "fractions:Fraction")
             >>> models.create("fraction", numerator=1, denominator=2)
@@ -450,7 +450,7 @@ class Registry(Generic[T]):
             ConfigurationError: If a factory cannot be called.
             EntryError: If it is a class outside of the registry's base.
 
-        Example:
+        Examples:
             >>> models = Registry("models")
             >>> models.lazy("net", "mypkg.nets:Net")
             >>> with models.override(net=dict):
@@ -540,7 +540,7 @@ class Registry(Generic[T]):
         Returns:
             Names; empty if none match.
 
-        Example:
+        Examples:
             >>> models = Registry("models")
             >>> for depth in (50, 101, 18):
             ...     models.lazy(f"resnet{depth}", "mypkg.resnet:ResNet")

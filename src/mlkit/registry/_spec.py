@@ -34,7 +34,7 @@ class Spec(Frozen):
     Raises:
         SpecError: If there is no `type`, or something in it is not plain data; every such problem at once.
 
-    Example:
+    Examples:
         >>> spec = Spec.load("type: mlp@1\nhidden: 64\n")
         >>> spec.to_dict()
         {'type': 'mlp@1', 'hidden': 64}
@@ -85,7 +85,7 @@ class Spec(Frozen):
             ConfigurationError: If the file cannot be read.
             SpecError: If it is not well-formed or not a spec; with file, line and column.
 
-        Example:
+        Examples:
             >>> Spec.load("seed: 1\nmodel: {type: mlp, hidden: 32}", at="model")
             Spec({'type': 'mlp', 'hidden': 32})
         """

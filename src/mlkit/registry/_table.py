@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TypeVar
 from mlkit.errors import DuplicateNameError
 
 if TYPE_CHECKING:
-
     from mlkit.registry._entry import Record
 
 __all__ = ["Table", "atomic_items", "describe"]

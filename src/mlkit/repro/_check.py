@@ -92,7 +92,7 @@ def check(
         ConfigurationError: If an argument is wrong, or `"threads"` is asked for without torch.
         Exception: What *fn* raises.
 
-    Example:
+    Examples:
         >>> check(lambda values: sum(values), [0.1, 0.2, 0.3]) is None
         True
         >>> from itertools import count

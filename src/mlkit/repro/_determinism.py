@@ -60,7 +60,7 @@ class deterministic:  # noqa: N801 - reads as the statement it is: `with determi
     Raises:
         ConfigurationError: If *warn_only* is not a bool.
 
-    Example:
+    Examples:
         >>> with deterministic() as findings:
         ...     codes = [finding.code for finding in findings]
     """
@@ -101,7 +101,7 @@ def audit() -> list[Finding]:
     Returns:
         The findings, each with its fix, in a fixed order.
 
-    Example:
+    Examples:
         >>> for finding in audit():
         ...     assert finding.code and finding.fix
     """

@@ -39,7 +39,7 @@ def fingerprint(value: object) -> str:
         FingerprintError: If something has no faithful content hash (an arbitrary object, an object array, a sparse
             tensor, a socket), cannot be read, or changes while it is read. There is no fallback to pickle.
 
-    Example:
+    Examples:
         >>> fingerprint({"b": [1, 2], "a": None}) == fingerprint({"a": None, "b": (1, 2)})
         True
         >>> fingerprint(1) == fingerprint(1.0)

@@ -72,7 +72,7 @@ def batch_invariance(
     Raises:
         ConfigurationError: If an argument is wrong, or *fn* does not return one row for each.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> rows = np.arange(12.0).reshape(6, 2)
         >>> report = batch_invariance(lambda batch: batch - batch.mean(axis=0), rows, sizes=[1, 2, 4])

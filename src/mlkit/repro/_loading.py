@@ -63,7 +63,7 @@ class Keyed(Generic[_T_co]):
     Raises:
         ConfigurationError: If *dataset* cannot be indexed, or *seeds* is no seed.
 
-    Example:
+    Examples:
         >>> import random
         >>> class Noisy:
         ...     def __len__(self):
@@ -174,7 +174,7 @@ class KeyedSampler:
     Raises:
         ConfigurationError: If an argument is wrong.
 
-    Example:
+    Examples:
         >>> sampler = KeyedSampler(5, Seeds(42) / "order")
         >>> first, second = list(sampler), list(sampler)
         >>> sorted(first) == sorted(second) == [0, 1, 2, 3, 4]

@@ -83,7 +83,7 @@ class Manifest:
 
     Immutable, comparable and hashable by its digest, picklable, safe to share between threads.
 
-    Example:
+    Examples:
         >>> first = Manifest.capture(seeds=7, params={"lr": 0.1})
         >>> second = Manifest.capture(seeds=7, params={"lr": 0.2})
         >>> [str(change) for change in first.diff(second)]

@@ -23,7 +23,7 @@ class RngState:
     A plain value: immutable, comparable, hashable, picklable, and safe to share between threads. `to_dict` is plain
     data, which may be put into a checkpoint that `torch.load(weights_only=True)` reads.
 
-    Example:
+    Examples:
         >>> import random
         >>> state = rng_state()
         >>> first = random.random()

@@ -67,7 +67,7 @@ def seed_all(
         ConfigurationError: If an argument is wrong.
         ReproError: If NumPy's global generator was replaced by one that cannot be seeded.
 
-    Example:
+    Examples:
         >>> import random
         >>> report = seed_all(Seeds(7))
         >>> first = random.random()
@@ -122,7 +122,7 @@ class isolated:  # noqa: N801 - reads as the statement it is: `with isolated(7):
         ConfigurationError: If *seeds* is no seed, or what is decorated is a generator function, whose body would run
             outside of it.
 
-    Example:
+    Examples:
         >>> import random
         >>> _ = seed_all(1)
         >>> expected = random.Random(); expected.setstate(random.getstate())

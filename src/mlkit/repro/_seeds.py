@@ -54,7 +54,7 @@ class Seeds:
         ConfigurationError: If *root* is anything else. A bool, a float and a negative number are refused: other
             libraries read them as another seed than the one you see.
 
-    Example:
+    Examples:
         >>> seeds = Seeds(42)
         >>> seeds / "data" / 3
         Seeds(42) / 'data' / 3

@@ -3,7 +3,7 @@
 One `Policy` around a call (retry, breaker, timeout, deadline, limits, hedge), `fallback` from a model to a smaller one, the
 last good answer or a prior, gates that decide which answers are good, and provenance that says who answered.
 
-Example:
+Examples:
     >>> from mlkit.resilience import Breaker, Policy, constant, fallback, tier
     >>> @Policy(retry=3, breaker=Breaker(), on=ConnectionError)
     ... def score(x: float) -> float:

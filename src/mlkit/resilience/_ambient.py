@@ -49,7 +49,7 @@ class deadline:  # noqa: N801 - reads as the statement it is: `with deadline(2.0
     Raises:
         ConfigurationError: If *allowed* is not a number of seconds.
 
-    Example:
+    Examples:
         >>> with deadline(2.0), deadline(60.0):
         ...     remaining() <= 2.0
         True
@@ -85,7 +85,7 @@ def remaining() -> float | None:
 
     A policy's `timeout` and `deadline` count too.
 
-    Example:
+    Examples:
         >>> remaining() is None
         True
     """

@@ -54,7 +54,7 @@ def full_jitter(
     Raises:
         ConfigurationError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> from random import Random
         >>> wait = full_jitter(0.1, cap=1.0, random=Random(7).random)
         >>> all(0 <= wait(attempt) <= 1.0 for attempt in range(1, 2000))

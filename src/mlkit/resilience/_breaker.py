@@ -72,7 +72,7 @@ class Breaker:
     Raises:
         ConfigurationError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> breaker = Breaker(min_calls=2, window=2, name="ranker")
         >>> for ok in (True, False):
         ...     breaker.settle(breaker.acquire(), ok)

@@ -34,7 +34,7 @@ class Budget:
     Raises:
         ConfigurationError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> budget = Budget(ratio=0.5, burst=1)
         >>> budget.spend(), budget.spend()
         (True, False)

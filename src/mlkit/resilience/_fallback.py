@@ -145,7 +145,7 @@ class Fallback(Generic[_P, _R_co]):
         Raises:
             AllTiersFailedError: If no tier has one.
 
-        Example:
+        Examples:
             >>> from mlkit.resilience import constant
             >>> def broken(x: float) -> float:
             ...     raise ConnectionError
@@ -303,7 +303,7 @@ def fallback(
     Raises:
         ConfigurationError: If a tier is not callable, two have the same name, or a `stale` is first or has no tier above.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from mlkit.resilience import constant, finite
         >>> def big(x: np.ndarray) -> np.ndarray:

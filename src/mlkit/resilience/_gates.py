@@ -33,7 +33,7 @@ class Gate:
     Raises:
         ConfigurationError: If *check* is not callable.
 
-    Example:
+    Examples:
         >>> short = Gate(lambda text: len(text) < 5, name="short")
         >>> short("four"), (~short)("four")
         (True, False)
@@ -206,7 +206,7 @@ def confidence(minimum: float) -> Gate:
     Raises:
         ConfigurationError: If *minimum* is not a fraction.
 
-    Example:
+    Examples:
         >>> confidence(0.6)([0.7, 0.3]), confidence(0.6)([0.5, 0.5])
         (True, False)
     """
@@ -236,7 +236,7 @@ def in_range(low: float, high: float) -> Gate:
     Raises:
         ConfigurationError: If *low* is not below or equal to *high*, or either is no number.
 
-    Example:
+    Examples:
         >>> in_range(0, 1)([0.2, 0.9]), in_range(0, 1)(float("nan"))
         (True, False)
     """

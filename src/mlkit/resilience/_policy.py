@@ -39,7 +39,7 @@ class Retry(Frozen):
     Raises:
         ConfigurationError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> Retry(4, backoff=full_jitter(0.1, cap=2.0))
         Retry(attempts=4, backoff=full_jitter(0.1, cap=2), budget=Budget(ratio=0.1, burst=10))
     """
@@ -126,7 +126,7 @@ class Policy(Frozen):
     Raises:
         ConfigurationError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> policy = Policy(retry=3, timeout=0.5, deadline=2.0, on=ConnectionError, name="features")
         >>> policy
         <Policy 'features': deadline(2.0) > retry(3) > timeout(0.5)>
@@ -234,7 +234,7 @@ class Policy(Frozen):
         Returns:
             What *fn* returns: a coroutine for an `async def`.
 
-        Example:
+        Examples:
             >>> Policy(retry=2).call(max, 1, 2)
             2
         """

@@ -140,7 +140,7 @@ class provenance:  # noqa: N801 - reads as the statement it is: `with provenance
     It sees the calls of this context and of the tasks started in it; a thread of your own sees it if it runs in a
     `contextvars.copy_context()`. An inner block takes its answers from the outer one.
 
-    Example:
+    Examples:
         >>> from mlkit.resilience import constant, fallback, tier
         >>> def broken(x: float) -> float:
         ...     raise ConnectionError

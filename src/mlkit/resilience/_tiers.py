@@ -92,7 +92,7 @@ def tier(
     Raises:
         ConfigurationError: If *fn* is not callable, or is a generator function: a stream cannot change tiers half-way.
 
-    Example:
+    Examples:
         >>> tier(max, name="big", accept=lambda y: y > 0)
         <Tier 'big': function, accept=<lambda>>
     """
@@ -169,7 +169,7 @@ def constant(value: _R, *, name: str = "constant") -> Tier[..., _R]:
         value: The answer; with `per_row=True` the answer of each row.
         name: Its name.
 
-    Example:
+    Examples:
         >>> constant(0.5)
         <Tier 'constant': constant>
     """

@@ -31,7 +31,7 @@ def transient(error: Exception) -> bool:
     Args:
         error: What was raised.
 
-    Example:
+    Examples:
         >>> transient(ConnectionResetError()), transient(ValueError("n_rows"))
         (True, False)
     """

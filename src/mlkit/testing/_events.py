@@ -28,7 +28,7 @@ def record_events(prefix: str = "") -> Iterator[list[Event]]:
     Yields:
         A list that grows as events come.
 
-    Example:
+    Examples:
         >>> from mlkit.telemetry import emit
         >>> with record_events("flags.") as events:
         ...     emit("flags.changed", "ranker", variant="v2")

@@ -65,7 +65,7 @@ def fail(error: type[BaseException] | BaseException) -> Fault:
     Raises:
         ConfigurationError: If *error* is neither.
 
-    Example:
+    Examples:
         >>> fail(ConnectionError)
         fail(ConnectionError)
     """
@@ -131,7 +131,7 @@ class FaultPlan:
     Raises:
         ConfigurationError: If something in *plan* is not a fault, or shares do not add up to at most 1.
 
-    Example:
+    Examples:
         >>> plan = FaultPlan({"db": [ok, fail(ConnectionError)], "model": {slow(0.2): 0.05}}, seed=7)
         >>> [plan.draw("db") for _ in range(3)]
         [ok, fail(ConnectionError), ok]
@@ -208,7 +208,7 @@ def faults(
     Raises:
         ConfigurationError: As `FaultPlan`.
 
-    Example:
+    Examples:
         >>> @faulty("model")
         ... def predict(x: float) -> float:
         ...     return 2 * x

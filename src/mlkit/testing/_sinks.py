@@ -43,7 +43,7 @@ class StoredRun(NamedTuple):
 class SinkContract:
     """The laws of `mlkit.tracking.Sink`, to be inherited by a test class for pytest.
 
-    Example:
+    Examples:
         ```python
         class TestMySink(SinkContract):
             def make_sink(self, place: Path) -> Sink:

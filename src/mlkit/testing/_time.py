@@ -218,7 +218,7 @@ def virtual_time(
     Yields:
         The clock.
 
-    Example:
+    Examples:
         >>> from mlkit import _clock
         >>> with virtual_time() as clock:
         ...     _clock.current().sleep(3600)

@@ -112,7 +112,7 @@ def read(run: str | os.PathLike[str]) -> RunData:
         RunNotFoundError: If there is no run in that folder.
         JournalError: If it was written by a version of mlkit that this one does not understand.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from mlkit.tracking import start_run
         >>> with start_run("doc", root=tempfile.mkdtemp()) as run:

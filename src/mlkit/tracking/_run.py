@@ -473,7 +473,7 @@ def start_run(
         RunNotFoundError: If there is no run to resume.
         MissingDependencyError: If a sink needs a package that is not installed.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with start_run("digits", root=tempfile.mkdtemp()) as run:
         ...     run.log_params({"lr": 0.1, "net": {"depth": 3}})

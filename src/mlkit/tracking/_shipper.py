@@ -191,7 +191,7 @@ def sync(
         RunNotFoundError: If there is no run in that folder.
         ConfigurationError: If a sink's address or the timeout is wrong.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from mlkit.tracking import start_run

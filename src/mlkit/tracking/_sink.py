@@ -92,7 +92,7 @@ class JsonlSink:
     Args:
         folder: Where the files go; made when needed.
 
-    Example:
+    Examples:
         >>> JsonlSink("exports").uri.startswith("jsonl:/")
         True
     """
