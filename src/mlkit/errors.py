@@ -189,7 +189,7 @@ class MissingDependencyError(MlkitError, ImportError):
             f"{feature} needs {module!r}, which is not installed\n"
             f"  install it with:  pip install 'mlkit-blocks[{extra}]'"
         )
-        self.name = module.partition(".")[0]
+        ImportError.__init__(self, *self.args, name=module.partition(".")[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild, args, state = super().__reduce__()
@@ -298,6 +298,11 @@ class SpecProblem:
     """
 
     __slots__ = ("kind", "message", "path", "source", "suggestions")
+    path: str
+    kind: str
+    message: str
+    suggestions: tuple[str, ...]
+    source: str | None
 
     def __init__(
         self,
@@ -436,6 +441,7 @@ class RowError(InferenceError, ValueError):
 
     index: int
     error_type: str
+    __cause__: BaseException | None
 
     def __init__(self, index: int, error: BaseException) -> None:
         self.index, self.error_type = index, type(error).__name__

@@ -94,6 +94,8 @@ class Counter:
     """
 
     __slots__ = ("__weakref__", "_cells", "labels", "name")
+    name: str
+    labels: tuple[tuple[str, str], ...]
 
     def __init__(self, name: str, **labels: str) -> None:
         self.name = name

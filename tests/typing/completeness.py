@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 
 def main() -> int:
@@ -18,7 +20,12 @@ def main() -> int:
         "--ignoreexternal",
         "--outputjson",
     ]
-    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    # pyright finds the package through the interpreter that is first on the path.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    done = subprocess.run(
+        command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    report = json.loads(done.stdout)
     facts = report["typeCompleteness"]
     for symbol in facts["symbols"]:
         if symbol["isExported"] and not symbol["isTypeKnown"]:

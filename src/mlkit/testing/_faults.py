@@ -35,6 +35,8 @@ class Fault:
     """
 
     __slots__ = ("_outcome", "_text", "pause", "replaces")
+    pause: float
+    replaces: bool
 
     def __init__(
         self, text: str, *, pause: float = 0.0, outcome: Callable[[str], Any] | None = None
