@@ -37,6 +37,7 @@ def run_demo(out: str, *, seed: int = 7, as_json: bool = False) -> int:
     """
     import asyncio
     import json
+    from pathlib import Path
 
     from mlkit._optional import require
 
@@ -52,14 +53,14 @@ def run_demo(out: str, *, seed: int = 7, as_json: bool = False) -> int:
     from mlkit.demo.digits import load_digits
     from mlkit.repro import Seeds
 
-    say(f"recording into {folder}")
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    say(f"recording into {shown}")
     run = story.start(folder)
     try:
         digits = load_digits(Seeds(seed) / "data")
         say(f"training on {len(digits.train_x)} digits, {len(digits.request_x)} kept as requests")
         training = story.train_and_store(digits, Seeds(seed), folder, run, say)
         serving = asyncio.run(story.serve(digits, training, folder, run, say))
-        say(f"rolled back: {serving.rollout.status}")
     finally:
         say("waiting for MLflow to have everything")
         require("mlflow", extra="demo", feature="the demo")  # seconds, in which the shipper goes on
@@ -75,7 +76,7 @@ def run_demo(out: str, *, seed: int = 7, as_json: bool = False) -> int:
     )
     summary["seconds"] = current().monotonic() - begin
     (folder / "report.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-    print(json.dumps(summary, indent=1) if as_json else report.render(summary, folder, previous))
+    print(json.dumps(summary, indent=1) if as_json else report.render(summary, shown, previous))
     say("done")
     return 0 if all(found.checks.values()) else 1
 

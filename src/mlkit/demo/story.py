@@ -325,8 +325,11 @@ async def serve(
                     devices["v2"].broken = True
                     say(f"request {first}: the device of the new version breaks")
                 wave = await asyncio.gather(*(answer(first + i) for i in range(WAVE)))
+                before = rollout.status
                 for one in wave:
                     rollout.observe(one.variant, ok=not one.degraded)
+                if rollout.status != before:
+                    say(f"request {first + WAVE}: {rollout.status.replace('_', ' ')} by the guard")
                 served += wave
                 child.log_metrics(
                     {
