@@ -6,15 +6,12 @@ one split, NumPy hashes all units at once, and everywhere else the rule runs row
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from mlkit.errors import ConfigurationError
-from mlkit.flags._bucket import Split, parse_split, text_head, unit_prefix
-from mlkit.flags._coerce import truthy
+from mlkit.flags._bucket import text_head
 from mlkit.flags._flag import as_unit
-from mlkit.flags._logic import compile_rule
-from mlkit.flags._operators import limited
-from mlkit.flags._rule import Scope, arguments, literal
+from mlkit.flags._residual import residual
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -23,11 +20,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mlkit.flags._flag import Bound, Details, Flag
+    from mlkit.flags._residual import Residual
 
 __all__ = ["Assignment", "assign"]
 
 T = TypeVar("T")
-_UNIT_VAR = ({"var": "targetingKey"}, {"var": ["targetingKey"]})
 _CHUNK = 16_384
 _FEW = 16
 
@@ -91,19 +88,6 @@ class Assignment(Generic[T]):
         return f"<Assignment of {len(self)} units: {self.counts()}>"
 
 
-class _Residual(NamedTuple):
-    """What is left of a rule when only the unit is unknown: one outcome, or a split of the hashed bytes.
-
-    The bytes are `before + head + inside + unit`; the head holds the length of the text `inside + unit` in v3.
-    """
-
-    outcome: Any
-    split: Split | None = None
-    before: bytes = b""
-    inside: bytes = b""
-    headed: bool = False
-
-
 class _Tally(Generic[T]):
     """The distinct answers so far."""
 
@@ -159,7 +143,7 @@ def _group(
     definition = bound.definition
     if len(members) > _FEW and definition is not None:
         facts = {"$flagd": flag.facts()} if bound.flagd else {}
-        left = _try_residual(definition.rule, {**attributes, **facts}, definition.scope)
+        left = residual(definition.rule, {**attributes, **facts}, definition.scope)
         if left is not None:
             outcomes = left.split.outcomes if left.split else (left.outcome,)
             slow = _fast(left, members, found, [tally.code(bound.resolve(one)) for one in outcomes])
@@ -169,7 +153,7 @@ def _group(
 
 
 def _fast(
-    left: _Residual, members: list[Any], found: NDArray[np.int32], codes: list[int]
+    left: Residual, members: list[Any], found: NDArray[np.int32], codes: list[int]
 ) -> list[int]:
     """Write the codes of all members that have an ordinary id, and return the places of the others."""
     import numpy as np
@@ -215,88 +199,6 @@ def _as_bytes(whole: str, units: list[str]) -> tuple[bytes, NDArray[np.int64]]:
         return whole.encode(), np.array(list(map(len, units)), dtype=np.int64)
     bodies = [unit.encode() for unit in units]
     return b"".join(bodies), np.array(list(map(len, bodies)), dtype=np.int64)
-
-
-# --- what is left of a rule --------------------------------------------------------------------------------------
-
-
-def _try_residual(rule: Any, data: dict[str, Any], scope: Scope) -> _Residual | None:
-    try:
-        left = _residual(rule, data, scope)
-    except Exception:  # noqa: BLE001 - the scalar path says what is wrong, row by row
-        return None
-    if left is not None and any(
-        type(item) in {list, dict}
-        for item in (left.split.outcomes if left.split else [left.outcome])
-    ):
-        return None
-    return left
-
-
-def _residual(node: Any, data: dict[str, Any], scope: Scope) -> _Residual | None:
-    if not _reads_unit(node, scope):
-        return _Residual(limited(compile_rule(node, scope))(data))
-    name, given = arguments(node) if type(node) is dict else ("", [])
-    if name == "$ref":
-        return _residual(scope.evaluators[given[0]], data, scope)
-    if name in {"if", "?:"}:
-        for position in range(0, len(given) - 1, 2):
-            if given[position] in _UNIT_VAR:  # the members that are hashed at once have one
-                return _residual(given[position + 1], data, scope)
-            condition = _residual(given[position], data, scope)
-            if condition is None or condition.split is not None:
-                return None
-            if truthy(condition.outcome):
-                return _residual(given[position + 1], data, scope)
-        return _residual(given[-1], data, scope) if len(given) % 2 else _Residual(None)
-    if name == "or":
-        for position, item in enumerate(given):
-            left = _residual(item, data, scope)
-            if position == len(given) - 1 or left is None:
-                return left
-            if left.split is not None:
-                return None
-            if truthy(left.outcome):
-                return left
-    return _split_left(given, scope) if name == "fractional" else None
-
-
-def _split_left(given: list[Any], scope: Scope) -> _Residual | None:
-    first, plain_split = given[0], type(given[0]) is list
-    pairs = given if plain_split else given[1:]
-    split = parse_split(pairs) if all(map(literal, pairs)) else None
-    if split is None:
-        return None
-    v3 = scope.generation == "v3"
-    if plain_split:
-        return _Residual(None, split, unit_prefix(scope.flag_key, scope.generation), b"", v3)
-    if first in _UNIT_VAR:
-        return _Residual(None, split, b"", b"", v3)
-    name, parts = arguments(first) if type(first) is dict and len(first) == 1 else ("", [])
-    if name == "cat" and len(parts) == 2 and type(parts[0]) is str and parts[1] in _UNIT_VAR:
-        return _Residual(None, split, b"", parts[0].encode(), v3)
-    return None
-
-
-def _reads_unit(node: Any, scope: Scope) -> bool:
-    """Return whether a rule may depend on the unit."""
-    if type(node) is list:
-        return any(_reads_unit(item, scope) for item in node)
-    if type(node) is not dict or not node:
-        return False
-    name, given = arguments(node)
-    if name == "$ref":
-        return _reads_unit(scope.evaluators[given[0]], scope)
-    if name == "var":
-        path = given[0] if given else ""
-        named = (
-            type(path) is str
-            and path not in {"", "targetingKey"}
-            and not path.startswith("targetingKey.")
-        )
-        return not named or _reads_unit(given[1:], scope)
-    # In v2 a key that is no text stands for the unit as well.
-    return name in {"fractional", "missing", "missing_some"} or _reads_unit(given, scope)
 
 
 # --- many rows ---------------------------------------------------------------------------------------------------
@@ -353,7 +255,7 @@ def _in_order(codes: NDArray[np.int32], answers: list[Details[T]]) -> Assignment
     return Assignment(renumbered[codes], tuple(answers[code] for code in order.tolist()))
 
 
-def _hash_all(data: bytes, sizes: NDArray[np.int64], left: _Residual) -> NDArray[np.uint32]:
+def _hash_all(data: bytes, sizes: NDArray[np.int64], left: Residual) -> NDArray[np.uint32]:
     """Return the hash of each unit; units of one size are hashed together."""
     import numpy as np
 

@@ -6,12 +6,12 @@ import math
 import os
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from mlkit._suggest import did_you_mean, listing
-from mlkit.errors import ConfigurationError, FlagTypeError
+from mlkit.errors import ConfigurationError
 from mlkit.flags._document import Change, Problem, Snapshot, encode_document, static_document
 from mlkit.flags._flag import Flag
+from mlkit.flags._handle import check_bounds, handle
 from mlkit.flags._kinds import BoolKind, EnumKind, JsonKind, ModelKind, NumberKind, StrKind
-from mlkit.flags._scope import Scoped, View
+from mlkit.flags._scope import overridden, pinned
 from mlkit.flags._store import Store
 
 if TYPE_CHECKING:
@@ -22,13 +22,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mlkit.flags._explain import Explanation
-    from mlkit.flags._flag import Kind
     from mlkit.flags._rollout import ModelFlag
 
 __all__ = ["Flags"]
 
 E = TypeVar("E", bound="Enum")
-F = TypeVar("F", bound=Flag[Any])
 
 
 @final
@@ -138,7 +136,7 @@ class Flags:
             FlagTypeError: If the flag exists and its variants are of another type.
             ConfigurationError: If an argument is wrong.
         """
-        return self._handle(Flag, key, default, BoolKind())
+        return handle(self._store, Flag, key, default, BoolKind())
 
     def int(
         self,
@@ -160,8 +158,8 @@ class Flags:
             FlagTypeError: As for `bool`.
             ConfigurationError: If an argument is wrong, or *default* is out of bounds.
         """
-        _bounds("int", ge, le)
-        return self._handle(Flag, key, default, NumberKind(int, ge, le))
+        check_bounds("int", ge, le)
+        return handle(self._store, Flag, key, default, NumberKind(int, ge, le))
 
     def float(
         self,
@@ -183,8 +181,8 @@ class Flags:
             FlagTypeError: As for `bool`.
             ConfigurationError: If an argument is wrong, or *default* is out of bounds.
         """
-        _bounds("float", ge, le)
-        return self._handle(Flag, key, default, NumberKind(float, ge, le))
+        check_bounds("float", ge, le)
+        return handle(self._store, Flag, key, default, NumberKind(float, ge, le))
 
     def str(self, key: builtins.str, *, default: builtins.str) -> Flag[builtins.str]:
         """Return a handle that is text.
@@ -197,7 +195,7 @@ class Flags:
             FlagTypeError: As for `bool`.
             ConfigurationError: If an argument is wrong.
         """
-        return self._handle(Flag, key, default, StrKind())
+        return handle(self._store, Flag, key, default, StrKind())
 
     def json(self, key: builtins.str, *, default: Any) -> Flag[Any]:
         """Return a handle that is an object or a list, read-only: mappings and tuples.
@@ -210,7 +208,7 @@ class Flags:
             FlagTypeError: As for `bool`.
             ConfigurationError: If an argument is wrong.
         """
-        return self._handle(Flag, key, default, JsonKind())
+        return handle(self._store, Flag, key, default, JsonKind())
 
     def enum(self, key: builtins.str, *, default: E) -> Flag[E]:
         """Return a handle that is a member of an enum, found by the member's value.
@@ -227,7 +225,7 @@ class Flags:
 
         if not isinstance(default, Enum):
             raise ConfigurationError("Flags.enum(default=...)", default, "a member of an enum")
-        return self._handle(Flag, key, default, EnumKind(type(default)))
+        return handle(self._store, Flag, key, default, EnumKind(type(default)))
 
     def model(self, key: builtins.str, *, default: builtins.str) -> ModelFlag:
         """Return a handle that is the URI of a model version.
@@ -244,32 +242,7 @@ class Flags:
         """
         from mlkit.flags._rollout import ModelFlag
 
-        return self._handle(ModelFlag, key, default, ModelKind())
-
-    def _handle(self, form: type[F], key: builtins.str, default: Any, kind: Kind[Any]) -> F:
-        call = f"Flags.{'enum' if isinstance(kind, EnumKind) else kind.name}"
-        if not isinstance(key, str) or not key:
-            raise ConfigurationError(f"{call}(key)", key, "the key of a flag, a non-empty text")
-        try:
-            default = kind.accept(default, None, {})
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(
-                f"{call}(default=...)", default, f"a valid {kind.name}", hint=str(error)
-            ) from None
-        self._check_type(key, kind)
-        return form(self._store, key, default, kind)
-
-    def _check_type(self, key: builtins.str, kind: Kind[Any]) -> None:
-        definition = self._store.current.definitions.get(key)
-        if definition is None:
-            return
-        for name, value in definition.variants.items():
-            try:
-                kind.accept(value, name, definition.metadata)
-            except (TypeError, ValueError) as error:
-                raise FlagTypeError(
-                    key, expected=kind.name, got=f"{definition.kind} variants; {name!r}: {error}"
-                ) from None
+        return handle(self._store, ModelFlag, key, default, ModelKind())
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -302,12 +275,7 @@ class Flags:
             True
             'v1'
         """
-
-        def pin(before: View) -> tuple[View, Snapshot]:
-            pinned = before.snapshot or self._store.current
-            return View(pinned, before.values), pinned
-
-        return Scoped(self._store, pin)
+        return pinned(self._store)
 
     def override(self, values: Mapping[builtins.str, Any]) -> AbstractContextManager[None]:
         """Return a context manager: this context sees other values, for tests.
@@ -331,49 +299,7 @@ class Flags:
             raise ConfigurationError(
                 "Flags.override(values)", values, "a mapping of flag keys to values"
             )
-        known = {
-            *self._store.current.definitions,
-            *self._store.current.broken,
-            *self._store.declared,
-        }
-        for key, value in values.items():
-            if key not in known:
-                hint = did_you_mean(key, known).removeprefix("; ") if isinstance(key, str) else ""
-                raise ConfigurationError(
-                    "Flags.override(values)",
-                    key,
-                    "the key of a flag or a handle",
-                    hint=hint or f"there are {listing(known)}",
-                )
-            self._check_override(key, value)
-        added = dict(values)
-
-        def change(before: View) -> tuple[View, None]:
-            return View(before.snapshot, {**before.values, **added}), None
-
-        return Scoped(self._store, change)
-
-    def _check_override(self, key: builtins.str, value: Any) -> None:
-        definition = self._store.current.definitions.get(key)
-        if definition is not None and isinstance(value, str) and value in definition.variants:
-            return
-        declared = self._store.declared.get(key)
-        if declared is None:
-            return
-        try:
-            declared.kind.accept(value, None, {})
-        except (TypeError, ValueError) as error:
-            there = (
-                f"; there are variants {listing(definition.variants)}"
-                if definition is not None
-                else ""
-            )
-            raise ConfigurationError(
-                f"Flags.override({{{key!r}: ...}})",
-                value,
-                f"a variant or a valid {declared.kind.name}",
-                hint=f"{error}{there}",
-            ) from None
+        return overridden(self._store, values)
 
     def explain(
         self,
@@ -468,12 +394,3 @@ def _is_mapping(value: object) -> bool:
     from collections.abc import Mapping
 
     return isinstance(value, Mapping)
-
-
-def _bounds(name: str, ge: float | None, le: float | None) -> None:
-    for side, bound in (("ge", ge), ("le", le)):
-        number = isinstance(bound, (int, float)) and not isinstance(bound, bool)
-        if bound is not None and (not number or math.isnan(bound)):
-            raise ConfigurationError(f"Flags.{name}({side}=...)", bound, "a number")
-    if ge is not None and le is not None and ge > le:
-        raise ConfigurationError(f"Flags.{name}(ge=..., le=...)", (ge, le), "ge <= le")

@@ -6,13 +6,17 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, final
 
+from mlkit._suggest import did_you_mean, listing
+from mlkit.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from mlkit.flags._document import Snapshot
+    from mlkit.flags._store import Store
 
-__all__ = ["NOTHING", "SCOPES", "Scoped", "View", "view"]
+__all__ = ["NOTHING", "SCOPES", "Scoped", "View", "overridden", "pinned", "view"]
 
 T = TypeVar("T")
 
@@ -70,3 +74,51 @@ class Scoped(Generic[T]):
         /,
     ) -> None:
         SCOPES.set(self._before.pop())
+
+
+def pinned(store: Store) -> Scoped[Snapshot]:
+    """Return a context manager that keeps the context at one snapshot; see `Flags.snapshot`."""
+
+    def pin(before: View) -> tuple[View, Snapshot]:
+        snapshot = before.snapshot or store.current
+        return View(snapshot, before.values), snapshot
+
+    return Scoped(store, pin)
+
+
+def overridden(store: Store, values: Mapping[str, Any]) -> Scoped[None]:
+    """Return a context manager that gives the context other values; see `Flags.override`."""
+    known = {*store.current.definitions, *store.current.broken, *store.declared}
+    for key, value in values.items():
+        if key not in known:
+            hint = did_you_mean(key, known).removeprefix("; ") if isinstance(key, str) else ""
+            raise ConfigurationError(
+                "Flags.override(values)",
+                key,
+                "the key of a flag or a handle",
+                hint=hint or f"there are {listing(known)}",
+            )
+        _check_override(store, key, value)
+    added = dict(values)
+
+    def change(before: View) -> tuple[View, None]:
+        return View(before.snapshot, {**before.values, **added}), None
+
+    return Scoped(store, change)
+
+
+def _check_override(store: Store, key: str, value: Any) -> None:
+    definition, declared = store.current.definitions.get(key), store.declared.get(key)
+    variants = definition.variants if definition is not None else {}
+    if declared is None or (isinstance(value, str) and value in variants):
+        return
+    try:
+        declared.kind.accept(value, None, {})
+    except (TypeError, ValueError) as error:
+        there = f"; there are variants {listing(variants)}" if variants else ""
+        raise ConfigurationError(
+            f"Flags.override({{{key!r}: ...}})",
+            value,
+            f"a variant or a valid {declared.kind.name}",
+            hint=f"{error}{there}",
+        ) from None
