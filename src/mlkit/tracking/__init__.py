@@ -10,9 +10,10 @@ from __future__ import annotations
 from mlkit.tracking._delivery import Delivery
 from mlkit.tracking._read import Point, RunData, read
 from mlkit.tracking._records import Record, RunInfo
-from mlkit.tracking._run import Run, start_run
+from mlkit.tracking._run import Run
 from mlkit.tracking._shipper import sync
 from mlkit.tracking._sink import JsonlSink, Sink
+from mlkit.tracking._start import start_run
 
 __all__ = [
     "Delivery",

@@ -6,14 +6,50 @@ import os
 from typing import TYPE_CHECKING
 
 from mlkit._digest import digest_bytes, digest_file
+from mlkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["keep_bytes", "keep_file"]
+__all__ = ["digest_of", "keep", "readable"]
 
 
-def keep_bytes(store: Path, data: bytes, *, sync: bool) -> str:
+def readable(where: str, source: object) -> Path:
+    """Return the path of a file if it can be read."""
+    from pathlib import Path
+
+    path = Path(source) if isinstance(source, (str, os.PathLike)) else None
+    try:
+        if path is not None and path.is_file():
+            path.open("rb").close()
+            return path
+    except OSError:
+        pass
+    raise ConfigurationError(where, source, "the path of a file that can be read, or bytes")
+
+
+def keep(store: Path, source: Path | bytes, *, sync: bool) -> tuple[str, int]:
+    """Store a content and return its digest and size.
+
+    Args:
+        store: Folder of the run's artifacts.
+        source: A file, or the content itself.
+        sync: Whether it shall survive a power cut.
+
+    Raises:
+        OSError: If it cannot be stored.
+    """
+    if isinstance(source, bytes):
+        return _keep_bytes(store, source, sync=sync), len(source)
+    return _keep_file(store, source, sync=sync)
+
+
+def digest_of(source: Path | bytes) -> str:
+    """Return the digest of a content that could not be kept."""
+    return digest_bytes(source) if isinstance(source, bytes) else digest_file(source)
+
+
+def _keep_bytes(store: Path, data: bytes, *, sync: bool) -> str:
     """Store *data* and return its digest.
 
     Raises:
@@ -30,7 +66,7 @@ def keep_bytes(store: Path, data: bytes, *, sync: bool) -> str:
     return digest
 
 
-def keep_file(store: Path, source: Path, *, sync: bool) -> tuple[str, int]:
+def _keep_file(store: Path, source: Path, *, sync: bool) -> tuple[str, int]:
     """Store a copy of a file and return its digest and size.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit.tracking._folder import Folder, replace_text
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Cursor", "Delivery", "delivery_of", "merged"]
+__all__ = ["Cursor", "Delivery", "caught_up", "delivery_of", "merged", "shortfall"]
 
 
 class Delivery(NamedTuple):
@@ -72,6 +71,8 @@ class Cursor:
 
     def load(self) -> None:
         """Read it again. One that cannot be read is as if it were new: replays are harmless."""
+        import json
+
         try:
             content: dict[str, Any] = json.loads(self.path.read_text("utf-8"))
             places = {name: (int(at), int(n)) for name, (at, n) in content["places"].items()}
@@ -82,6 +83,8 @@ class Cursor:
 
     def save(self) -> None:
         """Write it down."""
+        import json
+
         content = {name: getattr(self, name) for name in ("places", "dead", "status", "error")}
         replace_text(self.path, json.dumps(content))
 
@@ -136,6 +139,43 @@ def merged(each: Mapping[str, Delivery], *, worst: bool) -> Delivery:
         reason=_reasons(parts),
         sinks=_by_sink(parts),
     )
+
+
+def caught_up(root: Folder, keys: Sequence[str], own: Path | None) -> bool:
+    """Return whether every sink is past all that is written to a run and to those nested in it.
+
+    Args:
+        root: The run.
+        keys: Names of its sinks in the folder.
+        own: The caller's journal file, which is looked at first: while it is not delivered, this is
+            cheap.
+    """
+    if own:
+        try:
+            size = own.stat().st_size
+        except FileNotFoundError:
+            size = 0
+        for key in keys:
+            if not size or Cursor(root.sinks / key).done(own.name) < size:
+                return False
+    return not any(
+        count_from(path, cursor.done(path.name))
+        for folder in root.family()
+        for cursor in [Cursor(folder.sinks / key) for key in keys]
+        for path in folder.writers()
+    )
+
+
+def shortfall(delivery: Delivery, run_id: str, place: Path) -> str:
+    """Return in words what of a run is not where it should be, and what to do."""
+    parts = [f"{delivery.pending} records pending"] if delivery.pending else []
+    if delivery.dead_lettered:
+        parts.append(f"{delivery.dead_lettered} refused (see {place}/sinks)")
+    if delivery.lost:
+        parts.append(f"{delivery.lost} lost")
+    reason = f" ({delivery.reason})" if delivery.reason else ""
+    hint = f"; finish with mlkit.tracking.sync({str(place)!r})" if delivery.pending else ""
+    return f"run {run_id}: {', '.join(parts)}{reason}{hint}"
 
 
 def _reasons(parts: Iterable[Delivery]) -> str:

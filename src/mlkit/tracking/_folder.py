@@ -14,18 +14,18 @@ runs/20261123-063012-1f2e3d4c/
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from mlkit.errors import JournalError, RunNotFoundError
+from mlkit._clock import current
+from mlkit.errors import ConfigurationError, JournalError, RunNotFoundError
 from mlkit.tracking._records import RunInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
-__all__ = ["FORMAT", "Folder", "find_run", "is_locked", "new_id", "replace_text"]
+__all__ = ["FORMAT", "Folder", "find_run", "is_locked", "new_folder", "replace_text", "unwritable"]
 
 FORMAT = 1
 
@@ -61,6 +61,8 @@ class Folder:
 
     def describe(self, info: RunInfo, sinks: Sequence[str]) -> None:
         """Write `run.json`. Only its owner may read it, for a sink's address may hold a password."""
+        import json
+
         content = {"format": FORMAT, **info._asdict(), "sinks": list(sinks)}
         replace_text(self.path / "run.json", json.dumps(content, indent=1) + "\n", mode=0o600)
 
@@ -71,6 +73,8 @@ class Folder:
             RunNotFoundError: If there is none.
             JournalError: If it is not of this format.
         """
+        import json
+
         path = self.path / "run.json"
         try:
             content: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -116,6 +120,8 @@ def find_run(root: Path, run: str) -> Folder:
     Raises:
         RunNotFoundError: If there is none.
     """
+    from pathlib import Path
+
     for path in (root / run, Path(run)):
         if (path / "run.json").exists():
             return Folder(path.absolute())
@@ -129,7 +135,43 @@ def _runs_in(root: Path) -> list[str]:
         return []
 
 
-def new_id(microseconds: int) -> str:
+def new_folder(
+    root: Path, experiment: str, name: str | None, parent: str | None, sinks: Sequence[str]
+) -> tuple[RunInfo, Folder]:
+    """Make the folder of a new run.
+
+    Raises:
+        ConfigurationError: If it cannot be made.
+    """
+    for _ in range(10):
+        microseconds = int(current().time() * 1e6)
+        run_id = _new_id(microseconds)
+        info = RunInfo(run_id, experiment, name or run_id, parent, microseconds / 1e6)
+        folder = Folder(root / run_id)
+        try:
+            folder.create(info, sinks)
+        except FileExistsError:
+            if not folder.path.is_dir():
+                break  # a file is where a folder should be
+            continue
+        except OSError as error:
+            raise unwritable(root, error) from error
+        else:
+            return info, folder
+    raise ConfigurationError("start_run(root=...)", str(root), "a folder, not a file")
+
+
+def unwritable(place: Path, error: OSError) -> ConfigurationError:
+    """Return the error of a run that cannot begin because its folder cannot be written to."""
+    return ConfigurationError(
+        "start_run(root=...)",
+        str(place),
+        "a folder that can be written to",
+        hint=f"{type(error).__name__}: {error.strerror}",
+    )
+
+
+def _new_id(microseconds: int) -> str:
     """Return a new run id: sorted by time, unique by chance."""
     from time import gmtime, strftime
 

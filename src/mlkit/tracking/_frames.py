@@ -16,7 +16,6 @@ JSON. Changing any of this is a new `MAGIC`.
 
 from __future__ import annotations
 
-import json
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zlib import crc32
@@ -80,11 +79,15 @@ def frame(kind: int, payload: bytes) -> bytes:
 
 def json_frame(kind: int, microseconds: int, content: dict[str, Any]) -> bytes:
     """Return a frame of JSON. Floats keep every bit; NaN and infinities are written as Python reads them."""
+    import json
+
     return frame(kind, json.dumps([microseconds, content], separators=(",", ":")).encode("ascii"))
 
 
 def series_frame(number: int, keys: Sequence[str]) -> bytes:
     """Return the frame that names the keys of a series."""
+    import json
+
     return frame(SERIES, _SERIES_NUMBER.pack(number) + json.dumps(list(keys)).encode("ascii"))
 
 
@@ -109,6 +112,8 @@ def frames(data: bytes, *, base: int = 0) -> Iterator[Frame]:
 
 def series_keys(payload: bytes) -> tuple[int, list[str]]:
     """Return the number and the keys of a `SERIES` payload."""
+    import json
+
     return _SERIES_NUMBER.unpack_from(payload)[0], json.loads(payload[4:])
 
 
@@ -124,5 +129,7 @@ def count_records(one: Frame) -> int:
     if one.kind == METRICS:
         return (len(one.payload) - _POINT.size) // 8
     if one.kind in {PARAMS, TAGS}:
+        import json
+
         return len(json.loads(one.payload)[1])
     return 1 if one.kind in {ARTIFACT, STATUS} else 0

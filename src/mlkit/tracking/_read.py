@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit.tracking import _frames
@@ -13,6 +11,7 @@ from mlkit.tracking._records import begin, walk
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
 
 __all__ = ["Point", "RunData", "read"]
 
@@ -123,6 +122,9 @@ def read(run: str | os.PathLike[str]) -> RunData:
     Note:
         Time and memory are linear in the number of points.
     """
+    import json
+    from pathlib import Path
+
     folder = Folder(Path(run).absolute())
     info, _ = folder.load()
     alive = folder.alive()

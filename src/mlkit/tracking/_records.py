@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Literal, NamedTuple, final
 
 from mlkit.tracking import _frames
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 __all__ = ["Record", "RunInfo", "Tail", "begin", "count_from", "param_text", "walk"]
 
 _CHUNK = 64 << 10
-_JSON_KINDS = {_frames.PARAMS: "param", _frames.TAGS: "tag"}
 
 
 class RunInfo(NamedTuple):
@@ -123,6 +121,8 @@ class Tail:
             for index, (key, value) in enumerate(zip(self._series[series], values, strict=True)):
                 yield Record(f"{stem}:{index}", "metric", key, value, step, time)
             return
+        import json
+
         microseconds, content = json.loads(one.payload)
         time = microseconds / 1e6
         if one.kind == _frames.PARAMS:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from mlkit import telemetry
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError, ParamConflictError, RunClosedError, TrackingWarning
 from mlkit.tracking import _frames
-from mlkit.tracking._artifacts import keep_bytes, keep_file
-from mlkit.tracking._delivery import Cursor, Delivery, delivery_of, merged
-from mlkit.tracking._folder import Folder, find_run, new_id
+from mlkit.tracking._artifacts import digest_of, keep, readable
+from mlkit.tracking._delivery import Delivery, caught_up, delivery_of, merged, shortfall
+from mlkit.tracking._folder import new_folder, unwritable
 from mlkit.tracking._journal import Journal
 from mlkit.tracking._read import read
-from mlkit.tracking._records import RunInfo, count_from
-from mlkit.tracking._shipper import NoShipper, ProcessShipper, ThreadShipper, check_timeout
-from mlkit.tracking._sink import make_sink, maker, sink_key
-from mlkit.tracking._values import artifact_name, as_tags, check_key, choice, flat_params
+from mlkit.tracking._shipper import check_timeout
+from mlkit.tracking._sink import sink_key
+from mlkit.tracking._values import artifact_name, as_tags, check_key, choice, flat_params, same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
     from typing import SupportsFloat
 
+    from mlkit.tracking._folder import Folder
+    from mlkit.tracking._records import RunInfo
     from mlkit.tracking._shipper import Shipper
-    from mlkit.tracking._sink import Sink
 
-__all__ = ["Run", "start_run"]
+__all__ = ["Run"]
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -145,7 +144,7 @@ class Run:
         for key, value in flat.items():
             if key not in self._params:
                 fresh[key] = value
-            elif json.dumps(self._params[key]) != json.dumps(value):
+            elif not same(self._params[key], value):
                 raise ParamConflictError(key, self._params[key], value)
         if fresh and self._journal.add(_frames.PARAMS, fresh, len(fresh)):
             self._params.update(fresh)
@@ -214,7 +213,7 @@ class Run:
             if name is None:
                 raise ConfigurationError(where, name, "a name, because bytes have none")
             return self._keep(bytes(source), artifact_name(where, name))
-        path = _readable("Run.log_artifact(source)", source)
+        path = readable("Run.log_artifact(source)", source)
         return self._keep(path, artifact_name(where, path.name if name is None else name))
 
     def log_artifacts(
@@ -234,6 +233,8 @@ class Run:
                 lead out of the run.
             RunClosedError: If the run is closed.
         """
+        from pathlib import Path
+
         self._check_open()
         top = Path(folder) if isinstance(folder, (str, os.PathLike)) else None
         if top is None or not top.is_dir():
@@ -241,7 +242,7 @@ class Run:
         prefix = f"{artifact_name('Run.log_artifacts(name=...)', name)}/" if name else ""
         found = {
             artifact_name("Run.log_artifacts(folder)", prefix + path.relative_to(top).as_posix()):
-            _readable("Run.log_artifacts(folder)", path)
+            readable("Run.log_artifacts(folder)", path)
             for path in sorted(top.rglob("*"))
             if path.is_file()
         }  # fmt: skip
@@ -262,7 +263,7 @@ class Run:
         """
         self._check_open()
         check_key("Run.child(name)", name)
-        info, folder = _new_folder(
+        info, folder = new_folder(
             self._folder.children, self.experiment, name, self.id, self._sinks
         )
         run = Run(folder, info, self._sinks, self._durability, self._shipper, nested=True)
@@ -289,8 +290,8 @@ class Run:
         if not self._journal.closed and self._durability != "process":
             self._journal.sync()
         pause = 0.005
-        while not self._caught_up() and current().monotonic() < deadline:
-            if self._shipper.why_idle():
+        while not caught_up(self._folder, self._keys, self._journal.path):
+            if current().monotonic() >= deadline or self._shipper.why_idle():
                 break
             current().sleep(min(pause, max(0.0, deadline - current().monotonic())))
             pause = min(pause * 1.5, 0.05)
@@ -347,9 +348,10 @@ class Run:
         if kind is not None:
             status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
         delivery = self.close(status)
-        shortfall = not delivery.complete and not self._nested
-        if shortfall and kind is None and os.getpid() == self._owner:
-            warnings.warn(_shortfall(self, delivery), TrackingWarning, stacklevel=2)
+        short = not delivery.complete and not self._nested
+        if short and kind is None and os.getpid() == self._owner:
+            message = shortfall(delivery, self.id, self.dir)
+            warnings.warn(message, TrackingWarning, stacklevel=2)
 
     def __del__(self) -> None:
         journal = getattr(self, "_journal", None)
@@ -370,10 +372,7 @@ class Run:
         try:
             self._journal.open()
         except OSError as error:
-            raise ConfigurationError(
-                "start_run(root=...)", str(self._folder.path), "a folder that can be written to",
-                hint=f"{type(error).__name__}: {error.strerror}",
-            ) from error  # fmt: skip
+            raise unwritable(self.dir, error) from error
         self._journal.add(_frames.STATUS, {"status": "RUNNING"}, 1)
         if tags:
             self._journal.add(_frames.TAGS, dict(tags), len(tags))
@@ -383,37 +382,13 @@ class Run:
             raise RunClosedError(self.id)
 
     def _keep(self, source: Path | bytes, name: str) -> str:
-        from mlkit._digest import digest_bytes, digest_file
-
-        store, sync = self._folder.artifacts, self._durability != "process"
         try:
-            if isinstance(source, bytes):
-                digest, size = keep_bytes(store, source, sync=sync), len(source)
-            else:
-                digest, size = keep_file(store, source, sync=sync)
+            digest, size = keep(self._folder.artifacts, source, sync=self._durability != "process")
         except OSError as error:
             self._journal.count_lost(error, 1)
-            return digest_bytes(source) if isinstance(source, bytes) else digest_file(source)
+            return digest_of(source)
         self._journal.add(_frames.ARTIFACT, {"name": name, "digest": digest, "size": size}, 1)
         return digest
-
-    def _caught_up(self) -> bool:
-        """Return whether every sink is past all that is written; cheap while the own file is not delivered."""
-        own = self._journal.path
-        for key in self._keys:
-            cursor = Cursor(self._folder.sinks / key)
-            for path in [own] if own else []:
-                try:
-                    if cursor.done(path.name) < path.stat().st_size:
-                        return False
-                except FileNotFoundError:
-                    return False
-        return not any(
-            count_from(path, cursor.done(path.name))
-            for folder in self._folder.family()
-            for cursor in [Cursor(folder.sinks / key) for key in self._keys]
-            for path in folder.writers()
-        )
 
     def _delivery(self) -> Delivery:
         """Say how things stand; a journal that somebody has removed is lost, not delivered."""
@@ -433,173 +408,3 @@ class Run:
             for folder in self._folder.family()
         }
         return merged(each, worst=False)
-
-
-def start_run(
-    experiment: str,
-    *,
-    name: str | None = None,
-    root: str | os.PathLike[str] = "runs",
-    sinks: Sequence[str | Sink] = (),
-    durability: Literal["process", "group", "record"] = "process",
-    resume: str | None = None,
-    tags: Mapping[str, str | float] | None = None,
-    shipper: Literal["process", "thread", "none"] = "process",
-) -> Run:
-    """Start recording a run.
-
-    Args:
-        experiment: What the run belongs to.
-        name: Its name, for people; by default its id.
-        root: Folder of run folders; made when needed.
-        sinks: Where the records go besides the journal: `"mlflow:sqlite:///mlflow.db"`,
-            `"mlflow:http://host:5000"`, `"jsonl:FOLDER"`, or any scheme of an installed package;
-            `Sink` objects with the thread shipper. An address is kept in the run's folder, in a
-            file that only its owner can read.
-        durability: What survives what, once a call has returned. `"process"`: everything survives
-            the process group being killed. `"group"`: at most one `fdatasync` in 50 ms, by the call
-            that finds it due, by `flush` and by `close`. `"record"`: `fdatasync` in every call, for
-            power cuts; hundreds of microseconds.
-        resume: Id or folder of a run to go on with; its params hold.
-        tags: Tags to begin with.
-        shipper: Who delivers: a process of its own (its imports and its work tax no training loop),
-            threads of this process, or nobody until `sync` is called.
-
-    Returns:
-        The run, a context manager.
-
-    Raises:
-        ConfigurationError: If an argument is wrong, or the folder cannot be made.
-        RunNotFoundError: If there is no run to resume.
-        MissingDependencyError: If a sink needs a package that is not installed.
-
-    Examples:
-        >>> import tempfile
-        >>> with start_run("digits", root=tempfile.mkdtemp()) as run:
-        ...     run.log_params({"lr": 0.1, "net": {"depth": 3}})
-        ...     for step in range(2):
-        ...         run.log_metrics({"loss": 1 / (step + 1)}, step=step)
-        >>> data = read(run.dir)
-        >>> data.status, data.params, data.metrics["loss"][-1].value
-        ('FINISHED', {'lr': 0.1, 'net.depth': 3}, 0.5)
-    """
-    check_key("start_run(experiment)", experiment)
-    if name is not None:
-        check_key("start_run(name=...)", name)
-    choice("start_run(durability=...)", durability, ("process", "group", "record"))
-    choice("start_run(shipper=...)", shipper, ("process", "thread", "none"))
-    if not isinstance(root, (str, os.PathLike)):
-        raise ConfigurationError("start_run(root=...)", root, "the path of a folder")
-    checked = as_tags("start_run(tags=...)", tags or {})
-    makers = _makers(sinks, shipper)
-    top = Path(root).absolute()
-    if resume is None:
-        info, folder = _new_folder(top, experiment, name, None, list(makers))
-        uris = list(makers)
-    else:
-        folder = find_run(top, os.fspath(resume))
-        info, uris = _take_up(folder, experiment, makers)
-    by_key = {sink_key(uri): makers.get(uri) or maker(uri) for uri in uris}
-    threads = ThreadShipper(by_key)
-    process = ProcessShipper(folder)
-    working = uris and shipper != "none"
-    chosen = (process if shipper == "process" else threads) if working else NoShipper()
-    run = Run(folder, info, uris, durability, chosen)
-    if resume is not None:
-        run._params.update(read(folder.path).params)  # noqa: SLF001 - the other half of the class
-    run._start(checked)  # noqa: SLF001 - as above
-    if chosen is process:
-        process.start()
-    elif chosen is threads:
-        for one in folder.family():
-            threads.start(one)
-    return run
-
-
-def _makers(sinks: object, shipper: str) -> dict[str, Callable[[], Sink]]:
-    """Return what makes each sink, by its address; each is made once here to see that it can be."""
-    if isinstance(sinks, (str, bytes)) or not isinstance(sinks, (list, tuple)):
-        raise ConfigurationError("start_run(sinks=...)", sinks, "a list of addresses or sinks")
-    makers: dict[str, Callable[[], Sink]] = {}
-    for one in sinks:
-        if isinstance(one, str):
-            sink = make_sink(one)
-            make = maker(sink.uri)
-        else:
-            if shipper == "process":
-                raise ConfigurationError(
-                    "start_run(sinks=...)", one, "an address, which another process can open",
-                    hint="pass shipper='thread' to use a sink object",
-                )  # fmt: skip
-            sink, make = one, maker(one.uri, one)
-        if sink.uri in makers:
-            raise ConfigurationError("start_run(sinks=...)", sink.uri, "each sink once")
-        makers[sink.uri] = make
-    return makers
-
-
-def _new_folder(
-    root: Path, experiment: str, name: str | None, parent: str | None, sinks: Sequence[str]
-) -> tuple[RunInfo, Folder]:
-    """Make the folder of a new run.
-
-    Raises:
-        ConfigurationError: If it cannot be made.
-    """
-    for _ in range(10):
-        microseconds = int(current().time() * 1e6)
-        run_id = new_id(microseconds)
-        info = RunInfo(run_id, experiment, name or run_id, parent, microseconds / 1e6)
-        folder = Folder(root / run_id)
-        try:
-            folder.create(info, sinks)
-        except FileExistsError:
-            if not folder.path.is_dir():
-                break  # a file is where a folder should be
-            continue
-        except OSError as error:
-            raise ConfigurationError(
-                "start_run(root=...)", str(root), "a folder that can be written to",
-                hint=f"{type(error).__name__}: {error.strerror}",
-            ) from error  # fmt: skip
-        else:
-            return info, folder
-    raise ConfigurationError("start_run(root=...)", str(root), "a folder, not a file")
-
-
-def _take_up(
-    folder: Folder, experiment: str, makers: Mapping[str, object]
-) -> tuple[RunInfo, list[str]]:
-    """Return what is known of a run that is resumed, with the sinks that were added."""
-    info, known = folder.load()
-    if info.experiment != experiment:
-        raise ConfigurationError(
-            "start_run(experiment)", experiment, f"{info.experiment!r}, the run's own",
-        )  # fmt: skip
-    uris = [*known, *(uri for uri in makers if uri not in known)]
-    if uris != known:
-        folder.describe(info, uris)
-    return info, uris
-
-
-def _readable(where: str, source: object) -> Path:
-    """Return the path of a file if it can be read."""
-    path = Path(source) if isinstance(source, (str, os.PathLike)) else None
-    try:
-        if path is not None and path.is_file():
-            path.open("rb").close()
-            return path
-    except OSError:
-        pass
-    raise ConfigurationError(where, source, "the path of a file that can be read, or bytes")
-
-
-def _shortfall(run: Run, delivery: Delivery) -> str:
-    parts = [f"{delivery.pending} records pending"] if delivery.pending else []
-    if delivery.dead_lettered:
-        parts.append(f"{delivery.dead_lettered} refused (see {run.dir}/sinks)")
-    if delivery.lost:
-        parts.append(f"{delivery.lost} lost")
-    reason = f" ({delivery.reason})" if delivery.reason else ""
-    hint = f"; finish with mlkit.tracking.sync({str(run.dir)!r})" if delivery.pending else ""
-    return f"run {run.id}: {', '.join(parts)}{reason}{hint}"

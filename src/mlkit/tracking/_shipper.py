@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 from contextvars import copy_context
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, final
 
 from mlkit import telemetry
@@ -19,6 +18,7 @@ from mlkit.tracking._sink import Sink, make_sink, maker, sink_key
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
 __all__ = ["NoShipper", "ProcessShipper", "Shipper", "ThreadShipper", "ship", "sync"]
 
@@ -201,6 +201,8 @@ def sync(
         >>> sync(run.dir, sinks=[f"jsonl:{root / 'export'}"]).delivered
         3
     """
+    from pathlib import Path
+
     from mlkit.tracking._lane import Lane
 
     seconds = check_timeout("sync(timeout=...)", timeout)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, final
 
 from mlkit.errors import ConfigurationError, SinkUnavailableError
@@ -100,6 +97,8 @@ class JsonlSink:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
             raise ConfigurationError("JsonlSink(folder)", folder, "the path of a folder")
+        from pathlib import Path
+
         self.folder = Path(folder).absolute()
         """Where the files go."""
         self._file = -1
@@ -121,6 +120,8 @@ class JsonlSink:
         Args:
             run: The run.
         """
+        import json
+
         self.close()
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{run.id}.jsonl"
@@ -158,6 +159,9 @@ class JsonlSink:
 
 
 def _line(record: Record) -> bytes:
+    import json
+    import math
+
     value = record.value
     if isinstance(value, float) and not math.isfinite(value):
         value = "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"

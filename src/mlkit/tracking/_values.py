@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from mlkit.errors import ConfigurationError, ParamConflictError
 
-__all__ = ["artifact_name", "as_step", "as_tags", "check_key", "choice", "flat_params"]
+__all__ = ["artifact_name", "as_step", "as_tags", "check_key", "choice", "flat_params", "same"]
 
 _MAX_KEY = 1000
 _PLAIN = (str, int, float, bool, type(None))
@@ -60,9 +59,16 @@ def _flatten(
             _flatten(where, path, value, flat, depth + 1)
             continue
         plain = _plain(f"{where[:-1]}[{path!r}])", value, 0)
-        if path in flat and json.dumps(flat[path]) != json.dumps(plain):
+        if path in flat and not same(flat[path], plain):
             raise ParamConflictError(path, flat[path], plain)
         flat[check_key(where, path)] = plain
+
+
+def same(one: object, other: object) -> bool:
+    """Return whether two values of params are one: 1 is neither 1.0 nor True, and NaN is NaN."""
+    import json
+
+    return json.dumps(one) == json.dumps(other)
 
 
 def _plain(where: str, value: Any, depth: int) -> Any:

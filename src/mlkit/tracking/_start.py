@@ -1,0 +1,142 @@
+"""How a run begins: what is asked for is checked, its folder made or found again, its shipper started."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from mlkit.errors import ConfigurationError
+from mlkit.tracking._folder import Folder, find_run, new_folder
+from mlkit.tracking._read import read
+from mlkit.tracking._run import Run
+from mlkit.tracking._shipper import NoShipper, ProcessShipper, ThreadShipper
+from mlkit.tracking._sink import make_sink, maker, sink_key
+from mlkit.tracking._values import as_tags, check_key, choice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mlkit.tracking._records import RunInfo
+    from mlkit.tracking._sink import Sink
+
+__all__ = ["start_run"]
+
+
+def start_run(
+    experiment: str,
+    *,
+    name: str | None = None,
+    root: str | os.PathLike[str] = "runs",
+    sinks: Sequence[str | Sink] = (),
+    durability: Literal["process", "group", "record"] = "process",
+    resume: str | None = None,
+    tags: Mapping[str, str | float] | None = None,
+    shipper: Literal["process", "thread", "none"] = "process",
+) -> Run:
+    """Start recording a run.
+
+    Args:
+        experiment: What the run belongs to.
+        name: Its name, for people; by default its id.
+        root: Folder of run folders; made when needed.
+        sinks: Where the records go besides the journal: `"mlflow:sqlite:///mlflow.db"`,
+            `"mlflow:http://host:5000"`, `"jsonl:FOLDER"`, or any scheme of an installed package;
+            `Sink` objects with the thread shipper. An address is kept in the run's folder, in a
+            file that only its owner can read.
+        durability: What survives what, once a call has returned. `"process"`: everything survives
+            the process group being killed. `"group"`: at most one `fdatasync` in 50 ms, by the call
+            that finds it due, by `flush` and by `close`. `"record"`: `fdatasync` in every call, for
+            power cuts; hundreds of microseconds.
+        resume: Id or folder of a run to go on with; its params hold.
+        tags: Tags to begin with.
+        shipper: Who delivers: a process of its own (its imports and its work tax no training loop),
+            threads of this process, or nobody until `sync` is called.
+
+    Returns:
+        The run, a context manager.
+
+    Raises:
+        ConfigurationError: If an argument is wrong, or the folder cannot be made.
+        RunNotFoundError: If there is no run to resume.
+        MissingDependencyError: If a sink needs a package that is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> with start_run("digits", root=tempfile.mkdtemp()) as run:
+        ...     run.log_params({"lr": 0.1, "net": {"depth": 3}})
+        ...     for step in range(2):
+        ...         run.log_metrics({"loss": 1 / (step + 1)}, step=step)
+        >>> data = read(run.dir)
+        >>> data.status, data.params, data.metrics["loss"][-1].value
+        ('FINISHED', {'lr': 0.1, 'net.depth': 3}, 0.5)
+    """
+    from pathlib import Path
+
+    check_key("start_run(experiment)", experiment)
+    if name is not None:
+        check_key("start_run(name=...)", name)
+    choice("start_run(durability=...)", durability, ("process", "group", "record"))
+    choice("start_run(shipper=...)", shipper, ("process", "thread", "none"))
+    if not isinstance(root, (str, os.PathLike)):
+        raise ConfigurationError("start_run(root=...)", root, "the path of a folder")
+    checked = as_tags("start_run(tags=...)", tags or {})
+    makers = _makers(sinks, shipper)
+    top = Path(root).absolute()
+    if resume is None:
+        info, folder = new_folder(top, experiment, name, None, list(makers))
+        uris = list(makers)
+    else:
+        folder = find_run(top, os.fspath(resume))
+        info, uris = _take_up(folder, experiment, makers)
+    by_key = {sink_key(uri): makers.get(uri) or maker(uri) for uri in uris}
+    threads = ThreadShipper(by_key)
+    process = ProcessShipper(folder)
+    working = uris and shipper != "none"
+    chosen = (process if shipper == "process" else threads) if working else NoShipper()
+    run = Run(folder, info, uris, durability, chosen)
+    if resume is not None:
+        run._params.update(read(folder.path).params)  # noqa: SLF001 - the other half of the class
+    run._start(checked)  # noqa: SLF001 - as above
+    if chosen is process:
+        process.start()
+    elif chosen is threads:
+        for one in folder.family():
+            threads.start(one)
+    return run
+
+
+def _makers(sinks: object, shipper: str) -> dict[str, Callable[[], Sink]]:
+    """Return what makes each sink, by its address; each is made once here to see that it can be."""
+    if isinstance(sinks, (str, bytes)) or not isinstance(sinks, (list, tuple)):
+        raise ConfigurationError("start_run(sinks=...)", sinks, "a list of addresses or sinks")
+    makers: dict[str, Callable[[], Sink]] = {}
+    for one in sinks:
+        if isinstance(one, str):
+            sink = make_sink(one)
+            make = maker(sink.uri)
+        else:
+            if shipper == "process":
+                raise ConfigurationError(
+                    "start_run(sinks=...)", one, "an address, which another process can open",
+                    hint="pass shipper='thread' to use a sink object",
+                )  # fmt: skip
+            sink, make = one, maker(one.uri, one)
+        if sink.uri in makers:
+            raise ConfigurationError("start_run(sinks=...)", sink.uri, "each sink once")
+        makers[sink.uri] = make
+    return makers
+
+
+def _take_up(
+    folder: Folder, experiment: str, makers: Mapping[str, object]
+) -> tuple[RunInfo, list[str]]:
+    """Return what is known of a run that is resumed, with the sinks that were added."""
+    info, known = folder.load()
+    if info.experiment != experiment:
+        raise ConfigurationError(
+            "start_run(experiment)", experiment, f"{info.experiment!r}, the run's own",
+        )  # fmt: skip
+    uris = [*known, *(uri for uri in makers if uri not in known)]
+    if uris != known:
+        folder.describe(info, uris)
+    return info, uris
