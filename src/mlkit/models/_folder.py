@@ -14,7 +14,7 @@ from mlkit.errors import IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Folder", "blob_path", "checked_digest", "write_all"]
+__all__ = ["Folder", "blob_path", "checked_digest", "write_all", "write_file"]
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block us
 
@@ -39,6 +39,21 @@ def write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write *data* to a file that does not exist yet.
+
+    Args:
+        path: The file.
+        data: What to write.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        write_all(descriptor, data)
+    finally:
+        os.close(descriptor)
 
 
 @final

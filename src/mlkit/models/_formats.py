@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 from mlkit._optional import require
 from mlkit.errors import ConfigurationError, RebuildError, UntrustedFormatError
-from mlkit.models._folder import write_all
+from mlkit.models._folder import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +89,7 @@ def write(model: object, path: str, *, has_spec: bool, trust: Trust | None) -> W
         UntrustedFormatError: If only pickle could store it.
     """
     if isinstance(model, (bytes, bytearray, memoryview)):
-        _write_bytes(path, bytes(model))
+        write_file(path, bytes(model))
         return Written("bytes", rebuild=False, ties={})
     pathlib = sys.modules.get("pathlib")  # whoever has a path has imported it
     if pathlib is not None and isinstance(model, pathlib.PurePath):
@@ -127,7 +126,7 @@ def write(model: object, path: str, *, has_spec: bool, trust: Trust | None) -> W
         )
     import pickle
 
-    _write_bytes(path, pickle.dumps(model, protocol=5))
+    write_file(path, pickle.dumps(model, protocol=5))
     return Written("pickle", rebuild=False, ties={})
 
 
@@ -311,15 +310,6 @@ def _read_tensors(ref: str, data: bytes, payload: Payload) -> dict[str, Any]:
     except (SafetensorError, KeyError) as error:
         raise RebuildError(ref, f"its weights are not what its document says: {error}") from error
     return state
-
-
-def _write_bytes(path: str, data: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o666)
-    try:
-        write_all(descriptor, data)
-    finally:
-        os.close(descriptor)
 
 
 def _copy(source: PurePath, path: str) -> None:

@@ -11,32 +11,26 @@ from mlkit.errors import (
     AliasConflictError,
     ChecksFailedError,
     ConfigurationError,
-    IntegrityError,
-    ModelStoreError,
     UntrustedFormatError,
     VersionInUseError,
     VersionNotFoundError,
 )
+from mlkit.models._catalog import Catalog
 from mlkit.models._checks import PASSED, Check, ask, named
-from mlkit.models._folder import Folder, blob_path, write_all
-from mlkit.models._formats import Trust, decode, write
-from mlkit.models._log import Log, State, name_of
-from mlkit.models._names import check_alias, check_name, check_text, parse
-from mlkit.models._plain import check_metrics, check_tags, dump, plain_mapping
-from mlkit.models._version import (
-    DOCUMENT_FORMAT,
-    MAX_DOCUMENT,
-    Change,
-    ModelVersion,
-    parse_payload,
-    read_document,
-)
+from mlkit.models._draft import Draft
+from mlkit.models._folder import Folder
+from mlkit.models._formats import Trust, decode
+from mlkit.models._names import check_alias, check_name, check_text
+from mlkit.models._plain import check_metrics, check_tags, plain_mapping
+from mlkit.models._version import Change, ModelVersion, parse_payload, read_document
 from mlkit.telemetry import Counter, emit, register
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
     from types import EllipsisType
+
+    from mlkit.models._log import State
 
 __all__ = ["ModelStore"]
 
@@ -87,7 +81,7 @@ class ModelStore:
         ['saved', 'saved', 'promoted', 'promoted', 'rolled_back']
     """
 
-    __slots__ = ("__weakref__", "_clock", "_folder", "_logs", "_who")
+    __slots__ = ("__weakref__", "_catalog", "_clock", "_folder", "_who")
 
     def __init__(
         self, path: str | PathLike[str], *, who: str | None = None, clock: Clock | None = None
@@ -99,7 +93,7 @@ class ModelStore:
         self._folder = Folder(os.path.abspath(path))  # noqa: PTH100 - does not look at the disk
         self._who = None if who is None else check_text("ModelStore(who=...)", who)
         self._clock = clock
-        self._logs: dict[str, Log] = {}
+        self._catalog = Catalog(self._folder)
 
     @property
     def path(self) -> str:
@@ -116,7 +110,7 @@ class ModelStore:
 
     def names(self) -> list[str]:
         """Return the names of the models that have a history, sorted."""
-        return sorted(name for name in self._names_on_disk() if self._has_history(name))
+        return self._catalog.names()
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Return the versions of a model that are not deleted, oldest first.
@@ -128,8 +122,8 @@ class ModelStore:
             VersionNotFoundError: If there is no such model.
             IntegrityError: If its history was tampered with.
         """
-        state = self._known(check_name("versions(name)", name))
-        return [self._version(name, state, number) for number in state.versions]
+        state = self._catalog.state(check_name("versions(name)", name))
+        return [self._catalog.version(name, state, number) for number in state.versions]
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return which version each alias of a model points at.
@@ -141,7 +135,7 @@ class ModelStore:
             VersionNotFoundError: If there is no such model.
             IntegrityError: If its history was tampered with.
         """
-        return self._known(check_name("aliases(name)", name)).aliases()
+        return self._catalog.state(check_name("aliases(name)", name)).aliases()
 
     def history(self, name: str) -> list[Change]:
         """Return every change of a model since its first version, oldest first.
@@ -153,7 +147,7 @@ class ModelStore:
             VersionNotFoundError: If there is no such model.
             IntegrityError: If its history was tampered with.
         """
-        state = self._known(check_name("history(name)", name))
+        state = self._catalog.state(check_name("history(name)", name))
         return [_copy(change) for change in state.changes]
 
     def get(self, ref: str | ModelVersion) -> ModelVersion:
@@ -168,8 +162,8 @@ class ModelStore:
             VersionNotFoundError: If there is no such version.
             IntegrityError: If what is stored is not what was saved.
         """
-        version = self._resolve("get(ref)", ref)
-        self._reading(version, lambda: read_document(version))
+        version = self._catalog.resolve("get(ref)", ref)
+        self._catalog.reading(version, lambda: read_document(version))
         return version
 
     # --- saving and loading --------------------------------------------------------------------------------------
@@ -225,43 +219,20 @@ class ModelStore:
             },
             "tags": check_tags("save(tags=...)", tags),
         }
-        document: dict[str, Any] = {
-            "format": DOCUMENT_FORMAT,
+        parts = {
             "spec": plain_mapping("save(spec=...)", spec),
             "signature": plain_mapping("save(signature=...)", signature),
             "manifest": plain_mapping("save(manifest=...)", manifest),
         }
-        temporary = [self._folder.temporary(), self._folder.temporary()]
-        try:
-            written = write(model, temporary[0], has_spec=spec is not None, trust=trust)
-            payload, n_bytes = self._folder.settle(temporary[0])
-            document["payload"] = {**written._asdict(), "digest": payload, "n_bytes": n_bytes}
-            content = dump(document)
-            if len(content) > MAX_DOCUMENT:
-                raise ConfigurationError(
-                    "save(manifest=...)",
-                    f"{len(content)} bytes of spec, signature and manifest",
-                    f"at most {MAX_DOCUMENT} bytes in all",
-                )
-            _write(temporary[1], content)
-            digest, _ = self._folder.settle(temporary[1])
-            facts |= {
-                "format": written.format,
-                "payload": payload,
-                "n_bytes": n_bytes,
-                "digest": digest,
-            }
-            log = self._log(name)
+        with Draft(self._folder) as draft:
+            facts |= draft.write(model, parts, trust)
+            log = self._catalog.log(name)
             with self._folder.lock():
                 state = log.read_locked()
-                self._folder.adopt(temporary[0], payload)
-                self._folder.adopt(temporary[1], digest)
+                draft.adopt()
                 state = log.append(state, self._event("saved", state.last + 1, why) | facts)
-        finally:
-            for path in temporary:
-                _discard(path)
         _SAVES.add()
-        return self._version(name, state, state.last)
+        return self._catalog.version(name, state, state.last)
 
     @overload
     def load(
@@ -300,8 +271,8 @@ class ModelStore:
         _check_trust("load(trust=...)", trust)
         if build is not None and not callable(build):
             raise ConfigurationError("load(build=...)", build, "a callable of the spec")
-        version = self._resolve("load(ref)", ref)
-        document = self._reading(version, lambda: read_document(version))
+        version = self._catalog.resolve("load(ref)", ref)
+        document = self._catalog.reading(version, lambda: read_document(version))
         payload = parse_payload(document)
         if payload.format == "pickle" and trust != "pickle":
             raise UntrustedFormatError(
@@ -319,7 +290,7 @@ class ModelStore:
             raise ConfigurationError(
                 "load(build=...)", build, f"no build for {version.ref}, which is {payload.format}"
             )
-        data = self._reading(
+        data = self._catalog.reading(
             version, lambda: self._folder.read_blob(payload.digest, n_bytes=payload.n_bytes)
         )
         model = decode(version.ref, data, payload, spec=document["spec"], build=build)
@@ -363,20 +334,24 @@ class ModelStore:
         check_alias("promote(to=...)", to)
         check_text("promote(why=...)", why)
         gates = named("promote(checks=...)", checks)
-        number = self._number("promote(version)", name, version)
-        expected = ... if expect is ... else self._expected("promote(expect=...)", name, expect)
-        state = self._known(name)
-        judged = self._get_number(name, state, number)
+        number = self._catalog.number("promote(version)", name, version)
+        expected = (
+            expect
+            if expect is ... or expect is None
+            else self._catalog.number("promote(expect=...)", name, expect)
+        )
+        state = self._catalog.state(name)
+        judged = self._catalog.version(name, state, number)
         holder = state.aliases().get(to)
         if expected is not ... and expected != holder:
             raise AliasConflictError(f"{name}@{to}", expected=expected, got=holder)
         evidence = {gate: ask(check, judged) for gate, check in gates.items()}
         failures = {gate: said for gate, said in evidence.items() if said != PASSED}
         kind: Literal["promoted", "refused"] = "refused" if failures else "promoted"
-        log = self._log(name)
+        log = self._catalog.log(name)
         with self._folder.lock():
             state = log.read_locked()
-            self._get_number(name, state, number)
+            self._catalog.version(name, state, number)
             holder_now = state.aliases().get(to)
             if not failures:
                 if (expected is not ... or gates) and holder_now != holder:
@@ -422,14 +397,16 @@ class ModelStore:
         check_name("rollback(name)", name)
         check_alias("rollback(alias)", alias)
         check_text("rollback(why=...)", why)
-        expected = ... if expect is ... else self._number("rollback(expect=...)", name, expect)
-        self._known(name)
-        log = self._log(name)
+        expected = (
+            ... if expect is ... else self._catalog.number("rollback(expect=...)", name, expect)
+        )
+        self._catalog.state(name)
+        log = self._catalog.log(name)
         with self._folder.lock():
             state = log.read_locked()
             held = state.holders.get(alias, ())
             if not held:
-                raise self._missing(f"{name}@{alias}", state)
+                raise self._catalog.missing(f"{name}@{alias}", state)
             if expected is not ... and held[-1] != expected:
                 raise AliasConflictError(f"{name}@{alias}", expected=expected, got=held[-1])
             if len(held) < 2:
@@ -466,128 +443,26 @@ class ModelStore:
         """
         check_name("delete(name)", name)
         check_text("delete(why=...)", why)
-        number = self._number("delete(version)", name, version)
-        self._known(name)
-        log = self._log(name)
+        number = self._catalog.number("delete(version)", name, version)
+        self._catalog.state(name)
+        log = self._catalog.log(name)
         with self._folder.lock():
             state = log.read_locked()
-            gone = self._get_number(name, state, number)
+            gone = self._catalog.version(name, state, number)
             if using := [alias for alias, holder in state.aliases().items() if holder == number]:
                 raise VersionInUseError(gone.ref, using)
             change = _copy(log.append(state, self._event("deleted", number, why)).changes[-1])
             facts = state.versions[number]
-            kept = self._remove_unused({facts.digest, facts.payload})
+            kept = self._catalog.remove_unused({facts.digest, facts.payload})
         emit("models.version.deleted", name, version=number, files_kept=kept)
         return change
 
     # --- within --------------------------------------------------------------------------------------------------
 
-    def _log(self, name: str) -> Log:
-        return self._logs.setdefault(name, Log(self._folder, name))
-
     def _event(self, kind: str, number: int, why: str) -> dict[str, Any]:
         who = _whoami() if self._who is None else self._who
         time = current(self._clock).time()
         return {"kind": kind, "version": number, "who": who, "time": time, "why": why}
-
-    def _known(self, name: str) -> State:
-        state = self._log(name).read()
-        if not state.changes:
-            # Names that were only asked for must not pile up.
-            self._logs.pop(name, None)
-            raise VersionNotFoundError(name, self.names())
-        return state
-
-    def _names_on_disk(self) -> list[str]:
-        found = [name_of(file) for file in self._folder.listing("models")]
-        return [name for name in found if name is not None]
-
-    def _has_history(self, name: str) -> bool:
-        try:
-            return bool(self._log(name).read().changes)
-        except ModelStoreError:
-            return True  # it is there, and every other call will say what is wrong with it
-
-    def _version(self, name: str, state: State, number: int) -> ModelVersion:
-        return ModelVersion(self._folder, name, number, state.versions[number])
-
-    def _get_number(self, name: str, state: State, number: int) -> ModelVersion:
-        if number not in state.versions:
-            raise self._missing(f"{name}@{number}", state)
-        return self._version(name, state, number)
-
-    def _missing(self, ref: str, state: State) -> VersionNotFoundError:
-        name, _, wanted = ref.partition("@")
-        deleted = wanted.isdecimal() and 0 < int(wanted) <= state.last
-        known = [f"{name}@{alias}" for alias in state.aliases()]
-        known += [f"{name}@{number}" for number in state.versions]
-        return VersionNotFoundError(ref, known, hint="it was deleted" if deleted else "")
-
-    def _resolve(self, where: str, ref: str | ModelVersion) -> ModelVersion:
-        given = ref if isinstance(ref, ModelVersion) else None
-        name, number, alias, prefix = parse(where, ref if given is None else given.ref)
-        state = self._known(name)
-        if alias is not None:
-            number = state.aliases().get(alias)
-        elif prefix is not None:
-            found = {
-                facts.digest: number
-                for number, facts in state.versions.items()
-                if facts.digest.startswith(prefix)
-            }
-            if len(found) > 1:
-                raise ConfigurationError(
-                    where, ref, f"more digits: {len(found)} versions of {name!r} begin so"
-                )
-            number = next(iter(found.values()), None)
-        if number is None:
-            raise self._missing(str(ref), state)
-        version = self._get_number(name, state, number)
-        if given is not None and given.digest != version.digest:
-            raise ConfigurationError(where, given, "a version of this store")
-        return version
-
-    def _reading(self, version: ModelVersion, read: Callable[[], T]) -> T:
-        try:
-            return read()
-        except FileNotFoundError as error:
-            state = self._known(version.name)
-            if version.number not in state.versions:  # deleted since we looked
-                raise self._missing(version.ref, state) from None
-            raise IntegrityError(
-                str(error.filename), expected=f"a file of {version.ref}", got="nothing"
-            ) from None
-
-    def _number(self, where: str, name: str, version: object) -> int:
-        if isinstance(version, ModelVersion):
-            if version.name != name:
-                raise ConfigurationError(where, version, f"a version of {name!r}")
-            return version.number
-        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-            raise ConfigurationError(where, version, "a version number >= 1, or a ModelVersion")
-        return version
-
-    def _expected(self, where: str, name: str, version: object) -> int | None:
-        return None if version is None else self._number(where, name, version)
-
-    def _remove_unused(self, digests: set[str]) -> int:
-        """Remove blobs that no version of any model uses, and return how many stay that need not.
-
-        The lock is held, so that no version can begin to use one meanwhile.
-        """
-        try:
-            for name in self._names_on_disk():
-                for facts in self._log(name).read_locked().versions.values():
-                    digests = digests - {facts.digest, facts.payload}
-        except (ModelStoreError, OSError):
-            return len(digests)  # a history that cannot be read may use anything
-        kept = 0
-        for digest in digests:
-            try:
-                self._folder.remove(blob_path(digest))
-            except OSError:
-                kept += 1  # the version is deleted all the same
-        return kept
 
 
 def _reopen(path: str, who: str | None, clock: Clock | None) -> ModelStore:
@@ -621,19 +496,3 @@ def _whoami() -> str:
     except KeyError:  # containers often run as a number without a name
         user = str(os.getuid())
     return f"{user}@{os.uname().nodename}"
-
-
-def _write(path: str, content: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o666)
-    try:
-        write_all(descriptor, content)
-    finally:
-        os.close(descriptor)
-
-
-def _discard(path: str) -> None:
-    try:
-        os.unlink(path)  # noqa: PTH108 - symmetric with the rest of the store
-    except OSError:
-        return  # most often it has become a blob; else it is one more file in tmp/
