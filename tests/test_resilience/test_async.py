@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -450,3 +451,51 @@ class TestStreams:
 
         with pytest.raises(ConfigurationError):
             Policy(hedge=Hedge(0.1))(stream)
+
+
+@pytest.mark.parametrize("around", [Policy(timeout=1.0), Policy(deadline=1.0)])
+def test_a_call_that_hangs_until_the_outer_time_is_over_failed(around):
+    breaker = Breaker()
+
+    @Policy(breaker=breaker)
+    async def hangs():
+        await current().asleep(60)
+
+    async def main(clock):
+        with pytest.raises(DeadlineExceededError):
+            await around.call(hangs)
+        task = asyncio.create_task(around.call(hangs))
+        await current().asleep(0.5)
+        task.cancel()  # while there was time: no verdict
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert breaker.stats()[2:4] == (1, 1)
+
+    run(main)
+
+
+def test_an_async_mock_is_a_coroutine_function():
+    mock = AsyncMock(side_effect=[ConnectionError, 3])
+
+    async def main(clock):
+        assert await Policy(retry=Retry(2, backoff=0))(mock)() == 3
+
+    run(main)
+
+
+def test_what_is_sent_reaches_an_async_stream():
+    @Policy(retry=2)
+    async def echo():
+        heard = []
+        while len(heard) < 2:
+            heard.append((yield len(heard)))
+        yield heard
+
+    async def main(clock):
+        stream = echo()
+        assert await anext(stream) == 0
+        assert await stream.asend("a") == 1
+        assert await stream.asend("b") == ["a", "b"]
+        assert [item async for item in stream] == []
+
+    run(main)

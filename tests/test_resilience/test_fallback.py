@@ -785,3 +785,83 @@ def test_names_come_from_the_policy_or_the_function():
     assert repr(chain) == "<Fallback 'chain': a > constant>"
     with pytest.raises(DeadlineExceededError, match="len"), deadline(0):
         Policy(retry=Retry(2)).call(len, "")
+
+
+def test_fallbacks_in_a_fallback_have_their_own_names():
+    def one(name):
+        return fallback(down, constant(1), name=name)
+
+    assert [step.name for step in fallback(one("near"), one("far")).tiers] == ["near", "far"]
+
+
+def test_an_error_with_a_field_of_that_name_is_no_group():
+    class SchemaError(Exception):
+        exceptions = ("column a",)
+
+    def fails():
+        raise SchemaError
+
+    assert fallback(fails, constant(1))() == 1
+
+
+def test_a_record_in_use_is_not_entered_again():
+    record = provenance()
+    with record, pytest.raises(ConfigurationError, match="make one for each"):
+        record.__enter__()
+    with provenance() as outer:
+        pass
+    fallback(constant(1))()
+    assert outer.answers == 0
+
+
+class TestRowsThatNeedRoom:
+    def ask(self, first, second):
+        return fallback(
+            tier(lambda _x: first, name="first", accept=lambda _y: np.array([True, False])),
+            tier(lambda _x: second, name="second"),
+            per_row=True,
+        )(np.zeros(2))
+
+    def test_text_grows(self):
+        first = np.array(["cat", "dog"])
+        answer = self.ask(first, np.array(["elephant"]))
+        assert answer.tolist() == ["cat", "elephant"]
+        assert first.tolist() == ["cat", "dog"]
+
+    @pytest.mark.parametrize(
+        ("dtype", "value"), [("int8", 300), ("int8", -129), ("float16", 1e6), ("float16", 70_000)]
+    )
+    @pytest.mark.parametrize("library", ["numpy", "torch"])
+    def test_a_number_never_becomes_another(self, dtype, value, library):
+        first, second = np.ones(2, dtype=dtype), np.array([value])
+        if library == "torch":
+            first, second = torch.from_numpy(first), torch.from_numpy(second)
+        with pytest.raises(AllTiersFailedError) as info:
+            self.ask(first, second)
+        assert isinstance(info.value.exceptions[1], ValueError)
+
+    @pytest.mark.parametrize("value", [np.inf, np.nan, 0.1])
+    def test_rounded_and_not_finite_is_what_it_was(self, value):
+        answer = self.ask(np.ones(2, dtype=np.float16), np.array([value]))
+        np.testing.assert_array_equal(answer, np.array([1, value], dtype=np.float16))
+
+
+def test_kept_rows_of_several_shapes_are_no_answer():
+    state = {"up": True}
+
+    def live(x):
+        if not state["up"]:
+            raise ConnectionError
+        return np.ones((len(x), int(x[0])))
+
+    score = fallback(tier(live, policy=None), stale(60), constant(0.5), per_row=True)
+    score(np.array([2]))
+    score(np.array([3]))
+    state["up"] = False
+    assert score(np.array([2, 3])).tolist() == [0.5, 0.5]
+
+
+def test_a_key_without_a_hash_costs_only_the_keeping():
+    cached = fallback(tier(lambda x: x, name="live"), stale(60, key=lambda x: [x]))
+    with pytest.warns(DegradedWarning, match="unhashable"):
+        assert cached(3) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import functools
 import gc
 import inspect
@@ -679,3 +681,73 @@ def test_the_same_seed_and_clock_give_the_same_pauses():
             return clock.sleeps, clock.monotonic()
 
     assert trace() == trace()
+
+
+def test_an_error_that_the_caller_is_handling_is_no_spent_attempt():
+    primary, secondary = Flaky(1_000), Flaky(1_000)
+    retry = Retry(3, backoff=0)
+
+    def either():
+        try:
+            Policy(retry=retry).call(primary)
+        except ConnectionError:
+            Policy(retry=retry).call(secondary)
+
+    with pytest.raises(ConnectionError):
+        either()
+    assert (primary.calls, secondary.calls) == (3, 3)
+
+
+def test_an_error_wrapped_without_from_is_still_a_spent_attempt():
+    flaky = Flaky(1_000)
+    inner = Policy(retry=Retry(3, backoff=0))(flaky)
+
+    def wrapping():
+        try:
+            inner()
+        except ConnectionError:
+            raise TimeoutError("features")
+
+    with pytest.raises(TimeoutError):
+        Policy(retry=Retry(3, backoff=0)).call(wrapping)
+    assert flaky.calls == 3
+
+
+def test_a_frozen_error_comes_out_as_it_is():
+    @dataclasses.dataclass(frozen=True)
+    class FrozenError(ConnectionError):
+        host: str
+
+    error = FrozenError("a")
+
+    def fails():
+        raise error
+
+    with pytest.raises(FrozenError) as info:
+        Policy(retry=Retry(2, backoff=0)).call(fails)
+    assert info.value is error
+
+
+def test_an_os_error_of_a_client_is_known_by_its_number():
+    class ClientError(OSError):
+        pass
+
+    assert transient(ClientError(errno.ECONNREFUSED, "refused"))
+    assert not transient(ClientError(errno.ENOENT, "missing"))
+
+
+def test_a_deadline_in_use_is_not_entered_again():
+    limit = deadline(5.0)
+    with limit, pytest.raises(ConfigurationError, match="make one for each"):
+        limit.__enter__()
+    assert remaining() is None
+    with limit:
+        assert remaining() is not None
+
+
+def test_a_stream_cannot_be_judged():
+    def stream():
+        yield 1
+
+    with pytest.raises(ConfigurationError, match="a stream has none"):
+        Policy(accept=finite)(stream)

@@ -7,6 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING, NamedTuple, final
 
 from mlkit._clock import current
+from mlkit.errors import ConfigurationError
 from mlkit.resilience._settings import seconds
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ AMBIENT: ContextVar[Ambient | None] = ContextVar("mlkit.resilience", default=Non
 
 @final
 class deadline:  # noqa: N801 - reads as the statement it is: `with deadline(2.0):`
-    """Context manager: what runs inside has so many seconds left, in this context and what it starts.
+    """Context manager: what runs inside has so many seconds left, in this context and the tasks started in it.
+
+    A task that goes on after the block keeps its deadline; a thread has it only if it runs in a
+    `contextvars.copy_context()`, as under `asyncio.to_thread`.
 
     Policies inside start no attempt and end no sleep after it, and cut the timeout of each attempt to it. Code of your
     own asks `remaining()`. It interrupts nothing by itself. A nested deadline only ever shortens.
@@ -47,7 +51,7 @@ class deadline:  # noqa: N801 - reads as the statement it is: `with deadline(2.0
         allowed: Seconds from entry, at least 0.
 
     Raises:
-        ConfigurationError: If *allowed* is not a number of seconds.
+        ConfigurationError: If *allowed* is not a number of seconds; on entry, if it is in use already.
 
     Examples:
         >>> with deadline(2.0), deadline(60.0):
@@ -62,6 +66,13 @@ class deadline:  # noqa: N801 - reads as the statement it is: `with deadline(2.0
         self._token: Token[Ambient | None] | None = None
 
     def __enter__(self) -> None:
+        if self._token is not None:
+            raise ConfigurationError(
+                "with deadline(...)",
+                self,
+                "one that is not in use",
+                hint="make one for each `with`",
+            )
         around = AMBIENT.get() or NOTHING
         when = current().monotonic() + self._allowed
         if when < around.when:

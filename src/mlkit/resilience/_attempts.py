@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -19,13 +20,14 @@ from mlkit.resilience._backoff import pause_after
 
 if TYPE_CHECKING:
     from contextvars import Token
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     from mlkit.resilience._policy import Policy
 
 __all__ = ["Attempts", "Plan", "Trial", "forget_frames"]
 
 _MARK = "_mlkit_retried_by"
+_RESOLUTION = 1e-6
 _RESUMABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
 
 
@@ -84,11 +86,12 @@ class Attempts:
     def _tried_inside(self, error: BaseException | None) -> bool:
         """Whether another policy has already spent its attempts on *error* or on what caused it."""
         own = self._plan.policy._identity  # noqa: SLF001 - one object in two files
+        raised = error
         for _ in range(8):
             if error is None:
                 return False
             if getattr(error, _MARK, own) != own:
-                return True
+                return error is raised or not _handled_above(error)
             error = error.__cause__ or error.__context__
         return False
 
@@ -96,11 +99,12 @@ class Attempts:
         """Write on *error* what led to it; None, so that it is raised."""
         notes = self._notes if why is None else [*self._notes, f"{self._plan.name}: {why}"]
         known = getattr(error, "__notes__", ())  # a shared error object must not grow for ever
-        for note in notes:
-            if note not in known:
-                error.add_note(note)
-        if retried and self.made > 1:
-            setattr(error, _MARK, self._plan.policy._identity)  # noqa: SLF001
+        with suppress(AttributeError):  # a frozen one takes no notes; it comes out all the same
+            for note in notes:
+                if note not in known:
+                    error.add_note(note)
+            if retried and self.made > 1:
+                setattr(error, _MARK, self._plan.policy._identity)  # noqa: SLF001
         return None
 
 
@@ -183,9 +187,24 @@ class Trial:
         duration, verdict = 0.0, self._verdict if error is None else None
         if self._began:
             duration = current().monotonic() - self._began
-            if verdict and self.limit is not None and duration > self.limit:
-                verdict = False  # late: the answer is given out, and the breaker knows
+            if self.limit is not None and (
+                duration > self.limit if verdict else duration + _RESOLUTION >= self.limit
+            ):
+                # Late. An answer is given out all the same; a call that is cancelled now is one that hung until the
+                # timeout or deadline of a policy around it, whose timer fires first.
+                verdict = False
         breaker.settle(self._ticket, verdict, duration=duration)
+
+
+def _handled_above(error: BaseException) -> bool:
+    """Whether a caller of the policy is handling *error*: then it is in the context of every error raised meanwhile."""
+    trace = error.__traceback__
+    frame: FrameType | None = sys._getframe() if trace is not None else None  # noqa: SLF001
+    while frame is not None and trace is not None:
+        if frame is trace.tb_frame:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def forget_frames(error: BaseException) -> None:
@@ -200,7 +219,9 @@ def forget_frames(error: BaseException) -> None:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        pending += (one.__cause__, one.__context__, *getattr(one, "exceptions", ()))
+        pending += (one.__cause__, one.__context__)
+        if isinstance(one, BaseExceptionGroup):
+            pending += one.exceptions
         trace = one.__traceback__
         while trace is not None:
             if not trace.tb_frame.f_code.co_flags & _RESUMABLE:

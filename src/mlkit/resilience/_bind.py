@@ -67,6 +67,14 @@ def bound(policy: Policy, fn: Callable[_P, _R], *, name: str | None = None) -> C
             "an `async def`",
             hint="a call that runs in the caller's thread cannot be left for another",
         )
+    stream = isasyncgenfunction(target) or isgeneratorfunction(target)
+    if policy.accept is not None and stream:
+        raise ConfigurationError(
+            "Policy(accept=...)(fn)",
+            fn,
+            "a `def` or `async def` that returns its answer",
+            hint="a stream has none that could be judged before it is handed out",
+        )
     guarded: Any
     if isasyncgenfunction(target):
         guarded = guarded_async_stream(cast("Any", fn), partial(_bind_async, plan))
@@ -87,13 +95,19 @@ def is_async(fn: Callable[..., object]) -> bool:
 
     if isinstance(fn, Fallback):
         return fn.is_async
-    return iscoroutinefunction(_code_of(fn))
+    return iscoroutinefunction(fn) or iscoroutinefunction(
+        _code_of(fn)
+    )  # AsyncMock is only the first
 
 
 def name_of(fn: object) -> str:
     """Return the name of a function, or of what a partial or object is made of."""
+    from mlkit.resilience._fallback import Fallback
+
     while isinstance(fn, partial):
         fn = fn.func
+    if isinstance(fn, Fallback):
+        return fn.name
     return str(getattr(fn, "__name__", type(fn).__name__))
 
 

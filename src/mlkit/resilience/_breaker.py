@@ -48,7 +48,7 @@ class Breaker:
     *min_calls* of them there, opens it. Open, it refuses every call for *cooldown* seconds. The next call after that is
     the first of *probes* trial calls: it closes or opens again as soon as the remaining probes cannot change which side
     of *failure_rate* they end on. A cancelled call, or one that ends in another `BaseException`, is no verdict and gives
-    its permit back; a probe that hangs loses its permit when its lease ends; verdicts of an earlier state are ignored.
+    its permit back, unless the time that a policy gave it was over: then it failed; a probe that hangs loses its permit when its lease ends; verdicts of an earlier state are ignored.
 
     Pass one breaker to several policies to share it. It emits `resilience.breaker.opened`, `.half_open` and `.closed`,
     and is a telemetry source of `resilience_breaker_state` (0 closed, 1 half-open, 2 open).

@@ -101,8 +101,8 @@ class Hedge(Frozen):
 class Policy(Frozen):
     """What is done around a call, in one order: deadline, rate, bulkhead, retry, hedge, breaker, timeout.
 
-    Decorates `def`, `async def`, generators and async generators (guarded up to their first item), methods and callable
-    objects; the signature stays. `repr` prints the layers from the outermost inwards.
+    Decorates `def`, `async def`, generators and async generators (guarded up to their first item: a bulkhead does not
+    count those that are being read), methods and callable objects; the signature stays. `repr` prints the layers from the outermost inwards.
 
     Frozen, hashable, equal by its settings, picklable if these are. What it counts (calls in flight, rate, the states of
     its breaker and budget) belongs to this object: everything that it decorates shares it. A pickled policy starts

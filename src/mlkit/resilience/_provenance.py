@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
+from mlkit.errors import ConfigurationError
 from mlkit.resilience._settings import Frozen
 
 if TYPE_CHECKING:
@@ -157,6 +158,10 @@ class provenance:  # noqa: N801 - reads as the statement it is: `with provenance
         self._token: Token[Any] | None = None
 
     def __enter__(self) -> Provenance:
+        if self._token is not None:
+            raise ConfigurationError(
+                "with provenance()", self, "one that is not in use", hint="make one for each `with`"
+            )
         record = Provenance()
         self._token = LISTENING.set(record)
         return record

@@ -42,28 +42,42 @@ def copied(value: Any) -> Any:
     return value
 
 
-def put(batch: Any, index: Any, rows: Any) -> None:
-    """Put *rows* into *batch* at *index*. Kind, dtype and device of *batch* stay; what does not fit raises ValueError."""
+def put(batch: Any, index: Any, rows: Any) -> Any:
+    """Return *batch*, changed in place where that can be, with *rows* at *index*.
+
+    Kind, dtype and device of *batch* stay, except that text becomes as wide as it must be; what does not fit raises
+    ValueError.
+    """
     if isinstance(batch, list):
         for i, value in zip(index, rows, strict=True):
             batch[i] = value
-        return
+        return batch
     if is_tensor(batch):
         import torch
 
         given = torch.as_tensor(rows)
         _fits(tuple(batch.shape[1:]), tuple(given.shape[1:]))
-        if not torch.can_cast(given.dtype, batch.dtype):
+        fitted = given.to(batch)
+        if not torch.can_cast(given.dtype, batch.dtype) or not _survived(
+            given.to(batch.device), fitted, torch
+        ):
             raise ValueError(f"{given.dtype} rows do not fit into {batch.dtype}")
-        batch[torch.as_tensor(index, device=batch.device)] = given.to(batch)
-        return
+        batch[torch.as_tensor(index, device=batch.device)] = fitted
+        return batch
     import numpy as np
 
     given = rows.detach().cpu().numpy() if is_tensor(rows) else np.asarray(rows)
     _fits(batch.shape[1:], given.shape[1:])
-    if not np.can_cast(given.dtype, batch.dtype, "same_kind"):
+    if given.dtype.kind == batch.dtype.kind and given.dtype.kind in "SU":
+        batch = batch.astype(np.promote_types(batch.dtype, given.dtype), copy=False)
+    fits = np.can_cast(given.dtype, batch.dtype, "same_kind")
+    if fits and given.dtype.kind in "iufc":
+        with np.errstate(over="ignore"):
+            fits = _survived(given, given.astype(batch.dtype), np)
+    if not fits:
         raise ValueError(f"{given.dtype} rows do not fit into {batch.dtype}")
     batch[index] = given
+    return batch
 
 
 def filled(value: Any, n: int, like: Any) -> Any:
@@ -96,6 +110,13 @@ def stacked(rows: list[Any], like: Any) -> Any:
 
         return np.stack(rows)
     return rows
+
+
+def _survived(given: Any, fitted: Any, library: Any) -> bool:
+    """Whether no number became another one for lack of bits: rounded is fine, wrapped round or infinite is not."""
+    if "int" in str(fitted.dtype):
+        return bool((fitted == given).all())
+    return bool((library.isfinite(fitted) | ~library.isfinite(given)).all())
 
 
 def _fits(wanted: tuple[int, ...], given: tuple[int, ...]) -> None:

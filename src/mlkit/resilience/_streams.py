@@ -86,9 +86,10 @@ def guarded_async_stream(
             return
         source, item = opened
         try:
-            yield item
-            async for item in source:
-                yield item
+            while True:
+                item = await source.asend((yield item))
+        except StopAsyncIteration:
+            pass
         finally:
             await source.aclose()
 

@@ -199,7 +199,9 @@ class Store:
 
         try:
             if self._key is not None:
-                return self._key(*args, **kwargs)
+                key = self._key(*args, **kwargs)
+                hash(key)
+                return key
             return digest([_plain(args), _plain(kwargs)] if kwargs else _plain(args))
         except Exception as error:  # noqa: BLE001 - the answer is there; only keeping it fails
             if not self._warned:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["predicate", "transient"]
 
 _NETWORK = frozenset({
+    errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ESHUTDOWN,
     errno.EAGAIN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH,
     errno.ENOBUFS, errno.ETIMEDOUT,
 })  # fmt: skip
@@ -26,7 +27,9 @@ def transient(error: Exception) -> bool:
 
     True for `ConnectionError`, `TimeoutError`, an `OSError` with a network error number, and errors that carry an HTTP
     status of 408, 425, 429, 500, 502, 503 or 504 (as `status`, `status_code` or `code`, on the error or its
-    `response`) or a number of seconds as `retry_after`. False for everything else, as for a `ValueError`, which comes again, and for rejections of a policy.
+    `response`) or a number of seconds as `retry_after`. False for everything else, as for a `ValueError`, which comes
+    again, and for rejections of a policy. Clients with an error tree of their own (`requests.Timeout`,
+    `httpx.TransportError`) are none of these: name their errors in `Policy(on=...)`.
 
     Args:
         error: What was raised.

@@ -264,7 +264,7 @@ class RowWalk:
             self._out = answer if mask.all() else rows.copied(answer)
         elif len(good):
             given = answer if mask.all() else rows.take(answer, mask.nonzero()[0])
-            rows.put(self._out, good, given)
+            self._out = rows.put(self._out, good, given)
         self._where[good] = self._at
         self._pending = self._pending[~mask]
 
@@ -280,7 +280,6 @@ class RowWalk:
         if not mask.any():
             self.ledger.failed(tier, store.missing())
             return
-        kept = rows.stacked([one[0] for one in found if one is not None], store.like)
         # Every row gets one of those found; only the rows that have their own are marked as answered.
         spread = np.maximum(mask.cumsum() - 1, 0)
         if not mask.all():
@@ -288,6 +287,7 @@ class RowWalk:
                 f"{tier.name}: nothing kept ({int((~mask).sum())} of {len(mask)} rows)"
             )
         try:
+            kept = rows.stacked([one[0] for one in found if one is not None], store.like)
             self._place(rows.take(kept, spread), mask)
-        except ValueError as error:
+        except Exception as error:  # noqa: BLE001 - rows of several shapes, or that do not fit, are no answer
             self.ledger.failed(tier, error)
