@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(where: str, tmp_path
     done = demo(where.format(tmp=tmp_path))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "demo --out: expected a folder that can be written" in done.stderr
+    assert "mlkit demo: --out: expected a folder that can be written" in done.stderr
     assert "--out DIR" in done.stderr
 
 
