@@ -93,7 +93,7 @@ def _prepare(out: str) -> tuple[Path, str | None]:
         if folder.exists() and any(folder.iterdir()):
             if not (folder / _MARKER).exists():
                 raise ConfigurationError(
-                    "demo --out",
+                    "--out",
                     str(folder),
                     "a new or empty folder",
                     hint="this one holds something else",
@@ -110,7 +110,7 @@ def _prepare(out: str) -> tuple[Path, str | None]:
     except (OSError, json.JSONDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(
-            "demo --out",
+            "--out",
             str(folder),
             "a folder that can be written",
             hint=f"{reason}; choose another with --out DIR",
