@@ -523,3 +523,18 @@ def test_any_nested_spec_comes_back(names, depth, data):
     once = spec_of(built)
     assert once == spec.resolved(nets) == spec_of(nets.build(Spec.load(once.dump())))
     assert once == spec_of(nets.build(spec.to_dict()))
+
+
+def test_a_factory_that_is_false_is_checked_like_any_other():
+    class Empty:
+        def __len__(self) -> int:
+            return 0
+
+        def __call__(self, width: int = 1) -> Encoder:
+            return Encoder(width)
+
+    reg = Registry("encoders", Encoder)
+    reg.register("empty")(Empty())
+    assert reg.build({"type": "empty", "width": 2}).width == 2
+    with pytest.raises(SpecError, match="width: expected int, got 'no'"):
+        reg.build({"type": "empty", "width": "no"})

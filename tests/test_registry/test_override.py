@@ -161,3 +161,19 @@ def test_it_imports_nothing():
         assert type(reg.build("gone")) is Real
     with pytest.raises(EntryError):
         reg.create("gone")
+
+
+def test_leaving_twice_is_leaving_once(reg):
+    block = reg.override(a=Fake)
+    block.__enter__()
+    block.__exit__(None, None, None)
+    block.__exit__(None, None, None)
+    with reg.override(a=Fake):
+        assert type(reg.create("a")) is Fake
+    assert type(reg.create("a")) is Real
+
+
+@pytest.mark.parametrize("wrong", [["a"], None, Fake])
+def test_what_is_no_mapping_is_refused(reg, wrong):
+    with pytest.raises(ConfigurationError, match=r"real\.override\(mapping\)"):
+        reg.override(wrong)

@@ -477,3 +477,78 @@ def test_a_registry_is_copied_by_reference_and_never_pickled():
     assert "things" in repr(reg)
     with pytest.raises(TypeError, match="import its module"):
         pickle.dumps(reg)
+
+
+def test_options_count_also_when_the_object_is_passed_directly():
+    reg = things()
+    assert reg.register(Sub, version=2, tags=["x"], deprecated="use Thing") is Sub  # type: ignore[call-overload]
+    entry = reg.entry("Sub")
+    assert (entry.ref, entry.tags, entry.deprecated) == ("Sub@2", {"x"}, "use Thing")
+
+
+def test_a_deprecated_class_used_as_a_handle_warns_at_the_place_of_use():
+    reg = things()
+    reg.register("old", deprecated="use new")(Sub)
+    for _ in range(2):
+        with pytest.warns(
+            FutureWarning, match="old@1 of registry 'things' is deprecated"
+        ) as caught:
+            assert type(reg.create(Sub)) is Sub
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_an_alias_that_replaces_a_name_takes_it_and_may_lose_it_again():
+    reg = things()
+    reg.register("a", aliases=["a2"])(Thing)
+    with pytest.raises(DuplicateNameError):
+        reg.register("b", aliases=["a"])(Sub)
+    reg.register("b", aliases=["a"], replace=True)(Sub)
+    assert reg.list() == ["b"]
+    assert reg["a"] is Sub
+    assert "a2" not in reg
+    with pytest.raises(DuplicateNameError):
+        reg.register("a")(Thing)
+    reg.register("a", replace=True)(Thing)
+    assert reg["a"] is Thing
+    reg.register("b", version=2)(Sub)  # its first version still says that it has the alias
+    reg.register("a")(Thing)
+    assert reg["a"] is Thing
+    assert reg.list() == ["a", "b"]
+
+
+def test_a_listing_refuses_filters_that_cannot_be_meant():
+    reg = things()
+    reg.register("thing", tags=["x"])(Thing)
+    with pytest.raises(ConfigurationError, match=r"things\.list\(tag=\.\.\.\): expected one tag"):
+        reg.list(tag=["x"])  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"things\.list\(where=\.\.\.\)"):
+        reg.list(where="x")  # type: ignore[arg-type]
+
+
+def test_a_name_of_a_text_subclass_is_kept_as_text():
+    class Text(str):
+        __slots__ = ()
+
+    reg = things()
+    reg.register(Text("thing"))(Thing)
+    assert type(reg.entry("thing").name) is str
+
+
+def test_a_handle_whose_equality_uses_the_registry_does_not_hang():
+    reg: Registry[object] = Registry("objects")
+
+    class Curious:
+        def __init__(self, n: int) -> None:
+            self.n = n
+
+        def __hash__(self) -> int:
+            reg.register("seen")(Thing)  # takes the lock of the writers
+            return 1
+
+        def __call__(self) -> int:
+            return self.n
+
+    one = Curious(1)
+    reg.register("one")(one)
+    assert reg.create(one) == 1
+    assert reg.create(one) == 1

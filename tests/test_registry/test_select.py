@@ -129,3 +129,22 @@ def test_it_equals_the_obvious_rule(entries, wishes):
     choice = reg.select(None, prefer=prefer)
     assert choice.entry.name == min(accepted, key=rank)
     assert set(choice.rejected) == set(entries) - {choice.entry.name}
+
+
+def test_a_preferred_version_takes_part_as_that_version():
+    reg: Registry[Any] = Registry("strategies")
+    for version in (1, 2):
+        reg.register("a", version=version)(lambda version=version: version)
+    reg.register("b")(lambda: "b")
+    assert reg.select(None).entry.ref == "a@2"
+    assert reg.select(None, prefer=["a@1"]).factory() == 1
+    assert reg.select(None, prefer=["b", "a@1"]).entry.ref == "b@1"
+    assert reg.select(None, prefer=["a@1", "b", "a@2"]).entry.ref == "a@1"
+
+
+def test_a_deprecated_choice_warns_where_its_factory_is_asked_for():
+    reg = registry(old={"deprecated": "use new"})
+    choice = reg.select(None, prefer=["old"])
+    with pytest.warns(FutureWarning, match="use new") as caught:
+        assert choice.factory() == "old"
+    assert [warning.filename for warning in caught] == [__file__]

@@ -236,3 +236,9 @@ def test_json_dump_is_json():
         "type": "a",
         "x": [1, None],
     }
+
+
+@pytest.mark.parametrize("wrong", ["models", None])
+def test_only_a_registry_can_resolve(wrong):
+    with pytest.raises(ConfigurationError, match=r"Spec\.resolved\(registry\)"):
+        Spec({"type": "a"}).resolved(wrong)

@@ -97,11 +97,13 @@ class Checker:
             if type(name) is not str or not name:
                 self._problem(path, "type", f"expected a name or 'name@version', got {shown(name)}")
                 return None
-            entry, record = registry._find(name)  # noqa: SLF001 - the two are one mechanism
-            ready = record.ready or registry._load(record)  # noqa: SLF001
+            catalogue = registry._catalogue  # noqa: SLF001 - the two are one mechanism
+            entry, record = catalogue.find(name)
+            ready = catalogue.load(record)
+            factory: Any = record.factory
             plan = record.plan
             if plan is None:
-                plan = record.plan = make_plan(registry.name, entry, record.factory or ready)
+                plan = record.plan = make_plan(registry.name, entry, factory)
         except UnknownNameError as error:
             self._problem(path, "unknown_name", str(error), error.suggestions)
             return None

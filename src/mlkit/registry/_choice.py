@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final
 
 from mlkit._suggest import clip
 from mlkit.errors import NoCandidateError
 from mlkit.registry._entry import Frozen
+from mlkit.registry._listing import natural
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlkit.registry._entry import Entry, Record
     from mlkit.registry._registry import Registry
 
-__all__ = ["Choice", "choose", "natural"]
+__all__ = ["Choice", "choose"]
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class Choice(Frozen, Generic[T]):
     def factory(self) -> Callable[..., T]:
         """The chosen factory or function itself, imported now if it was lazy."""
         registry = cast("Registry[T]", self._registry)  # type: ignore[attr-defined]
-        return registry[self.entry.ref]
+        return registry._catalogue.factory(self.entry.ref)  # noqa: SLF001 - warns of the caller's line
 
     def __repr__(self) -> str:
         return f"<Choice {self.entry.ref}, rejected {clip(dict(self.rejected), 200)}>"
@@ -125,11 +125,3 @@ def _outranked(loser: Entry, winner: Entry, wished: dict[str, int]) -> str:
     if winner.priority > loser.priority:
         return f"outranked by {winner.name!r} (priority {loser.priority:g} < {winner.priority:g})"
     return f"{winner.name!r} of the same priority comes first by name"
-
-
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """Return a key that sorts `net2` before `net10`."""
-    return [
-        (0, int(part), "") if part.isdecimal() and len(part) < 1000 else (1, 0, part)
-        for part in re.split(r"(\d+)", name)
-    ]

@@ -1,45 +1,92 @@
-"""What may be said when something is registered, checked."""
+"""From what is said when something is registered to its record, checked."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from mlkit.errors import ConfigurationError
-from mlkit.registry._entry import Entry, check_name, texts
-from mlkit.registry._target import Base, base_name
+from mlkit.errors import ConfigurationError, EntryError
+from mlkit.registry._entry import Entry, Record, check_name, texts
+from mlkit.registry._target import Base, base_name, checked, owner_of, refuse_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["NOTHING", "check_base", "check_return", "describe_entry"]
+__all__ = ["NOTHING", "check_base", "imported_record", "lazy_record"]
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 _NO_TAGS: frozenset[str] = frozenset()
 
 
-def describe_entry(
+def imported_record(
+    registry: str, base: Base, factory: Any, *, name: str | None, source: str, **options: Any
+) -> Record:
+    """Return the record of a class or function that is in memory.
+
+    Raises:
+        ConfigurationError: If it, or anything said about it, is not what it must be.
+    """
+    where = f"{registry}.register"
+    if not callable(factory):
+        raise ConfigurationError(f"{where}(factory)", factory, "a class or function")
+    target, owner = owner_of(factory)
+    if name is None:
+        name = getattr(factory, "__name__", None)
+        if name is None or not name.isidentifier():
+            raise ConfigurationError(
+                f"{where}(name)", name, "a name, because the object has none of its own"
+            )
+    refuse_type(where, factory)
+    entry, when = _describe(where, name, target=target, source=source, imported=True, **options)
+    try:
+        ready = checked(registry, entry, factory, base)
+    except EntryError:
+        raise ConfigurationError(
+            f"{where}(factory)", factory, f"a subclass of {base_name(base)}, or a function"
+        ) from None
+    _check_return(where, factory, base)
+    return Record(entry, owner, factory=factory, ready=ready, when=when)
+
+
+def lazy_record(registry: str, target: str, *, name: str, source: str, **options: Any) -> Record:
+    """Return the record of what is imported when it is first used.
+
+    Raises:
+        ConfigurationError: If anything said about it is not what it must be.
+    """
+    where = f"{registry}.lazy"
+    if not isinstance(target, str) or not _is_target(target):
+        raise ConfigurationError(f"{where}(target)", target, "'package.module:attribute'")
+    entry, when = _describe(where, name, target=target, source=source, **options)
+    return Record(entry, target, when=when)
+
+
+def _is_target(target: str) -> bool:
+    module, _, attribute = target.partition(":")
+    return all(part.isidentifier() for whole in (module, attribute) for part in whole.split("."))
+
+
+def _describe(
     where: str,
     name: str,
-    version: int,
+    *,
     target: str,
     source: str,
-    *,
     imported: bool = False,
-    aliases: Iterable[str] = (),
-    tags: Iterable[str] = (),
-    meta: Mapping[str, Any] = NOTHING,
-    requires: Iterable[str] = (),
-    deprecated: str | None = None,
-    when: Callable[[Any], bool | str] | None = None,
-    priority: float = 0,
-    replace: bool = False,
-) -> tuple[Entry, Callable[[Any], bool | str] | None, bool]:
+    version: int,
+    aliases: Iterable[str],
+    tags: Iterable[str],
+    meta: Mapping[str, Any],
+    requires: Iterable[str],
+    deprecated: str | None,
+    when: Callable[[Any], bool | str] | None,
+    priority: float,
+) -> tuple[Entry, Callable[[Any], bool | str] | None]:
     """Check what was said about an entry; *where* is the call, for messages: `"models.register"`."""
     if (
         type(name) is not str or not name.isidentifier() or len(name) > 200
     ):  # the common case, without a call
-        check_name(f"{where}(name)", name)
+        name = check_name(f"{where}(name)", name)
     if type(version) is not int or not 1 <= version < 10**9:
         raise ConfigurationError(f"{where}(version=...)", version, "an integer >= 1")
     if type(priority) not in {int, float} or priority != priority:  # noqa: PLR0124 - NaN has no rank
@@ -70,20 +117,7 @@ def describe_entry(
         priority=priority,
         imported=imported,
     )
-    return entry, when, bool(replace)
-
-
-def check_return(where: str, factory: Any, base: Base) -> None:
-    """Refuse a function whose annotation says that it never returns what the registry holds."""
-    if base is object or isinstance(factory, type):
-        return
-    returns = getattr(factory, "__annotations__", {}).get("return", base)
-    if returns is None or (isinstance(returns, type) and _never(returns, base)):
-        raise ConfigurationError(
-            f"{where}(factory)",
-            factory,
-            f"a function that returns a {base_name(base)}",
-        )
+    return entry, when
 
 
 def check_base(base: Any) -> Base:
@@ -104,6 +138,19 @@ def check_base(base: Any) -> Base:
         raise ConfigurationError("Registry(base)", base, "a class or a tuple of classes")
     found: Base = base
     return found
+
+
+def _check_return(where: str, factory: Any, base: Base) -> None:
+    """Refuse a function whose annotation says that it never returns what the registry holds."""
+    if base is object or isinstance(factory, type):
+        return
+    returns = getattr(factory, "__annotations__", {}).get("return", base)
+    if returns is None or (isinstance(returns, type) and _never(returns, base)):
+        raise ConfigurationError(
+            f"{where}(factory)",
+            factory,
+            f"a function that returns a {base_name(base)}",
+        )
 
 
 def _check_meta(where: str, meta: Any) -> Mapping[str, Any]:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import builtins
-import os
-import re
 import sys
-import threading
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, final, overload
 
-from mlkit._suggest import clip
-from mlkit.errors import ConfigurationError, DuplicateNameError, EntryError, UnknownNameError
-from mlkit.registry._choice import Choice, choose, natural
-from mlkit.registry._entry import Entry, Record, check_name, parse_ref, texts
-from mlkit.registry._options import NOTHING, check_base, check_return, describe_entry
-from mlkit.registry._override import Override, overridden
+from mlkit.errors import ConfigurationError
+from mlkit.registry._catalogue import Catalogue, warn_deprecated
+from mlkit.registry._choice import Choice, choose
+from mlkit.registry._entry import Entry, check_name, parse_ref, texts
+from mlkit.registry._listing import listed, natural
+from mlkit.registry._options import NOTHING, check_base, imported_record, lazy_record
+from mlkit.registry._override import Override
 from mlkit.registry._spec import Spec
-from mlkit.registry._table import Table, atomic_items, describe
-from mlkit.registry._target import base_name, checked, load, owner_of, refuse_type
-from mlkit.telemetry import Counter, emit, register
+from mlkit.registry._target import base_name
+from mlkit.telemetry import Counter, register
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
+    from types import FrameType
+
+    from mlkit.registry._entry import Record
 
 
 __all__ = ["Registry"]
@@ -33,20 +32,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
 F = TypeVar("F", bound="Callable[..., Any]")
-
-# One lock for the writers of all registries, held for a few dictionary updates and never while user code runs.
-_lock = threading.Lock()
-_OVERRIDE = "override"
-_TARGET = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
-
-
-def _new_lock() -> None:
-    global _lock  # noqa: PLW0603 - another thread of the parent may have held it at the fork
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock)
 
 
 @final
@@ -92,19 +77,7 @@ class Registry(Generic[T]):
         mlkit.errors.SpecError: encoder.widht: conv@1 has no argument 'widht'; did you mean 'width'?
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_base",
-        "_builds",
-        "_generation",
-        "_group",
-        "_imports",
-        "_name",
-        "_overriding",
-        "_plugins",
-        "_ready",
-        "_table",
-    )
+    __slots__ = ("__weakref__", "_builds", "_catalogue")
 
     @overload
     def __init__(self: Registry[Any], name: str, *, entry_points: str | None = None) -> None: ...
@@ -118,32 +91,25 @@ class Registry(Generic[T]):
         entry_points: str | None = None,
     ) -> None: ...
     def __init__(self, name: str, base: Any = object, *, entry_points: str | None = None) -> None:
-        self._name = check_name("Registry(name)", name)
-        self._base = check_base(base)
+        name = check_name("Registry(name)", name)
+        base = check_base(base)
         if entry_points is not None and (not isinstance(entry_points, str) or not entry_points):
             raise ConfigurationError(
                 "Registry(entry_points=...)", entry_points, "the name of an entry-point group"
             )
-        self._group = entry_points
-        self._table = Table()
-        self._plugins: Table | None = None
-        self._ready: dict[Any, Callable[..., T]] = {}  # by reference as written, for the next call
-        self._generation = 0
-        self._overriding = 0
+        self._catalogue = Catalogue(name, base, entry_points)
         self._builds = Counter("registry_builds_total", registry=name)
-        self._imports = Counter("registry_imports_total", registry=name)
         register(self._builds)
-        register(self._imports)
 
     @property
     def name(self) -> str:
         """What it holds."""
-        return self._name
+        return self._catalogue.name
 
     @property
     def base(self) -> type | tuple[type, ...]:
         """The class, or classes, that everything made is an instance of."""
-        return self._base
+        return self._catalogue.base
 
     # --- registering -------------------------------------------------------------------------------------------------
 
@@ -200,18 +166,16 @@ class Registry(Generic[T]):
                 of the registry's base, or has a parameter called `type`.
             DuplicateNameError: If another owner has the name and version, or an alias means something else.
         """
-        frame = sys._getframe(1)  # noqa: SLF001 - only to say in a message where it was registered
-        source = f"{frame.f_globals.get('__name__', '?')}:{frame.f_lineno}"
-        if callable(name):
-            self._add(name, name=None, version=1, source=source)
-            return name
+        source = _place(sys._getframe(1))  # noqa: SLF001 - only to say in a message where it was registered
 
-        def decorate(factory: F) -> F:
-            self._add(
+        def decorate(factory: F, name: Any = name) -> F:
+            record = imported_record(
+                self.name,
+                self.base,
                 factory,
                 name=name,
-                version=version,
                 source=source,
+                version=version,
                 aliases=aliases,
                 tags=tags,
                 meta=meta,
@@ -219,39 +183,11 @@ class Registry(Generic[T]):
                 deprecated=deprecated,
                 when=when,
                 priority=priority,
-                replace=replace,
             )
+            self._catalogue.put(record, replace=replace)
             return factory
 
-        return decorate
-
-    def _add(
-        self, factory: Any, *, name: str | None, version: int, source: str, **options: Any
-    ) -> None:
-        where = f"{self._name}.register"
-        if not callable(factory):
-            raise ConfigurationError(f"{where}(factory)", factory, "a class or function")
-        target, owner = owner_of(factory)
-        if name is None:
-            name = getattr(factory, "__name__", None)
-            if name is None or not name.isidentifier():
-                raise ConfigurationError(
-                    f"{where}(name)", name, "a name, because the object has none of its own"
-                )
-        refuse_type(where, factory)
-        entry, when, replace = describe_entry(
-            where, name, version, target, source, imported=True, **options
-        )
-        try:
-            ready = checked(self._name, entry, factory, self._base)
-        except EntryError:
-            raise ConfigurationError(
-                f"{where}(factory)",
-                factory,
-                f"a subclass of {base_name(self._base)}, or a function",
-            ) from None
-        check_return(where, factory, self._base)
-        self._put(Record(entry, owner, factory=factory, ready=ready, when=when), replace=replace)
+        return decorate(name, None) if callable(name) else decorate
 
     def lazy(
         self,
@@ -293,16 +229,12 @@ class Registry(Generic[T]):
             >>> models.create("fraction", numerator=1, denominator=2)
             Fraction(1, 2)
         """
-        where = f"{self._name}.lazy"
-        if not isinstance(target, str) or not _TARGET.fullmatch(target):
-            raise ConfigurationError(f"{where}(target)", target, "'package.module:attribute'")
-        frame = sys._getframe(1)  # noqa: SLF001 - only to say in a message where it was registered
-        entry, condition, force = describe_entry(
-            where,
-            name,
-            version,
+        record = lazy_record(
+            self.name,
             target,
-            f"{frame.f_globals.get('__name__', '?')}:{frame.f_lineno}",
+            name=name,
+            source=_place(sys._getframe(1)),  # noqa: SLF001 - as above
+            version=version,
             aliases=aliases,
             tags=tags,
             meta=meta,
@@ -310,24 +242,8 @@ class Registry(Generic[T]):
             deprecated=deprecated,
             when=when,
             priority=priority,
-            replace=replace,
         )
-        self._put(Record(entry, target, when=condition), replace=force)
-
-    def _put(self, record: Record, *, replace: bool) -> None:
-        entry = record.entry
-        with _lock:
-            # An installed plugin that registers itself on import stays a plugin: what a name means must not depend on
-            # which of its versions happened to be imported first.
-            table, plugins = self._table, self._plugins
-            if plugins is not None:
-                declared = plugins.find(entry.name, entry.version)
-                if declared is not None and declared.owner == record.owner:
-                    table = plugins
-            table.put(self._name, record, replace=replace)
-            self._generation += 1
-            if self._ready:
-                self._ready = {}
+        self._catalogue.put(record, replace=replace)
 
     # --- using -------------------------------------------------------------------------------------------------------
 
@@ -350,15 +266,17 @@ class Registry(Generic[T]):
         Raises:
             UnknownNameError: If nothing is registered under that name, or *ref* is not registered.
             EntryError: If it cannot be imported, or makes something that is not of the registry's base.
+            DuplicateNameError: If two installed distributions claim the name.
         """
-        if not self._overriding:
+        catalogue = self._catalogue
+        if not catalogue.overriding:
             try:
-                factory = self._ready.get(ref)
+                factory = catalogue.ready.get(ref)
             except TypeError:
                 factory = None  # not hashable: whatever it is, the slow way has words for it
             if factory is not None:
                 return factory(*args, **kwargs)
-        return self._prepare(ref)(*args, **kwargs)
+        return catalogue.prepare(ref)(*args, **kwargs)
 
     def build(self, spec: Spec | Mapping[str, Any] | str, /) -> T:
         """Build what a spec says, nested specs first.
@@ -382,13 +300,13 @@ class Registry(Generic[T]):
         """
         if not isinstance(spec, (str, dict, Spec, Mapping)):
             raise ConfigurationError(
-                f"{self._name}.build(spec)", spec, "a Spec, a mapping with a 'type', or a name"
+                f"{self.name}.build(spec)", spec, "a Spec, a mapping with a 'type', or a name"
             )
         from mlkit.registry._build import check, construct  # what only building needs
 
         planned, deprecated = check(self, spec)
         for entry in deprecated:
-            self._warn(entry, stacklevel=3)
+            warn_deprecated(self.name, entry, stacklevel=3)
         made: T = construct(planned)
         self._builds.add()
         return made
@@ -401,7 +319,7 @@ class Registry(Generic[T]):
 
         Args:
             context: Anything; it is what the predicates are given.
-            prefer: Names to try first, best first.
+            prefer: Names to try first, best first; `name@N` takes part as that version.
 
         Returns:
             The choice; its `factory` imports and returns what was chosen.
@@ -410,25 +328,26 @@ class Registry(Generic[T]):
             NoCandidateError: If none accepts; with the reason of each.
             UnknownNameError: If a preferred name is not registered.
         """
-        names = texts(f"{self._name}.select(prefer=...)", prefer)
-        wished = [self._lookup(name).entry.name for name in names]
+        catalogue = self._catalogue
+        wished: dict[str, Record] = {}
+        for ref in texts(f"{self.name}.select(prefer=...)", prefer):
+            record = catalogue.lookup(ref)
+            wished.setdefault(record.entry.name, record)
         candidates = []
-        for name, versions in self._names():
-            record = versions[-1] if len(versions) == 1 else self._lookup(name)
-            if record.entry.deprecated is None or name in wished:
+        for name, versions in catalogue.names():
+            if name in wished:
+                candidates.append(wished[name])
+                continue
+            record = versions[-1] if len(versions) == 1 else catalogue.lookup(name)
+            if record.entry.deprecated is None:
                 candidates.append(record)
-        return choose(self, candidates, context, wished)
+        return choose(self, candidates, context, list(wished))
 
     def __getitem__(self, ref: str) -> Callable[..., T]:
         """Return the factory of a name, importing it if it is lazy."""
         if not isinstance(ref, str):
-            raise ConfigurationError(f"{self._name}[...]", ref, "a name")
-        entry, record = self._find(ref)
-        self._load(record)
-        if entry.deprecated is not None:
-            self._warn(entry, stacklevel=3)
-        factory: Callable[..., T] = record.factory  # type: ignore[assignment]
-        return factory
+            raise ConfigurationError(f"{self.name}[...]", ref, "a name")
+        return self._catalogue.factory(ref)
 
     def override(
         self,
@@ -457,20 +376,11 @@ class Registry(Generic[T]):
             ...     models.create("net", depth=2)
             {'depth': 2}
         """
-        records: dict[tuple[str, int | None], Record] = {}
-        for ref, factory in {**mapping, **factories}.items():
-            where = f"{self._name}.override({clip(ref, 60)})"
-            if not isinstance(ref, str):
-                raise ConfigurationError(where, ref, "a name")
-            if not callable(factory):
-                raise ConfigurationError(where, factory, "a class or function")
-            entry = self._lookup(ref).entry
-            parsed = parse_ref(ref)
-            ready = checked(self._name, entry, factory, self._base)
-            records[entry.name, parsed[1] if parsed else None] = Record(
-                entry, _OVERRIDE, factory=factory, ready=ready
+        if not isinstance(mapping, Mapping):
+            raise ConfigurationError(
+                f"{self.name}.override(mapping)", mapping, "a mapping of names to factories"
             )
-        return Override(self, records)
+        return Override(self._catalogue, {**mapping, **factories})
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -484,26 +394,25 @@ class Registry(Generic[T]):
             UnknownNameError: If nothing is registered under it.
         """
         if not isinstance(ref, str):
-            raise ConfigurationError(f"{self._name}.entry(ref)", ref, "a name")
-        return self._lookup(ref).entry
+            raise ConfigurationError(f"{self.name}.entry(ref)", ref, "a name")
+        return self._catalogue.lookup(ref).entry
 
     def __contains__(self, ref: object) -> bool:
         parsed = parse_ref(ref) if isinstance(ref, str) else None
-        return parsed is not None and self._search(*parsed) is not None
+        return parsed is not None and self._catalogue.search(*parsed) is not None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted((name for name, _ in self._names()), key=natural))
+        return iter(sorted((name for name, _ in self._catalogue.names()), key=natural))
 
     def __len__(self) -> int:
-        return len(self._names())
+        return len(self._catalogue.names())
 
     def __bool__(self) -> bool:
         return True  # an empty registry is still a registry: `registry or default` must not lose it
 
     def __repr__(self) -> str:
-        return (
-            f"<Registry {self._name!r} of {base_name(self._base)}, {len(self._table.names)} names>"
-        )
+        n_names = len(self._catalogue.table.names)
+        return f"<Registry {self.name!r} of {base_name(self.base)}, {n_names} names>"
 
     def __deepcopy__(self, memo: object) -> Registry[T]:
         return self
@@ -513,7 +422,7 @@ class Registry(Generic[T]):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"registry {self._name!r} cannot be pickled: a copy would be another registry; import its module instead"
+            f"registry {self.name!r} cannot be pickled: a copy would be another registry; import its module instead"
         )
 
     def list(
@@ -547,154 +456,17 @@ class Registry(Generic[T]):
             >>> models.list("resnet*", exclude="*18")
             ['resnet50', 'resnet101']
         """
-        from fnmatch import fnmatchcase
-
-        wanted = _patterns(f"{self._name}.list(pattern)", pattern)
-        unwanted = _patterns(f"{self._name}.list(exclude=...)", exclude)
-        found = []
-        for name, records in self._names():
-            if not any(fnmatchcase(name, one) for one in wanted):
-                continue
-            if any(fnmatchcase(name, one) for one in unwanted):
-                continue
-            fitting = [
-                record.entry
-                for record in records
-                if (deprecated or record.entry.deprecated is None)
-                and (tag is None or tag in record.entry.tags)
-                and (where is None or where(record.entry))
-            ]
-            found += [entry.ref for entry in fitting] if versions else [name] * bool(fitting)
-        return sorted(found, key=natural)
-
-    # --- inside ------------------------------------------------------------------------------------------------------
-
-    def _names(self) -> builtins.list[tuple[str, tuple[Record, ...]]]:
-        """Return every name with its versions; a plugin never adds to a name that code registered."""
-        plugins = self._scan()
-        found = atomic_items(self._table.names)
-        if plugins is not None:
-            ours = {name for name, _ in found}
-            found += [item for item in atomic_items(plugins.names) if item[0] not in ours]
-        return found
-
-    def _search(self, name: str, version: int | None) -> Record | None:
-        found = self._table.find(name, version)
-        if found is None and self._group is not None:
-            plugins = self._scan()
-            found = plugins.find(name, version) if plugins is not None else None
-        return found
-
-    def _lookup(self, ref: str) -> Record:
-        parsed = parse_ref(ref)
-        record = self._search(*parsed) if parsed is not None else None
-        if record is None:
-            raise self._unknown(ref)
-        return record
-
-    def _unknown(self, ref: str) -> UnknownNameError:
-        name, at, _ = ref.partition("@")
-        versions = self._table.versions(name)
-        if not versions and self._plugins is not None:
-            versions = self._plugins.versions(name)
-        if at and versions:
-            return UnknownNameError(self._name, ref, [record.entry.ref for record in versions])
-        known = [name for name, _ in self._names()] + builtins.list(self._table.aliases.copy())
-        hint = "(if it is defined, was the module that registers it imported?)"
-        return UnknownNameError(self._name, ref, known, hint=hint)
-
-    def _find(self, ref: str) -> tuple[Entry, Record]:
-        """Return the entry of *ref* and the record to use for it, which an override may have put in its place."""
-        record = self._lookup(ref)
-        return record.entry, overridden(self, record) if self._overriding else record
-
-    def _load(self, record: Record) -> Callable[..., T]:
-        """Return the factory of *record* as it is called, importing it if need be."""
-        ready = record.ready
-        if ready is not None:
-            return ready
-        entry = record.entry
-        if record.conflict is not None:
-            other = Record(record.conflict, "")
-            raise DuplicateNameError(
-                self._name, entry.ref, first=describe(record), second=describe(other)
-            )
-        try:
-            factory = load(self._name, entry)
-            made = checked(self._name, entry, factory, self._base)
-        except EntryError as error:
-            cause = type(error.__cause__).__name__ if error.__cause__ else None
-            emit("registry.entry.failed", self._name, entry=entry.ref, error=cause)
-            raise
-        with _lock:
-            if record.ready is None:  # of 32 threads that imported it at once, one decides for all
-                record.factory, record.ready = factory, made
-                self._imports.add()
-            return record.ready
-
-    def _prepare(self, ref: Any) -> Callable[..., T]:
-        """Return the factory of *ref* as it is called, and remember it for the next call if nothing stands against."""
-        seen = self._generation
-        if not isinstance(ref, str):
-            return self._prepare_handle(ref, seen)
-        entry, record = self._find(ref)
-        ready = self._load(record)
-        if entry.deprecated is not None:
-            self._warn(entry, stacklevel=4)
-        elif record.owner is not _OVERRIDE:
-            self._remember(ref, ready, seen)
-        return ready
-
-    def _prepare_handle(self, handle: Any, seen: int) -> Callable[..., T]:
-        if not callable(handle):
-            raise ConfigurationError(
-                f"{self._name}.create(ref)", handle, "a name, or a registered class or function"
-            )
-        target, _ = owner_of(handle)
-        records = [record for _, versions in self._names() for record in versions]
-        record = next((record for record in records if record.factory is handle), None)
-        if record is None:
-            # A lazy entry that was not imported through the registry, or a definition that has since run again.
-            record = next((record for record in records if record.entry.target == target), None)
-        if record is None:
-            raise UnknownNameError(self._name, target, (record.entry.target for record in records))
-        stand_in = overridden(self, record) if self._overriding else record
-        if stand_in.owner is _OVERRIDE:
-            return self._load(stand_in)
-        ready = checked(self._name, record.entry, handle, self._base)
-        if record.factory is handle:
-            self._remember(handle, ready, seen)
-        return ready
-
-    def _remember(self, ref: Any, ready: Callable[..., T], seen: int) -> None:
-        with _lock:
-            if self._generation == seen:
-                try:
-                    self._ready[ref] = ready
-                except TypeError:  # a callable object that cannot be hashed
-                    return
-
-    def _scan(self) -> Table | None:
-        plugins = self._plugins
-        if plugins is None and self._group is not None:
-            from mlkit.registry._plugins import scan
-
-            found = scan(self._name, self._group)
-            with _lock:
-                plugins = self._plugins = self._plugins or found
-        return plugins
-
-    def _overridden(self, change: int) -> None:
-        with _lock:
-            self._overriding += change
-
-    def _warn(self, entry: Entry, *, stacklevel: int) -> None:
-        warnings.warn(
-            f"{entry.ref} of registry {self._name!r} is deprecated: {entry.deprecated}",
-            FutureWarning,
-            stacklevel=stacklevel,
+        return listed(
+            self.name,
+            self._catalogue.names(),
+            pattern,
+            exclude=exclude,
+            tag=tag,
+            where=where,
+            versions=versions,
+            deprecated=deprecated,
         )
 
 
-def _patterns(where: str, patterns: str | Iterable[str]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else texts(where, patterns)
+def _place(frame: FrameType) -> str:
+    return f"{frame.f_globals.get('__name__', '?')}:{frame.f_lineno}"

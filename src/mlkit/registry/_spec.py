@@ -135,9 +135,13 @@ class Spec(Frozen):
 
         Raises:
             SpecError: If the registry could not build it; every problem at once.
+            ConfigurationError: If *registry* is not one.
         """
         from mlkit.registry._build import resolve
+        from mlkit.registry._registry import Registry
 
+        if not isinstance(registry, Registry):
+            raise ConfigurationError("Spec.resolved(registry)", registry, "a Registry")
         return Spec(resolve(registry, self))
 
     @property

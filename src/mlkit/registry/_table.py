@@ -68,13 +68,20 @@ class Table:
         self.names[name] = tuple(versions)
         if self.aliases:
             self.aliases.pop(name, None)  # only with replace=True can the name have been an alias
-        wanted = {alias for kept in versions for alias in kept.entry.aliases}
-        for alias in wanted:
+        for alias in entry.aliases:
             self.aliases[alias] = name
+            if alias in self.names:  # as above
+                self._drop(alias)
         if old is not None:
+            wanted = {alias for kept in versions for alias in kept.entry.aliases}
             for alias in old.entry.aliases:
                 if alias not in wanted and self.aliases.get(alias) == name:
                     del self.aliases[alias]
+
+    def _drop(self, name: str) -> None:
+        for alias in [alias for alias, meant in self.aliases.items() if meant == name]:
+            del self.aliases[alias]
+        del self.names[name]
 
     def _check(self, registry: str, record: Record, old: Record | None) -> None:
         entry = record.entry
