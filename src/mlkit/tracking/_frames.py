@@ -17,7 +17,7 @@ JSON. Changing any of this is a new `MAGIC`.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, final
 from zlib import crc32
 
 if TYPE_CHECKING:
@@ -57,18 +57,20 @@ _SERIES_NUMBER = Struct("<I")
 _POINT = Struct("<Iqq")
 
 
-class Frame(NamedTuple):
+@final
+class Frame:
     """One whole frame.
 
-    Attributes:
+    Args:
         kind: What it holds.
         payload: Its content.
         end: Offset of the byte behind it.
     """
 
-    kind: int
-    payload: bytes
-    end: int
+    __slots__ = ("end", "kind", "payload")
+
+    def __init__(self, kind: int, payload: bytes, end: int) -> None:
+        self.kind, self.payload, self.end = kind, payload, end
 
 
 def frame(kind: int, payload: bytes) -> bytes:

@@ -12,10 +12,9 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, final
 from zlib import crc32
 
-from mlkit import telemetry
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError, RunClosedError
-from mlkit.telemetry import Sample
+from mlkit.telemetry import Sample, emit, register
 from mlkit.tracking import _frames
 from mlkit.tracking._values import as_step, check_key
 
@@ -78,7 +77,7 @@ class Journal:
         self._series: dict[tuple[str, ...], _Series] = {}
         self._numbers = itertools.count(1)
         _journals.add(self)
-        telemetry.register(self)
+        register(self)
 
     def open(self) -> None:
         """Make the file of this process.
@@ -215,7 +214,7 @@ class Journal:
         self.records += records
         if self._failing:
             self._failing = False
-            telemetry.emit("tracking.journal.recovered", self.run_id, lost=self.lost)
+            emit("tracking.journal.recovered", self.run_id, lost=self.lost)
         if self._sync_every is not None:
             now = current().monotonic()
             if now - self._synced >= self._sync_every:
@@ -234,9 +233,7 @@ class Journal:
         self.lost += records
         if not self._failing:
             self._failing = True
-            telemetry.emit(
-                "tracking.journal.failed", self.run_id, error=f"{type(error).__name__}: {error}"
-            )
+            emit("tracking.journal.failed", self.run_id, error=f"{type(error).__name__}: {error}")
 
     def _reopen(self, records: int) -> bool:
         """Open a file because there is none: after a fork, or when the old one could not be kept whole."""

@@ -6,11 +6,10 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, final
 
-from mlkit import telemetry
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError, ParamConflictError, RunClosedError, TrackingWarning
+from mlkit.telemetry import emit
 from mlkit.tracking import _frames
-from mlkit.tracking._artifacts import digest_of, keep, readable
 from mlkit.tracking._delivery import Delivery, caught_up, delivery_of, merged, shortfall
 from mlkit.tracking._folder import new_folder, unwritable
 from mlkit.tracking._journal import Journal
@@ -207,6 +206,8 @@ class Run:
                 out of the run.
             RunClosedError: If the run is closed.
         """
+        from mlkit.tracking._artifacts import readable
+
         self._check_open()
         where = "Run.log_artifact(name=...)"
         if isinstance(source, (bytes, bytearray, memoryview)):
@@ -234,6 +235,8 @@ class Run:
             RunClosedError: If the run is closed.
         """
         from pathlib import Path
+
+        from mlkit.tracking._artifacts import readable
 
         self._check_open()
         top = Path(folder) if isinstance(folder, (str, os.PathLike)) else None
@@ -323,7 +326,7 @@ class Run:
         if not self._nested:
             self._shipper.let_go()
         if not delivery.complete and self._sinks and not (self._nested and timeout is None):
-            telemetry.emit(
+            emit(
                 "tracking.delivery.incomplete",
                 self.id,
                 pending=delivery.pending,
@@ -382,6 +385,8 @@ class Run:
             raise RunClosedError(self.id)
 
     def _keep(self, source: Path | bytes, name: str) -> str:
+        from mlkit.tracking._artifacts import digest_of, keep
+
         try:
             digest, size = keep(self._folder.artifacts, source, sync=self._durability != "process")
         except OSError as error:

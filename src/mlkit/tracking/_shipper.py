@@ -8,9 +8,9 @@ import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeAlias, final
 
-from mlkit import telemetry
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError
+from mlkit.telemetry import emit
 from mlkit.tracking._delivery import Delivery, delivery_of, merged
 from mlkit.tracking._folder import Folder
 from mlkit.tracking._sink import Sink, make_sink, maker, sink_key
@@ -71,9 +71,7 @@ class ProcessShipper:
                 )
         except OSError as error:
             self._problem = f"{type(error).__name__}: {error}"
-            telemetry.emit(
-                "tracking.shipper.failed", self._folder.path.name, error=type(error).__name__
-            )
+            emit("tracking.shipper.failed", self._folder.path.name, error=type(error).__name__)
 
     def why_idle(self) -> str:
         """Return how it ended, if it has."""
