@@ -1,6 +1,9 @@
 """What goes in comes out: arrays, modules, bytes, files."""
 
+import os
 import pickle
+import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -314,6 +317,32 @@ def test_state_that_is_no_tensor_needs_a_decision(store):
 def test_a_module_without_data_is_refused(store, module):
     with pytest.raises(ConfigurationError, match="without data"):
         store.save("m", module, spec={})
+
+
+def test_a_module_built_on_the_meta_device_is_refused(store):
+    store.save("m", torch.nn.Linear(2, 3), spec={})
+    with pytest.raises(RebuildError, match="meta device"):
+        store.load("m@1", build=lambda spec: torch.nn.Linear(2, 3, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_lazy_module_takes_its_shapes_from_the_weights(store, dtype):
+    net = torch.nn.Linear(2, 3, dtype=dtype)
+    store.save("m", net, spec={})
+    assert equal_modules(store.load("m@1", build=lambda spec: torch.nn.LazyLinear(3)), net)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o444), (0o027, 0o440), (0o077, 0o400)])
+def test_the_umask_says_who_may_read_whatever_the_format(store, umask, mode):
+    before = os.umask(umask)
+    try:
+        for model in (b"x", {"a": np.zeros(1)}, {"a": torch.zeros(1)}):
+            store.save("m", model)
+    finally:
+        os.umask(before)
+    blobs = [path for path in Path(store.path, "blobs").rglob("*") if path.is_file()]
+    assert len(blobs) == 6
+    assert {stat.S_IMODE(path.stat().st_mode) for path in blobs} == {mode}
 
 
 def test_a_module_without_a_spec_is_refused(store):

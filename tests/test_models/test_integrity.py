@@ -1,5 +1,6 @@
 """Every byte that is read is checked; nothing outside the folder is touched; what is too new or too big is refused."""
 
+import errno
 import json
 import os
 import shutil
@@ -155,6 +156,34 @@ def test_an_open_store_goes_on_over_a_repair(tmp_path):
     other.rollback("m")
     assert store.aliases("m") == {"champion": 1}
     assert len(store.history("m")) == 5
+
+
+def test_an_open_store_goes_on_when_a_line_it_had_read_is_taken_back(tmp_path, monkeypatch):
+    store, other = make(tmp_path / "s"), ModelStore(tmp_path / "s")
+    (log,) = files_of(store, "*.jsonl")
+    real, seen = os.fsync, []
+
+    def full(descriptor):
+        if os.fstat(descriptor).st_ino == log.stat().st_ino:
+            seen.append(len(other.history("m")))
+            raise OSError(errno.EIO, "the disk would not keep it")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="would not keep"):
+            store.rollback("m")
+    assert seen == [5], "the other had read the line"
+    store.rollback("m", why="again, and a longer line than the one before")
+    assert [change.why for change in other.history("m")] == [
+        "",
+        "",
+        "",
+        "better",
+        store.history("m")[-1].why,
+    ]
+    other.promote("m", 2)
+    assert ModelStore(store.path).aliases("m") == {"champion": 2}
 
 
 @pytest.mark.parametrize("what", ["blobs", "blobs/sha256", "models", "tmp"])
@@ -354,6 +383,11 @@ def test_stray_files_are_no_models(tmp_path):
     assert store.names() == ["m"]
     with pytest.raises(VersionNotFoundError):
         store.versions("empty")
+    for name in ("._m.jsonl", "m (copy).jsonl", "a" * 81 + ".jsonl"):
+        (tmp_path / "models" / name).write_bytes(b"no history\n")
+    assert store.names() == ["m"], "these are no names of models"
+    store.delete("m", 1)
+    assert len(files_of(store, "blobs/*/*/*")) == 2, "and use nothing"
 
 
 def test_a_store_that_may_only_be_read():
@@ -371,6 +405,21 @@ def test_a_store_that_may_only_be_read():
                     change()
         for path in everything:
             path.chmod(path.stat().st_mode | 0o700)
+
+
+def test_a_history_that_may_not_be_read_is_in_nobody_elses_way():
+    with tempfile.TemporaryDirectory() as root:
+        store = make(Path(root) / "s")
+        store.save("private", b"x")
+        Path(root).chmod(0o755)
+        (Path(store.path) / "models" / "private.jsonl").chmod(0)
+        with as_nobody():
+            reader = ModelStore(store.path)
+            assert reader.names() == ["m", "private"]
+            with pytest.raises(VersionNotFoundError, match="private"):
+                reader.get("pirvate@1")
+            with pytest.raises(PermissionError):
+                reader.get("private@1")
 
 
 @contextmanager

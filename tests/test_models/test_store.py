@@ -433,9 +433,10 @@ def test_threads_share_one_store(store):
         dict(manifest=7), dict(signature=[]),
         dict(metrics=[1]), dict(metrics={"a": "0.9"}), dict(metrics={"a": True}), dict(metrics={1: 1.0}),
         dict(metrics={"": 1.0}), dict(metrics={"a": None}), dict(metrics={"a": np.zeros(3)}),
-        dict(metrics={"a": 1j}), dict(metrics={"a": 10**400}),
+        dict(metrics={"a": 1j}), dict(metrics={"a": np.True_}), dict(metrics={"a": 10**400}),
         dict(tags={"a": 1}), dict(tags={1: "a"}), dict(tags=["a"]), dict(tags={"": "a"}),
-        dict(run=7), dict(run="x" * 1001), dict(why=None), dict(trust=True), dict(trust="yes"),
+        dict(run=7), dict(run="x" * 1001), dict(why=None), dict(trust=True), dict(trust="yes"), dict(trust=["pickle"]),
+        dict(model=lambda x: x, trust="pickle"), dict(model=threading.Lock(), trust="pickle"),
         dict(model="model.pt"), dict(model=Path("/no/such/file")), dict(model=Path("/")),
         dict(model={}), dict(model={"": np.zeros(1)}), dict(model={1: np.zeros(1)}),
         dict(model={"__metadata__": np.zeros(1)}), dict(model={"\ud800": np.zeros(1)}),
@@ -480,6 +481,9 @@ CALLS = [
         lambda s: s.promote("m", s.save("n", b"x")), lambda s: s.rollback("m", 3),
         lambda s: s.rollback("m", "champion", expect=None), lambda s: s.delete("m", True),
         lambda s: s.delete("m", "m@1"), lambda s: s.load("m@1", build=3), lambda s: s.load("m@1", trust=1),
+        lambda s: s.load("m@1", trust=["pickle"]), lambda s: ModelStore("s3://bucket/models"),
+        lambda s: ModelStore(Path("s3://bucket/models")), lambda s: ModelStore("file:///models"),
+        lambda s: ModelStore("a\0b"),
         lambda s: s.load("m@1", build=dict), lambda s: ModelStore(""), lambda s: ModelStore(3),
         lambda s: ModelStore(b"/tmp"), lambda s: ModelStore("x", who=3), lambda s: s.versions("../m"),
         lambda s: s.history(None), lambda s: s.aliases("m@champion"),
@@ -499,6 +503,29 @@ def test_a_version_of_another_store_is_not_taken_for_ours(tmp_path):
     ours.save("m", b"ours")
     with pytest.raises(ConfigurationError, match="of this store"):
         ours.load(theirs.save("m", b"theirs"))
+
+
+def test_a_version_of_another_store_moves_and_deletes_nothing(tmp_path):
+    ours, theirs = ModelStore(tmp_path / "a"), ModelStore(tmp_path / "b")
+    for content in (b"1", b"2", b"3"):
+        ours.save("m", content)
+        theirs.save("m", content + b"!")
+    ours.promote("m", 2)
+    ours.promote("m", 3)
+    before = ours.history("m")
+    for call in (
+        lambda: ours.promote("m", theirs.get("m@1")),
+        lambda: ours.promote("m", 1, expect=theirs.get("m@3")),
+        lambda: ours.rollback("m", expect=theirs.get("m@3")),
+        lambda: ours.delete("m", theirs.get("m@1")),
+    ):
+        with pytest.raises(ConfigurationError, match="of this store"):
+            call()
+    assert ours.history("m") == before
+    theirs.delete("m", 1)
+    twin = theirs.save("m", b"4")
+    with pytest.raises(VersionNotFoundError):
+        ours.promote("m", twin)
 
 
 def test_pickle_needs_two_decisions(store):

@@ -127,11 +127,14 @@ class Catalog:
         Args:
             where: The argument, for the error.
             name: The model.
-            version: What the caller passed.
+            version: What the caller passed; a version of another store is refused, if it differs.
         """
         if isinstance(version, ModelVersion):
             if version.name != name:
                 raise ConfigurationError(where, version, f"a version of {name!r}")
+            facts = self.state(name).versions.get(version.number)
+            if facts is not None and facts.digest != version.digest:
+                raise ConfigurationError(where, version, "a version of this store")
             return version.number
         if isinstance(version, bool) or not isinstance(version, int) or version < 1:
             raise ConfigurationError(where, version, "a version number >= 1, or a ModelVersion")
@@ -183,5 +186,5 @@ class Catalog:
     def _has_history(self, name: str) -> bool:
         try:
             return bool(self.log(name).read().changes)
-        except ModelStoreError:
+        except (ModelStoreError, OSError):
             return True  # it is there, and every other call will say what is wrong with it

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 from mlkit._optional import require
+from mlkit._suggest import clip
 from mlkit.errors import ConfigurationError, RebuildError, UntrustedFormatError
 from mlkit.models._folder import write_file
 
@@ -124,9 +126,7 @@ def write(model: object, path: str, *, has_spec: bool, trust: Trust | None) -> W
             "save a mapping of NumPy arrays or tensors, an object with state_dict() and load_state_dict(), bytes or a "
             "Path, or pass trust='pickle' here and at each load",
         )
-    import pickle
-
-    write_file(path, pickle.dumps(model, protocol=5))
+    write_file(path, _pickled(model))
     return Written("pickle", rebuild=False, ties={})
 
 
@@ -175,9 +175,17 @@ def _restore(ref: str, rebuilt: object, state: dict[str, Any]) -> None:
     if torch is None or not isinstance(rebuilt, torch.nn.Module):
         rebuilt.load_state_dict(state)
         return
+    own_state = rebuilt.state_dict(keep_vars=True)
+    # Loading into one of these changes nothing, and torch only warns.
+    if any(
+        isinstance(own, torch.Tensor) and own.device.type == "meta" for own in own_state.values()
+    ):
+        raise RebuildError(
+            ref, "build returned a module on the meta device, which holds no weights"
+        )
     # Copying converts: bfloat16 weights would silently become the float32 that the spec builds. Setting `data` keeps
     # the parameters that are tied to each other tied, which load_state_dict(assign=True) does not.
-    for name, own in rebuilt.state_dict(keep_vars=True).items():
+    for name, own in own_state.items():
         stored = state.get(name)
         if stored is not None and isinstance(own, torch.Tensor) and own.dtype != stored.dtype:
             own.data = own.data.to(stored.dtype)
@@ -185,6 +193,18 @@ def _restore(ref: str, rebuilt: object, state: dict[str, Any]) -> None:
         rebuilt.load_state_dict(state)
     except RuntimeError as error:
         raise RebuildError(ref, str(error)) from error
+
+
+def _pickled(model: object) -> bytes:
+    import pickle
+
+    try:
+        return pickle.dumps(model, protocol=5)
+    except (pickle.PicklingError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        reason = clip(f"{type(error).__name__}: {error}", 200)
+        raise ConfigurationError(
+            "save(model)", model, "what pickle can store", hint=reason
+        ) from error
 
 
 def _problem(state: object) -> str | None:
@@ -241,6 +261,15 @@ def _tensor_problem(torch: Any, tensor: Any) -> str | None:
 
 
 def _write_tensors(state: Mapping[str, Any], path: str) -> tuple[Format, dict[str, str]]:
+    # safetensors lets only the owner read a file that it makes; others may, as far as the umask says, as all else.
+    write_file(path, b"")
+    mode = os.stat(path).st_mode & 0o777  # noqa: PTH116 - a path is text here
+    kind, ties = _fill(state, path)
+    os.chmod(path, mode)  # noqa: PTH101 - as above
+    return kind, ties
+
+
+def _fill(state: Mapping[str, Any], path: str) -> tuple[Format, dict[str, str]]:
     torch = sys.modules.get("torch")
     if torch is not None and any(isinstance(value, torch.Tensor) for value in state.values()):
         from safetensors.torch import save_file

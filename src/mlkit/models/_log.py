@@ -1,8 +1,8 @@
 """The history of one model: an append-only file of chained lines, and the state that it adds up to.
 
 A line is `{"sum":"<64 hex digits>","event":{...}}`; the sum is SHA-256 over the sum of the line before and the bytes of the
-event, and the first line goes on from the model's name. So a changed, lost, swapped or foreign line is found, and any tool
-that reads JSON lines can read it. What a process that died left behind (a last line without its end) was never
+event, and the first line goes on from the model's name. So a changed, swapped or foreign line is found, and a lost one
+unless nothing follows it; and any tool that reads JSON lines can read it. What a process that died left behind (a last line without its end) was never
 acknowledged: readers ignore it and the next writer removes it.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final, get_args
 
 from mlkit.errors import ConfigurationError, IntegrityError, ModelStoreError
 from mlkit.models._folder import Folder, checked_digest, write_all
-from mlkit.models._names import check_alias
+from mlkit.models._names import check_alias, is_name
 from mlkit.models._plain import dump
 from mlkit.models._version import FORMATS, Change, Facts, Kind
 from mlkit.telemetry import Counter, register
@@ -154,7 +154,14 @@ class Log:
             data = os.pread(descriptor, facts.st_size - state.end, state.end)
         finally:
             os.close(descriptor)
-        state = self._fold(state, data)
+        try:
+            state = self._fold(state, data)
+        except IntegrityError:
+            if state.end == 0:
+                raise
+            # What we had read before may have been taken back since: its writer was told that it could not be kept.
+            self._seen = None
+            return self.read_locked()
         self._seen = (signature, state)
         return state
 
@@ -240,7 +247,7 @@ def name_of(file: str) -> str | None:
         file: Its name.
     """
     name = file.removesuffix(".jsonl").replace("%2F", "/")
-    return name if log_path(name) == f"models/{file}" else None
+    return name if is_name(name) and log_path(name) == f"models/{file}" else None
 
 
 def _signature(facts: os.stat_result) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mlkit.errors import ConfigurationError
 
-__all__ = ["Reference", "check_alias", "check_name", "check_text", "parse"]
+__all__ = ["Reference", "check_alias", "check_name", "check_text", "is_name", "parse"]
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*"
 _ALIAS = r"[a-z][a-z0-9_-]*"
@@ -35,7 +35,7 @@ def check_name(where: str, name: object) -> str:
         where: The argument, for the error.
         name: What the caller passed.
     """
-    if not isinstance(name, str) or len(name) > _MAX_NAME or not _matches(_NAME, name):
+    if not isinstance(name, str) or not is_name(name):
         raise ConfigurationError(
             where,
             name,
@@ -43,6 +43,15 @@ def check_name(where: str, name: object) -> str:
             f"or digit, at most {_MAX_NAME} characters",
         )
     return name
+
+
+def is_name(name: str) -> bool:
+    """Return whether *name* may name a model.
+
+    Args:
+        name: Any text.
+    """
+    return len(name) <= _MAX_NAME and _matches(_NAME, name)
 
 
 def check_alias(where: str, alias: object) -> str:

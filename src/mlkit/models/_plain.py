@@ -45,7 +45,8 @@ def check_metrics(where: str, metrics: object) -> dict[str, float]:
     for key, value in metrics.items():
         if not isinstance(key, str) or not key:
             raise ConfigurationError(where, key, "metric names that are non-empty text")
-        if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        truth = type(value).__name__ in {"bool", "bool_"}  # NumPy has its own
+        if truth or not isinstance(value, SupportsFloat):
             raise ConfigurationError(f"{where}[{key!r}]", value, "a number")
         try:
             checked[key] = float(value)

@@ -17,7 +17,6 @@ from mlkit.errors import (
 )
 from mlkit.models._catalog import Catalog
 from mlkit.models._checks import PASSED, Check, ask, named
-from mlkit.models._draft import Draft
 from mlkit.models._folder import Folder
 from mlkit.models._formats import Trust, decode
 from mlkit.models._names import check_alias, check_name, check_text
@@ -86,11 +85,7 @@ class ModelStore:
     def __init__(
         self, path: str | PathLike[str], *, who: str | None = None, clock: Clock | None = None
     ) -> None:
-        if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
-            raise ConfigurationError("ModelStore(path)", path, "the path of a folder")
-        if not os.fspath(path):
-            raise ConfigurationError("ModelStore(path)", path, "the path of a folder")
-        self._folder = Folder(os.path.abspath(path))  # noqa: PTH100 - does not look at the disk
+        self._folder = Folder(_checked_path(path))
         self._who = None if who is None else check_text("ModelStore(who=...)", who)
         self._clock = clock
         self._catalog = Catalog(self._folder)
@@ -205,6 +200,8 @@ class ModelStore:
             UntrustedFormatError: If only pickle could store it and *trust* does not say so.
             OSError: If the folder cannot be written; nothing was saved.
         """
+        from mlkit.models._draft import Draft  # a process that only loads never needs it
+
         check_name("save(name)", name)
         _check_trust("save(trust=...)", trust)
         if run is not None:
@@ -469,8 +466,19 @@ def _reopen(path: str, who: str | None, clock: Clock | None) -> ModelStore:
     return ModelStore(path, who=who, clock=clock)
 
 
+def _checked_path(path: object) -> str:
+    import re
+
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigurationError("ModelStore(path)", path, "the path of a folder")
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", text):  # it would become a folder named "s3:"
+        raise ConfigurationError("ModelStore(path)", path, "the path of a local folder, not a URL")
+    return os.path.abspath(text)  # noqa: PTH100 - does not look at the disk
+
+
 def _check_trust(where: str, trust: object) -> None:
-    if trust not in {None, "pickle"}:
+    if trust is not None and not (isinstance(trust, str) and trust == "pickle"):
         raise ConfigurationError(where, trust, "'pickle' or None")
 
 
