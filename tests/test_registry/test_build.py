@@ -538,3 +538,18 @@ def test_a_factory_that_is_false_is_checked_like_any_other():
     assert reg.build({"type": "empty", "width": 2}).width == 2
     with pytest.raises(SpecError, match="width: expected int, got 'no'"):
         reg.build({"type": "empty", "width": "no"})
+
+
+def test_a_mapping_of_specs_has_text_as_keys():
+    encoders, models = Registry("encoders", Encoder), Registry("models")
+    encoders.register("enc")(Encoder)
+
+    @models.register("net")
+    class Net:
+        def __init__(self, parts: dict[str, Annotated[Encoder, encoders]]) -> None:
+            self.parts = parts
+
+    assert list(models.build({"type": "net", "parts": {"a": "enc"}}).parts) == ["a"]
+    for value in ("enc", Encoder()):
+        with pytest.raises(SpecError, match="parts: expected text as keys, got 1"):
+            models.build({"type": "net", "parts": {1: value}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -143,3 +144,35 @@ def test_the_block_is_lean_and_a_registry_without_plugins_reads_none():
     assert not heavy & set(sys.modules), heavy & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+@pytest.mark.parametrize("imported_first", [True, False])
+def test_a_name_means_the_same_whether_a_plugin_was_imported_before_the_plugins_were_read(
+    site, monkeypatch, imported_first
+):
+    import types
+
+    reg = Registry("plugins", dict, entry_points=GROUP)
+    hub = types.ModuleType("plug_hub")
+    hub.reg = reg
+    monkeypatch.setitem(sys.modules, "plug_hub", hub)
+    install(
+        site,
+        "early-dist",
+        {"early": "plug_early:A", "early@2": "plug_early_two:B"},
+        plug_early="""
+        from plug_hub import reg
+        @reg.register('early', aliases=['soon'])
+        class A(dict): pass
+        """,
+        plug_early_two="class B(dict): pass\n",
+    )
+    if not imported_first:
+        assert "early" in reg
+    importlib.import_module("plug_early")
+    first = sys.modules["plug_early"].A
+    assert type(reg.create(first)) is first
+    assert reg.list("early", versions=True) == ["early@1", "early@2"]
+    assert type(reg.create("early")).__name__ == type(reg.create("soon")).__name__ == "B"
+    assert reg["early@1"] is first
+    assert reg.entry("early@1").imported

@@ -220,8 +220,30 @@ class Catalogue:
 
             found = scan(self.name, self._group)
             with _lock:
-                plugins = self._plugins = self._plugins or found
+                plugins = self._plugins
+                if plugins is None:
+                    moved = self._adopt(found)
+                    self._plugins = plugins = found
+                    for record in moved:
+                        self.table.remove(record)
+                    self.ready = {}
         return plugins
+
+    def _adopt(self, plugins: Table) -> list[Record]:
+        """Put what plugins registered before they were scanned with what they declare, as `put` does afterwards."""
+        moved = []
+        for name, records in self.table.names.items():
+            for record in records:
+                declared = plugins.find(name, record.entry.version)
+                if declared is not None and declared.owner == record.owner:
+                    try:
+                        plugins.put(self.name, record, replace=False)
+                    except (
+                        DuplicateNameError
+                    ):  # an alias that another plugin has: no reason for a scan to fail
+                        continue
+                    moved.append(record)
+        return moved
 
 
 def warn_deprecated(registry: str, entry: Entry, *, stacklevel: int) -> None:

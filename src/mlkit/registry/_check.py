@@ -201,6 +201,10 @@ class Checker:
             self._problem(path, "value", f"expected a mapping of specs, got {shown(value)}")
             return None
         keys = list(value)
+        for key in keys:
+            if not isinstance(key, str):
+                self._problem(path, "value", f"expected text as keys, got {shown(key)}")
+                return None
         items = [self._shaped(shape.inner, item, (*path, str(key))) for key, item in value.items()]
         if all(a is b for a, b in zip(items, value.values(), strict=True)):
             return value

@@ -166,12 +166,13 @@ class Registry(Generic[T]):
                 of the registry's base, or has a parameter called `type`.
             DuplicateNameError: If another owner has the name and version, or an alias means something else.
         """
+        catalogue = self._catalogue
         source = _place(sys._getframe(1))  # noqa: SLF001 - only to say in a message where it was registered
 
         def decorate(factory: F, name: Any = name) -> F:
             record = imported_record(
-                self.name,
-                self.base,
+                catalogue.name,
+                catalogue.base,
                 factory,
                 name=name,
                 source=source,
@@ -184,7 +185,7 @@ class Registry(Generic[T]):
                 when=when,
                 priority=priority,
             )
-            self._catalogue.put(record, replace=replace)
+            catalogue.put(record, replace=replace)
             return factory
 
         return decorate(name, None) if callable(name) else decorate

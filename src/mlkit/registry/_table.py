@@ -78,6 +78,19 @@ class Table:
                 if alias not in wanted and self.aliases.get(alias) == name:
                     del self.aliases[alias]
 
+    def remove(self, record: Record) -> None:
+        """Take *record* out again, and the aliases that only it has."""
+        name = record.entry.name
+        left = tuple(kept for kept in self.names[name] if kept is not record)
+        if not left:
+            self._drop(name)
+            return
+        self.names[name] = left
+        wanted = {alias for kept in left for alias in kept.entry.aliases}
+        for alias in record.entry.aliases:
+            if alias not in wanted and self.aliases.get(alias) == name:
+                del self.aliases[alias]
+
     def _drop(self, name: str) -> None:
         for alias in [alias for alias, meant in self.aliases.items() if meant == name]:
             del self.aliases[alias]
