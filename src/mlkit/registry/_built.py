@@ -48,7 +48,8 @@ def spec_of(built: object) -> Spec:
         built: What `build` returned, or an object inside it that was built from a nested spec.
 
     Returns:
-        The spec, versions pinned and defaults filled in. Building it makes an equal object.
+        The spec, versions pinned and defaults filled in. Building it calls the same factories with the same arguments.
+        Where a factory returned one object for two specs, it is the later one.
 
     Raises:
         RegistryError: If `build` did not make it, or made it with live arguments that no spec can hold.

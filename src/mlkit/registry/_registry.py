@@ -159,7 +159,8 @@ class Registry(Generic[T]):
             deprecated: What to use instead; using the entry then warns (`FutureWarning`), and listings leave it out.
             when: For `select`: given the context, return True, or a reason why not.
             priority: For `select`: the highest accepted wins.
-            replace: Take the name even from another owner.
+            replace: Take the name and the aliases even from another owner. An alias that was a name takes the place
+                of all its versions.
 
         Raises:
             ConfigurationError: If an argument is not what it must be, the object cannot be called, is a class outside
@@ -210,7 +211,7 @@ class Registry(Generic[T]):
         Args:
             name: The name.
             target: Where it is: `"package.module:attribute"`.
-            version: As for `register`, and so on.
+            version: From 1.
             aliases: Other names for `name`.
             tags: Words to filter a listing by.
             meta: Facts to keep with the entry.
@@ -218,7 +219,7 @@ class Registry(Generic[T]):
             deprecated: What to use instead.
             when: For `select`; it is called without importing the target.
             priority: For `select`.
-            replace: Take the name even from another owner.
+            replace: Take the name and the aliases even from another owner.
 
         Raises:
             ConfigurationError: If an argument is not what it must be.
@@ -266,6 +267,7 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: If nothing is registered under that name, or *ref* is not registered.
+            ConfigurationError: If *ref* is neither.
             EntryError: If it cannot be imported, or makes something that is not of the registry's base.
             DuplicateNameError: If two installed distributions claim the name.
         """
@@ -367,7 +369,7 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: If a name is not registered: a misspelt override would leave the real thing in place.
-            ConfigurationError: If a factory cannot be called.
+            ConfigurationError: If *mapping* is none, or a factory cannot be called.
             EntryError: If it is a class outside of the registry's base.
 
         Examples:
@@ -393,6 +395,7 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: If nothing is registered under it.
+            ConfigurationError: If *ref* is no text.
         """
         if not isinstance(ref, str):
             raise ConfigurationError(f"{self.name}.entry(ref)", ref, "a name")
@@ -449,6 +452,9 @@ class Registry(Generic[T]):
 
         Returns:
             Names; empty if none match.
+
+        Raises:
+            ConfigurationError: If an argument is not what it must be.
 
         Examples:
             >>> models = Registry("models")
