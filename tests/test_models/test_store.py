@@ -1,6 +1,7 @@
 """What a user does with a store, on real files."""
 
 import copy
+import os
 import pickle
 import threading
 from pathlib import Path
@@ -32,6 +33,24 @@ def test_a_constructor_touches_nothing(tmp_path):
     with pytest.raises(VersionNotFoundError):
         store.get("churn@1")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_itself_is_as_durable_as_what_is_in_it(tmp_path, monkeypatch):
+    real, synced = os.fsync, []
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor)), real(descriptor))
+    )
+    ModelStore(tmp_path / "a" / "b").save("m", b"x")
+    for folder in (tmp_path, tmp_path / "a", tmp_path / "a" / "b"):
+        assert any(os.path.samestat(folder.stat(), facts) for facts in synced), folder
+
+
+def test_a_store_where_a_file_is(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"x")
+    with pytest.raises(FileExistsError):
+        ModelStore(tmp_path / "model.pt").save("m", b"x")
+    with pytest.raises(OSError, match=r"model\.pt"):
+        ModelStore(tmp_path / "model.pt" / "below").save("m", b"x")
 
 
 def test_a_version_says_what_it_is(store):

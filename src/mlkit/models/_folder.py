@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, final
 
 from mlkit._digest import digest_bytes, digest_file
@@ -108,7 +108,7 @@ class Folder:
             relative: Its path below the root; empty for the root.
         """
         if not relative:
-            os.makedirs(self.root, exist_ok=True)  # noqa: PTH103 - as above
+            _make_root(self.root)
             return
         parts = relative.split("/")
         for depth in range(1, len(parts) + 1):
@@ -175,11 +175,7 @@ class Folder:
         Args:
             relative: Its path below the root.
         """
-        descriptor = os.open(self.path(relative), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(self.path(relative))
 
     def open(self, relative: str, flags: int = _READ) -> int:
         """Open a regular file of the store and return its descriptor.
@@ -261,6 +257,28 @@ class Folder:
         if not stat.S_ISDIR(mode):
             kind = "a symbolic link" if stat.S_ISLNK(mode) else "something else"
             raise IntegrityError(path, expected="a folder of the store", got=kind)
+
+
+def _make_root(path: str) -> None:
+    if os.path.isdir(path):  # noqa: PTH112 - as above
+        return
+    parent = os.path.dirname(path)  # noqa: PTH120 - as above
+    _make_root(parent)
+    try:
+        os.mkdir(path)  # noqa: PTH102 - as above
+    except FileExistsError:
+        if not os.path.isdir(path):  # noqa: PTH112 - as above
+            raise
+    with suppress(PermissionError):  # one may add to a folder that one may not read
+        _sync(parent)
+
+
+def _sync(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def checked_digest(value: object) -> str:

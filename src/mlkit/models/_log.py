@@ -1,9 +1,9 @@
 """The history of one model: an append-only file of chained lines, and the state that it adds up to.
 
-A line is `{"sum":"<64 hex digits>","event":{...}}`; the sum is SHA-256 over the sum of the line before and the bytes of the
-event, and the first line goes on from the model's name. So a changed, swapped or foreign line is found, and a lost one
-unless nothing follows it; and any tool that reads JSON lines can read it. What a process that died left behind (a last line without its end) was never
-acknowledged: readers ignore it and the next writer removes it.
+A line is `{"sum":"<64 hex digits>","event":{...}}`; the sum is SHA-256 over the sum of the line before and the bytes of
+the event, and the first line goes on from the model's name. So a changed, swapped or foreign line is found, and a lost
+one unless nothing follows it; and any tool that reads JSON lines can read it. What a process that died left behind (a
+last line without its end) was never acknowledged: readers ignore it and the next writer removes it.
 """
 
 from __future__ import annotations

@@ -51,8 +51,9 @@ class ModelStore:
     ```
 
     A change happens when its line is written, whole, after all it speaks of is on the disk: a process that is killed
-    at any point leaves the state before or the state after. Readers take no lock. Writers, in any number of threads and
-    processes of one machine, take turns; between machines as far as the file system gives `flock` (NFSv4 does).
+    at any point leaves the state before or the state after. Readers take no lock (but to look again before they report
+    a damaged history). Writers, in any number of threads and processes of one machine, take turns; between machines as
+    far as the file system gives `flock` (NFSv4 does).
 
     Thread-safe, fork-safe and picklable. Building one touches no file.
 
@@ -198,6 +199,7 @@ class ModelStore:
         Raises:
             ConfigurationError: If an argument is wrong.
             UntrustedFormatError: If only pickle could store it and *trust* does not say so.
+            IntegrityError: If the history was tampered with.
             OSError: If the folder cannot be written; nothing was saved.
         """
         from mlkit.models._draft import Draft  # a process that only loads never needs it
@@ -263,7 +265,8 @@ class ModelStore:
             VersionNotFoundError: If there is no such version.
             IntegrityError: If what is stored is not what was saved.
             UntrustedFormatError: If it was stored with pickle and *trust* does not say so.
-            RebuildError: If what *build* returned does not take the weights.
+            RebuildError: If what *build* returned has no `load_state_dict`, or is a torch module that does not take the
+                weights. What another object raises comes through, and so does what *build* raises.
         """
         _check_trust("load(trust=...)", trust)
         if build is not None and not callable(build):
@@ -312,20 +315,22 @@ class ModelStore:
             name: The model.
             version: The version, or its number.
             to: The alias.
-            expect: The version that must hold the alias now, None if none may. Left out: whichever holds it when the
-                call begins; checks that judged against that one do not count for another.
+            expect: The version that must hold the alias now, None if none may. Left out: any; but what checks judged
+                against the holder when the call began does not count if it is another at the end.
             checks: Gates, all of which are asked; see `Check`. No lock is held meanwhile.
             why: Why, for the history.
 
         Returns:
-            The change as it was written down. If the alias points there already nothing is written, and the change
-            that put it there is returned.
+            The change as it was written down. If every check passes and the alias points there already, nothing is
+            written, and the change that put it there is returned.
 
         Raises:
             ConfigurationError: If an argument is wrong.
             VersionNotFoundError: If there is no such version.
             AliasConflictError: If another version than expected holds the alias.
             ChecksFailedError: If a check did not let it pass; the history says which and why.
+            IntegrityError: If the history was tampered with.
+            OSError: If the folder cannot be written; nothing was changed.
         """
         check_name("promote(name)", name)
         check_alias("promote(to=...)", to)
@@ -390,6 +395,8 @@ class ModelStore:
             ConfigurationError: If an argument is wrong.
             VersionNotFoundError: If nobody holds the alias, or nobody held it before.
             AliasConflictError: If another version than expected holds it.
+            IntegrityError: If the history was tampered with.
+            OSError: If the folder cannot be written; nothing was changed.
         """
         check_name("rollback(name)", name)
         check_alias("rollback(alias)", alias)
@@ -437,6 +444,8 @@ class ModelStore:
             ConfigurationError: If an argument is wrong.
             VersionNotFoundError: If there is no such version.
             VersionInUseError: If an alias points at it.
+            IntegrityError: If the history was tampered with.
+            OSError: If the folder cannot be written; nothing was changed.
         """
         check_name("delete(name)", name)
         check_text("delete(why=...)", why)
