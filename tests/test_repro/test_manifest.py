@@ -222,9 +222,9 @@ FACTS = {"findings": [], "paths": {}}
 
 
 def plain(params):
-    from mlkit.repro._manifest import _plain
+    from mlkit.repro._given import plain_params
 
-    return _plain(params, "params")
+    return plain_params(params)
 
 
 @given(
@@ -433,3 +433,94 @@ def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
         Manifest({**BLANK, "params": {"a": 1}}, FACTS).save(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.json"]
+
+
+def found(folder):
+    (finding,) = Manifest.capture(code=folder).findings
+    return finding
+
+
+def test_no_hook_runs(repository, tmp_path):
+    hook = repository / ".git" / "hooks" / "post-index-change"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch '{tmp_path}/ran'\n")
+    hook.chmod(0o755)
+    (repository / "new.py").write_text("2")
+    assert tree(repository)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_split_index_stays_as_it_is(repository):
+    git(repository, "update-index", "--split-index")
+    git(repository, "config", "core.splitIndex", "true")
+    (repository / "new.py").write_text("2")
+    before = {name: content for name, (_, content) in everything(repository).items()}
+    assert tree(repository)
+    # Git refreshes the time of the shared file that it reads, and nothing else changes.
+    assert {name: content for name, (_, content) in everything(repository).items()} == before
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_changes_inside_a_nested_repository_are_a_finding(repository, registered):
+    inner = repository / "lib"
+    inner.mkdir()
+    git(inner, "init", "-q")
+    (inner / "a.py").write_text("1")
+    git(inner, "add", ".")
+    git(inner, "commit", "-qm", "first")
+    if registered:
+        git(repository, "-c", "advice.addEmbeddedRepo=false", "add", "lib")
+        git(repository, "commit", "-qm", "nested")
+    clean = Manifest.capture(code=repository)
+    assert clean.findings == ()
+    assert clean.to_dict()["facts"]["clean"] is registered
+    (inner / "a.py").write_text("2")
+    finding = found(repository)
+    assert finding.code == "nested-changes"
+    assert finding.what.startswith("lib holds changes")
+    assert Manifest.capture(code=repository).to_dict()["facts"]["clean"] is False
+
+
+def test_what_git_refuses_is_a_finding_with_its_own_way_out(repository, monkeypatch, tmp_path):
+    with monkeypatch.context() as patched:
+        patched.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+        assert "temporary files" in found(repository).fix
+    (repository / "empty").mkdir()
+    git(repository / "empty", "init", "-q")
+    assert "does not have a commit" in found(repository).what
+    assert "git add --all --dry-run" in found(repository).fix
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs a second user")
+def test_the_repository_of_another_user_is_a_finding(repository):
+    os.chown(repository, 1234, 1234)
+    os.chown(repository / ".git", 1234, 1234)
+    assert "dubious ownership" in found(repository).what
+    assert "safe.directory" in found(repository).fix
+
+
+@pytest.mark.parametrize("name", ["a\u2028b", "a\x0bb", "a\nb"])
+def test_odd_names_of_folders(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    git(folder, "init", "-q")
+    (folder / "a.py").write_text("1")
+    if "\n" in name:
+        assert "line break" in found(folder).what
+    else:
+        assert tree(folder)
+
+
+def test_a_command_line_of_any_bytes_is_saved(repository, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", [os.fsdecode(b"tr\xffin.py")])
+    monkeypatch.setattr(sys, "executable", None)  # as where Python is embedded
+    manifest = Manifest.capture(code=repository)
+    manifest.save(tmp_path / "manifest.json")
+    assert Manifest.load(tmp_path / "manifest.json").to_dict() == manifest.to_dict()
+
+
+def test_a_saved_manifest_has_the_permissions_of_any_file(repository, tmp_path):
+    Manifest.capture(code=repository).save(tmp_path / "manifest.json")
+    (tmp_path / "other").write_text("")
+    modes = {(tmp_path / name).stat().st_mode for name in ("manifest.json", "other")}
+    assert len(modes) == 1

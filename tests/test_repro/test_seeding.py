@@ -287,3 +287,19 @@ def test_a_generator_that_is_closed_inside_restores():
     next(running)
     running.close()
     assert rng_state() == before
+
+
+def test_an_object_that_is_called_like_a_coroutine_function():
+    class Draw:
+        async def __call__(self):
+            return random.random()
+
+    class Stream:
+        def __call__(self):
+            yield random.random()
+
+    before = rng_state()
+    assert asyncio.run(isolated(7)(Draw())()) == asyncio.run(isolated(7)(Draw())())
+    assert rng_state().diff(before) == ()
+    with pytest.raises(ConfigurationError, match="no generator function"):
+        isolated(7)(Stream())

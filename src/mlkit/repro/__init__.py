@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from mlkit.repro._check import Divergence, check
 from mlkit.repro._determinism import Finding, audit, deterministic
+from mlkit.repro._difference import Difference
 from mlkit.repro._fingerprint import fingerprint
 from mlkit.repro._invariance import InvarianceReport, batch_invariance
 from mlkit.repro._loading import Keyed, KeyedSampler
-from mlkit.repro._manifest import Difference, Manifest
+from mlkit.repro._manifest import Manifest
 from mlkit.repro._rng_state import RngState, rng_state
 from mlkit.repro._seeding import SeedReport, isolated, seed_all, seed_everything
 from mlkit.repro._seeds import Seeds

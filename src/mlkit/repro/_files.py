@@ -17,20 +17,23 @@ def write_json(path: str | PathLike[str], data: object) -> None:
     import json
     import os
     from pathlib import Path
-    from tempfile import NamedTemporaryFile
 
     target = Path(path)
     text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with NamedTemporaryFile(
-        "w", dir=target.parent, prefix=f".{target.name}.", encoding="utf-8", delete=False
-    ) as file:
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:  # bytes of a command line or path that are no UTF-8
+        content = (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+    # Not tempfile, whose files are their owner's alone: colleagues read these.
+    scratch = target.with_name(f".{target.name}.{os.urandom(6).hex()}")
+    with scratch.open("xb") as file:
         try:
-            file.write(text)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            Path(file.name).replace(target)
+            scratch.replace(target)
         except BaseException:
-            Path(file.name).unlink(missing_ok=True)
+            scratch.unlink(missing_ok=True)
             raise
 
 

@@ -35,18 +35,33 @@ def code_of(folder: Path) -> Code:
     """Return the state of the working tree that *folder* lies in; a finding says what could not be told."""
     try:
         return _capture(folder)
-    except _GitError as error:
-        fix = "run from a git working tree to have the code recorded"
-        return Code(
-            None, None, None, (Finding("no-git", f"the code has no git tree id: {error}", fix),)
-        )
+    except (
+        _GitError,
+        OSError,
+    ) as error:  # OSError: no place for temporary files, an index of somebody else
+        what = f"the code has no git tree id: {error}"
+        return Code(None, None, None, (Finding("no-git", what, _fix(str(error))),))
+
+
+def _fix(said: str) -> str:
+    """Return what to do about what git said."""
+    if "dubious ownership" in said:
+        return "run as the owner of the folder, or trust it: git config --global --add safe.directory <folder>"
+    if "not a git repository" in said or "not installed" in said or "work tree" in said:
+        return "run where git is, from a git working tree, to have the code recorded"
+    return "see what stops `git add --all --dry-run .` there, and that temporary files can be made"
 
 
 def _capture(folder: Path) -> Code:
     from tempfile import TemporaryDirectory
 
     places = _git(folder, "rev-parse", "--show-toplevel", "--git-path", "index")
-    top, index = (folder / line for line in places.splitlines())
+    lines = places.removesuffix("\n").split(
+        "\n"
+    )  # not splitlines: it knows more ends of lines than a path
+    if len(lines) != 2:
+        raise _GitError("the path of the folder has a line break in it")
+    top, index = (folder / line for line in lines)
     head = _git(top, "rev-parse", "HEAD^{commit}", "HEAD^{tree}", allow=(0, 128)).split()
     # Before the first commit git prints the question itself.
     commit, committed = head if len(head) == 2 and "HEAD^{tree}" not in head else (None, None)
@@ -64,7 +79,29 @@ def _capture(folder: Path) -> Code:
         _git(top, "add", scope, "--", ".", environment=environment)
         # Not with the repository's objects as alternates: git would set the times of those it meets.
         tree = _git(top, "write-tree", "--missing-ok", environment=environment).strip()
-    return Code(tree, commit, tree == committed, findings)
+        nested = _nested_findings(top, environment)
+    return Code(tree, commit, tree == committed and not nested, (*findings, *nested))
+
+
+def _nested_findings(top: Path, environment: dict[str, str]) -> tuple[Finding, ...]:
+    """Return a finding if a repository inside this one, which counts by its commit, holds something else than that."""
+    changes = _git(top, "diff-files", "--ignore-submodules=none", "-z", environment=environment)
+    fields = changes.split("\0")
+    names = [
+        name
+        for state, name in zip(fields[::2], fields[1::2], strict=False)
+        if state[:7] == ":160000"
+    ]
+    if not names:
+        return ()
+    what = f"{', '.join(names[:3])} {'holds' if len(names) == 1 else 'and more hold' if len(names) > 3 else 'hold'}"
+    return (
+        Finding(
+            "nested-changes",
+            f"{what} changes that are not part of the code's tree id, which names the commit of a submodule",
+            "commit inside of it, and have it ignore what is no code",
+        ),
+    )
 
 
 def _untracked_findings(top: Path) -> tuple[Finding, ...]:
@@ -101,15 +138,16 @@ def _git(
         if not name.startswith("GIT_")
         or name.startswith(("GIT_CONFIG", "GIT_EXEC", "GIT_CEILING", "GIT_SSL"))
     }
-    # No optional lock, no question to a user, no compression of objects that are thrown away.
-    options = [
-        "-c",
+    # No optional lock, no question to a user, no hook (one hears of index writes), no shared index beside the private
+    # one, no compression of objects that are thrown away.
+    settings = (
         "core.fsmonitor=false",
-        "-c",
+        f"core.hooksPath={os.devnull}",
+        "core.splitIndex=false",
         "core.compression=0",
-        "-c",
         "core.safecrlf=false",
-    ]
+    )
+    options = [part for setting in settings for part in ("-c", setting)]
     quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     try:
         done = subprocess.run(  # noqa: S603 - a fixed program and our own arguments

@@ -3,74 +3,34 @@
 from __future__ import annotations
 
 import sys
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    NamedTuple,
-    NoReturn,
-    Protocol,
-    final,
-    runtime_checkable,
-)
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from mlkit._clock import current
-from mlkit._digest import canonical, digest, is_digest, short
-from mlkit.errors import ConfigurationError, DigestError, FingerprintError, ManifestError
+from mlkit._digest import digest, short
+from mlkit.errors import ConfigurationError, FingerprintError, ManifestError
 from mlkit.repro._determinism import Finding
+from mlkit.repro._difference import Difference, compare
 from mlkit.repro._fingerprint import fingerprint
+from mlkit.repro._given import (
+    fingerprints,
+    folder_of,
+    paths_of,
+    plain_params,
+    plain_seeds,
+    plain_spec,
+)
 from mlkit.repro._seeds import Seeds, as_seeds
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
-    from pathlib import Path
 
-__all__ = ["Difference", "Manifest"]
+__all__ = ["Manifest"]
 
 _SCHEMA = "mlkit.manifest/1"
 # In the order in which a difference is likely to explain another result.
 _SECTIONS = ("code", "data", "spec", "params", "seeds", "packages", "environment")
-
-
-@runtime_checkable
-class _Spec(Protocol):
-    """Something that can be written as plain data, such as a spec of `mlkit.registry`."""
-
-    def to_dict(self) -> Mapping[str, Any]:
-        """Return plain data."""
-        ...
-
-
-class Difference(NamedTuple):
-    """One difference between two manifests; its text is a sentence.
-
-    Attributes:
-        section: `"code"`, `"data"`, `"spec"`, `"params"`, `"seeds"`, `"packages"` or `"environment"`.
-        name: Which part of it, dotted: `"torch"`, `"variables.OMP_NUM_THREADS"`.
-        kind: `"added"`, `"removed"` or `"changed"`.
-        before: Its value in the first manifest; None if it was added.
-        after: Its value in the second; None if it was removed.
-    """
-
-    section: str
-    name: str
-    kind: Literal["added", "removed", "changed"]
-    before: Any
-    after: Any
-
-    def __str__(self) -> str:
-        noun = _NOUNS.get(self.section, self.section)
-        what = f"{noun} {self.name}".strip()
-        if self.kind == "added":
-            return f"{what} is new: {_shown(self.after)}"
-        if self.kind == "removed":
-            return f"{what} is gone; it was {_shown(self.before)}"
-        return f"{what} changed from {_shown(self.before)} to {_shown(self.after)}"
-
-
-_NOUNS = {"params": "param", "packages": "package", "environment": ""}
 
 
 @final
@@ -141,26 +101,26 @@ class Manifest:
         from mlkit.repro._environment import environment, packages, redacted
         from mlkit.repro._git import code_of
 
-        folder = _folder("." if code is None else code)
+        folder = folder_of("." if code is None else code)
         state = code_of(folder)
         findings = list(state.findings)
         recorded = {"tree": state.tree} if state.tree else _script()
         identity: dict[str, Any] = {
             "code": recorded,
-            "data": _fingerprints(data),
-            "spec": _plain_spec(spec),
-            "params": _plain_params(params),
-            "seeds": None if seeds is None else _plain_seeds(as_seeds(seeds, "capture(seeds=...)")),
+            "data": fingerprints(data),
+            "spec": plain_spec(spec),
+            "params": plain_params(params),
+            "seeds": None if seeds is None else plain_seeds(as_seeds(seeds, "capture(seeds=...)")),
             "packages": packages(),
             "environment": environment(),
         }
         facts = {
             "created": current().time(),
-            "command": redacted([sys.executable, *sys.argv]),
+            "command": redacted([sys.executable or "python", *sys.argv]),
             "commit": state.commit,
             "clean": state.clean,
             "directory": str(folder),
-            "paths": _paths(data),
+            "paths": paths_of(data),
             "findings": [list(finding) for finding in findings],
         }
         manifest = cls(identity, facts)
@@ -269,7 +229,7 @@ class Manifest:
             raise ConfigurationError("Manifest.diff(other)", other, "a Manifest")
         changes: list[Difference] = []
         for section in _SECTIONS:
-            _compare(section, "", self._identity[section], other._identity[section], changes)
+            compare(section, "", self._identity[section], other._identity[section], changes)
         return tuple(changes)
 
     def verify(
@@ -303,7 +263,7 @@ class Manifest:
                     given[name] = Path(path)
                 else:
                     now.pop(name)  # gone: that is a change
-        now.update(_fingerprints(given))
+        now.update(fingerprints(given))
         present = Manifest.capture(code=code)
         identity = {**self._identity, "data": now}
         for section in ("code", "packages", "environment"):
@@ -342,18 +302,6 @@ def _facts_fit(facts: dict[str, Any]) -> bool:
     )
 
 
-def _folder(code: str | PathLike[str]) -> Path:
-    from pathlib import Path
-
-    try:
-        folder = Path(code)
-    except TypeError:
-        raise ConfigurationError("capture(code=...)", code, "a folder") from None
-    if not folder.is_dir():
-        raise ConfigurationError("capture(code=...)", str(code), "a folder that exists")
-    return folder.absolute()
-
-
 def _script() -> dict[str, str]:
     """Return the fingerprint of the program's main file, for code that is in no git working tree."""
     from pathlib import Path
@@ -363,96 +311,3 @@ def _script() -> dict[str, str]:
         return {"script": fingerprint(Path(main))} if main else {}
     except FingerprintError:
         return {}
-
-
-def _fingerprints(data: Mapping[str, object] | None) -> dict[str, str]:
-    found = {}
-    for name, value in _named(data, "data").items():
-        if not isinstance(value, str):
-            found[name] = fingerprint(value)
-        elif is_digest(value):
-            found[name] = value
-        else:
-            expected = "a fingerprint, or anything but text"
-            hint = "for a file or folder pass pathlib.Path(...), for text its fingerprint(text)"
-            raise ConfigurationError(f"capture(data={{{name!r}: ...}})", value, expected, hint=hint)
-    return found
-
-
-def _paths(data: Mapping[str, object] | None) -> dict[str, str]:
-    from pathlib import Path
-
-    return {
-        name: str(value.absolute())
-        for name, value in (data or {}).items()
-        if isinstance(value, Path)
-    }
-
-
-def _plain_seeds(seeds: Seeds) -> dict[str, Any]:
-    return {"root": f"{seeds.root:#x}", "path": list(seeds.path)}
-
-
-def _plain_spec(spec: object) -> Any:
-    if isinstance(spec, _Spec):
-        spec = spec.to_dict()
-    return _plain(spec, "spec")
-
-
-def _plain_params(params: Mapping[str, Any] | None) -> Any:
-    return _plain(_named(params, "params"), "params")
-
-
-def _named(values: Mapping[str, Any] | None, argument: str) -> dict[str, Any]:
-    from collections.abc import Mapping as AnyMapping
-
-    if values is None:
-        return {}
-    if not isinstance(values, AnyMapping) or not all(isinstance(key, str) for key in values):
-        raise ConfigurationError(f"capture({argument}=...)", values, "a mapping with text keys")
-    return dict(values)
-
-
-def _plain(value: object, argument: str) -> Any:
-    """Return *value* as JSON data with the same meaning; what JSON cannot say exactly keeps its canonical tag."""
-    import json
-
-    try:
-        return _readable(json.loads(canonical(value)))
-    except DigestError as error:
-        raise ManifestError(f"Manifest.capture({argument}=...): {error}") from None
-
-
-def _readable(value: Any) -> Any:
-    """Write finite floats as JSON numbers, which hold them exactly; a person reads the file, too."""
-    if isinstance(value, list):
-        return [_readable(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if set(value) == {"!float"}:
-        number = float("nan") if value["!float"] == "nan" else float.fromhex(value["!float"])
-        return number if abs(number) < float("inf") else value
-    return {key: _readable(item) for key, item in value.items()}
-
-
-def _compare(section: str, name: str, before: Any, after: Any, changes: list[Difference]) -> None:
-    if not (isinstance(before, dict) and isinstance(after, dict)):
-        if digest(before) != digest(after):
-            changes.append(Difference(section, name, "changed", before, after))
-        return
-    for key in sorted({*before, *after}):
-        inner = f"{name}.{key}" if name else key
-        if key not in before:
-            changes.append(Difference(section, inner, "added", None, after[key]))
-        elif key not in after:
-            changes.append(Difference(section, inner, "removed", before[key], None))
-        else:
-            _compare(section, inner, before[key], after[key], changes)
-
-
-def _shown(value: Any) -> str:
-    from mlkit._suggest import clip
-
-    if isinstance(value, str):
-        return short(value) if is_digest(value) else clip(value, 60)
-    return clip(value, 60)

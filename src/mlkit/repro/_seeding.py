@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar, final
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar, cast, final
 
 from mlkit.errors import ConfigurationError
 from mlkit.repro._determinism import Finding, make_deterministic
@@ -113,7 +113,7 @@ class isolated:  # noqa: N801 - reads as the statement it is: `with isolated(7):
     nothing here starts it. Exceptions, `KeyboardInterrupt` and `GeneratorExit` restore as well. May be nested and
     entered again. Generators are global to the process: other threads and tasks that draw meanwhile are not separated.
 
-    torch is put back if it was imported before the block was entered.
+    torch is put back if it was imported before the block was entered; MPS and XPU devices are not.
 
     Args:
         seeds: What to seed the generators with inside; None lets them go on from where they are.
@@ -161,23 +161,27 @@ class isolated:  # noqa: N801 - reads as the statement it is: `with isolated(7):
         """Return *function* such that each call runs isolated.
 
         Args:
-            function: A function or a coroutine function.
+            function: A function or a coroutine function, or an object that is called like one.
         """
         import inspect
         from functools import wraps
 
         if not callable(function):
             raise ConfigurationError("@isolated(...)", function, "a function")
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        # Of an object, what it does when it is called.
+        kind = function if inspect.isroutine(function) else type(function).__call__
+        if any(map(inspect.isgeneratorfunction, (function, kind))) or any(
+            map(inspect.isasyncgenfunction, (function, kind))
+        ):
             hint = "use `with isolated(...):` inside, around code that does not yield"
             raise ConfigurationError("@isolated(...)", function, "no generator function", hint=hint)
         seeds = self._seeds
-        if inspect.iscoroutinefunction(function):
+        if any(map(inspect.iscoroutinefunction, (function, kind))):
 
             @wraps(function)
             async def awaited(*args: Any, **kwargs: Any) -> Any:
                 with isolated(seeds):
-                    return await function(*args, **kwargs)
+                    return await cast("Any", function)(*args, **kwargs)
 
             return awaited  # type: ignore[return-value]
 
