@@ -170,7 +170,7 @@ class Registry(Generic[T]):
         catalogue = self._catalogue
         source = _place(sys._getframe(1))  # noqa: SLF001 - only to say in a message where it was registered
 
-        def decorate(factory: F, name: Any = name) -> F:
+        def decorate(factory: F) -> F:
             record = imported_record(
                 catalogue.name,
                 catalogue.base,
@@ -189,7 +189,10 @@ class Registry(Generic[T]):
             catalogue.put(record, replace=replace)
             return factory
 
-        return decorate(name, None) if callable(name) else decorate
+        if callable(name):
+            factory, name = name, None
+            return decorate(factory)
+        return decorate
 
     def lazy(
         self,
