@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mlkit.errors import ConfigurationError, FlagFileError
 from mlkit.flags import ErrorRate, Flags, Guard, Latency
+from mlkit.telemetry import listen
 from mlkit.testing import record_events, virtual_time
 
 FLAG = {
@@ -300,6 +301,162 @@ def test_guards_pickle_and_serve_several_rollouts():
         one.observe("v2", ok=False, latency=2.0)
     assert (one.status, two.status) == ("rolled_back", "ramping")
     assert two.evidence["latency.candidate_n"] == 0
+
+
+# --- whatever a handle gives may be observed ---------------------------------------------------------------------
+
+
+def test_what_a_handle_gives_in_trouble_can_be_observed():
+    flags = Flags.from_dict({"flags": {"m": FLAG}})
+    one, two = flags.model("m", default="m:/fallback"), flags.model("m", default="v0")
+    rollout = one.rollout("v2", guard=Guard(ErrorRate(max_rate=0.1)))
+    rollout.advance()
+    with flags.override({"m": "file:///tmp/m"}):
+        rollout.observe(one.details("u").variant, ok=True)
+    served = one.details("u").variant
+    flags.replace({"flags": {"m": {**FLAG, "variants": {"v1": "m:/1", "v2": "m:/2"}}}})
+    rollout.observe("v3", ok=True)  # decided before the reload
+    rollout.observe(served, ok=True)
+    rollout.kill("bad data")
+    for model, variant in ((one, "m:/fallback"), (two, "v0")):
+        details = model.details("u")
+        assert (details.variant, details.reason) == (variant, "DISABLED")
+        rollout.observe(details.variant, ok=True)
+    flags.replace({"flags": {}})
+    rollout.observe(one.details("u").variant, ok=True)
+
+
+@pytest.mark.parametrize("wrong", [["v2"], 3, b"v2", {"variant": "v2"}], ids=repr)
+def test_what_is_no_name_is_refused_as_such(wrong):
+    _, _, rollout = made(Guard(ErrorRate(max_rate=0.5)))
+    with pytest.raises(ConfigurationError, match="variant"):
+        rollout.observe(wrong, ok=True)
+    with pytest.raises(ConfigurationError, match="latency"):
+        rollout.observe("v2", ok=True, latency=True)
+
+
+# --- several rollouts of one flag --------------------------------------------------------------------------------
+
+
+def test_only_one_of_two_ready_rollouts_starts():
+    _, model, one = made()
+    two = model.rollout("v3", steps=[0.5, 1.0])
+    one.advance()
+    taken = model.assign(USERS).variants
+    for decision in (two.advance(), two.rollback("no")):
+        assert decision.action == "held"
+        assert "'v2' is under way" in decision.reason
+    assert (two.status, two.history, model.assign(USERS).variants) == ("ready", (), taken)
+    one.rollback("done")
+    assert two.advance().action == "advanced"
+    assert set(model.assign(USERS).counts()) == {"v1", "v3"}
+
+
+def test_of_rollouts_that_start_at_once_one_does():
+    _, model, _ = made()
+    rollouts = [model.rollout(name, steps=[0.5, 1.0]) for name in ("v2", "v3") * 4]
+    barrier = threading.Barrier(len(rollouts))
+
+    def work(rollout):
+        barrier.wait()
+        rollout.advance()
+
+    threads = [threading.Thread(target=work, args=(rollout,)) for rollout in rollouts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (started,) = [rollout for rollout in rollouts if rollout.status == "ramping"]
+    assert share_of(model, started.candidate) > 0
+    assert share_of(model, {"v2": "v3", "v3": "v2"}[started.candidate]) == 0
+
+
+def test_the_next_rollout_starts_from_the_version_that_serves(tmp_path):
+    path = tmp_path / "flags.json"
+    path.write_text(json.dumps({"flags": {"m": FLAG}}))
+    flags = Flags.from_file(path)
+    model = flags.model("m", default="v1")
+    one = model.rollout("v2", steps=[1.0])
+    one.advance()
+    one.save()
+    for there in (flags, Flags.from_file(path)):  # in memory, and from the file
+        handle = there.model("m", default="v1")
+        two = handle.rollout("v3", steps=[0.5, 1.0])
+        assert two.incumbent == "v2"
+        two.advance()
+        assert set(handle.assign(USERS).counts()) == {"v2", "v3"}
+    assert "taken its place" in one.rollback("late").reason
+    assert set(model.assign(USERS).counts()) == {"v2", "v3"}
+    assert one.kill("all of it").action == "killed"
+    assert model.details("u").reason == "DISABLED"
+
+
+def test_a_rollout_under_way_in_the_file_is_under_way(tmp_path):
+    path = tmp_path / "flags.json"
+    path.write_text(json.dumps({"flags": {"m": FLAG}}))
+    rollout = Flags.from_file(path).model("m", default="v1").rollout("v2", steps=[0.5, 1.0])
+    rollout.advance()
+    rollout.save()
+    model = Flags.from_file(path).model("m", default="v1")
+    with pytest.raises(ConfigurationError, match=r"'v2' is at 0\.5"):
+        model.rollout("v3")
+    assert model.rollout("v2", steps=[0.5, 1.0]).share == 0.5
+
+
+def test_a_killed_flag_stays_so_whatever_variants_the_file_has():
+    flags, model, rollout = made()
+    rollout.advance()
+    rollout.kill("bad data")
+    for gone in ("v2", "v1"):
+        left = {name: uri for name, uri in FLAG["variants"].items() if name != gone}
+        flags.replace({"flags": {"m": {**FLAG, "variants": left, "defaultVariant": "v3"}}})
+        assert model.details("u").reason == "DISABLED"
+
+
+# --- what others do meanwhile ------------------------------------------------------------------------------------
+
+
+def test_a_listener_that_rolls_back_finds_the_record_in_order():
+    flags, _, rollout = made()
+    flags.on_change(lambda change: rollout.rollback("not on my watch"))
+    assert rollout.advance().share == 0.1
+    one, two = rollout.history
+    assert [(decision.action, decision.share) for decision in (one, two)] == [
+        ("advanced", 0.1),
+        ("rolled_back", 0.0),
+    ]
+    assert one.digest != two.digest == flags.digest
+
+
+def test_a_listener_may_use_the_flags_when_a_rollout_cannot_be_applied():
+    flags, _, rollout = made()
+    rollout.advance()
+    reloaded = []
+
+    def work():
+        back = {"flags": {"m": FLAG}}
+        with listen(lambda _: reloaded.append(flags.replace(back)), scope="context"):
+            flags.replace({"flags": {"m": {**FLAG, "variants": {"v1": "m:/1"}}}})
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert reloaded
+
+
+def test_saving_keeps_the_mode_and_says_when_the_flag_is_gone(tmp_path):
+    path = tmp_path / "flags.json"
+    path.write_text(json.dumps({"flags": {"m": FLAG}}))
+    path.chmod(0o600)
+    flags = Flags.from_file(path)
+    rollout = flags.model("m", default="v1").rollout("v2")
+    rollout.advance()
+    rollout.save()
+    assert path.stat().st_mode & 0o777 == 0o600
+    flags.replace({"flags": {}})
+    with pytest.raises(FlagFileError, match="no longer there"):
+        rollout.save()
 
 
 # --- the guard's promise -----------------------------------------------------------------------------------------

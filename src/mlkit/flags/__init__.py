@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from mlkit.flags._assign import Assignment
     from mlkit.flags._explain import Explanation
     from mlkit.flags._guard import ErrorRate, Guard, Latency
-    from mlkit.flags._rollout import Decision, ModelFlag, Rollout
+    from mlkit.flags._model import ModelFlag
+    from mlkit.flags._rollout import Decision, Rollout
 else:  # were it visible to type checkers, they would accept any misspelt name (PEP 562)
     _MODULES = {
         "Assignment": "_assign",
@@ -42,7 +43,7 @@ else:  # were it visible to type checkers, they would accept any misspelt name (
         "Explanation": "_explain",
         "Guard": "_guard",
         "Latency": "_guard",
-        "ModelFlag": "_rollout",
+        "ModelFlag": "_model",
         "Rollout": "_rollout",
     }
 

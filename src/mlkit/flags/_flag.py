@@ -197,7 +197,7 @@ class Flag(Generic[T]):
         self, store: Store, key: str, default: T, kind: Kind[T], declared: Declared | None = None
     ) -> None:
         self._store, self.key, self.default, self.kind = store, key, default, kind
-        declared = declared or store.declare(key, kind)
+        declared = declared or store.declare(key, kind, default)
         self._evaluations, self.errors = declared.evaluations, declared.errors
         self._recent: tuple[Snapshot | None, Bound[T] | None] = (None, None)
         self._bound: WeakKeyDictionary[Snapshot, Bound[T]] = WeakKeyDictionary()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mlkit.flags._explain import Explanation
-    from mlkit.flags._rollout import ModelFlag
+    from mlkit.flags._model import ModelFlag
 
 __all__ = ["Flags"]
 
@@ -240,7 +240,7 @@ class Flags:
             FlagTypeError: If a variant has no URI.
             ConfigurationError: If an argument is wrong.
         """
-        from mlkit.flags._rollout import ModelFlag
+        from mlkit.flags._model import ModelFlag
 
         return handle(self._store, ModelFlag, key, default, ModelKind())
 

@@ -1,57 +1,17 @@
-"""Evidence against a candidate that may be looked at after every request: e-values.
-
-A fixed-sample test that is looked at again and again raises a false alarm sooner or later. An e-process does not: it is a
-non-negative process whose expected value is at most 1 at every stopping time if the candidate is healthy, so that by
-Ville's inequality it ever reaches `1 / alpha` with probability at most `alpha`, however often one looks
-(Ramdas, Grunwald, Vovk, Shafer: "Game-theoretic statistics and safe anytime-valid inference", Statistical Science 2023).
-"""
+"""What a rollout must not do: bounds on the candidate's errors and latency, and how sure one must be."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, final
 
 from mlkit.errors import ConfigurationError
+from mlkit.flags._evidence import Above, Ratio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from mlkit.flags._evidence import Evidence
 
-__all__ = ["ErrorRate", "Evidence", "Guard", "Latency", "Trial"]
-
-# The bets are spread over how many times worse (in odds) the candidate may be than allowed.
-_FACTORS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 25.0, 100.0)
-
-
-class Trial(NamedTuple):
-    """One observed request.
-
-    Attributes:
-        candidate: Whether the candidate served it, or else the incumbent.
-        ok: Whether it went well.
-        latency: Seconds it took, None if not measured.
-        share: The candidate's share of the units at that time.
-    """
-
-    candidate: bool
-    ok: bool
-    latency: float | None
-    share: float
-
-
-class Evidence(Protocol):
-    """What one metric has seen so far."""
-
-    def add(self, trial: Trial) -> None:
-        """Take in one request."""
-        ...
-
-    def log_e(self) -> float:
-        """Return the logarithm of the e-value."""
-        ...
-
-    def numbers(self) -> dict[str, float]:
-        """Return the figures behind it."""
-        ...
+__all__ = ["ErrorRate", "Guard", "Latency"]
 
 
 @final
@@ -97,9 +57,9 @@ class ErrorRate:
     def start(self) -> Evidence:
         """Return evidence of nothing yet."""
         if self.max_rate is not None:
-            return _Above(self.max_rate, lambda trial: not trial.ok)
+            return Above(self.max_rate, lambda trial: not trial.ok)
         assert self.max_ratio is not None  # noqa: S101 - the constructor saw to it
-        return _Ratio(self.max_ratio)
+        return Ratio(self.max_ratio)
 
     def __repr__(self) -> str:
         bound = (
@@ -139,7 +99,7 @@ class Latency:
     def start(self) -> Evidence:
         """Return evidence of nothing yet."""
         limit = self.max_seconds
-        return _Above(
+        return Above(
             1.0 - self.q, lambda trial: None if trial.latency is None else trial.latency > limit
         )
 
@@ -182,114 +142,6 @@ class Guard:
 
     def __repr__(self) -> str:
         return f"Guard({', '.join(map(repr, self.metrics))}, alpha={self.alpha!r})"
-
-
-@final
-class _Bets:
-    """Bets against the null, spread over how much worse the candidate is and since when.
-
-    Part of the stake is put in at the start and part after each error, `1 / ((k + 1) (k + 2))` after the `k`-th: the parts
-    add up to 1, and each grows as a non-negative supermartingale under the null, so their sum is an e-process. Without
-    the later parts a long healthy time would have to be undone before a fault that comes late is seen.
-    """
-
-    def __init__(self) -> None:
-        self._logs = [math.log(0.5)] * len(_FACTORS)
-        self._errors = 0
-
-    def win(self, gains: Sequence[float]) -> None:
-        """Take in one trial: the log likelihood ratio of each bet."""
-        self._logs = [log + gain for log, gain in zip(self._logs, gains, strict=True)]
-
-    def raise_stake(self) -> None:
-        """Put in the next part, after an error."""
-        self._errors += 1
-        part = -math.log((self._errors + 1) * (self._errors + 2))
-        self._logs = [_log_add(log, part) for log in self._logs]
-
-    def log_e(self) -> float:
-        """Return the logarithm of the e-value: what the bets are worth, and what was not put in yet."""
-        top = max(self._logs)
-        worth = top + math.log(sum(math.exp(log - top) for log in self._logs) / len(self._logs))
-        return _log_add(worth, -math.log(self._errors + 2))
-
-
-@final
-class _Above:
-    """Evidence that events of the candidate are more frequent than a limit."""
-
-    def __init__(self, limit: float, event: Callable[[Trial], bool | None]) -> None:
-        self._limit, self._event = limit, event
-        self._n = self._k = 0
-        self._bets = _Bets()
-        odds = limit / (1.0 - limit)
-        worse = [factor * odds / (1.0 + factor * odds) for factor in _FACTORS]
-        self._gains = [math.log(rate / limit) for rate in worse]
-        self._losses = [math.log1p(-rate) - math.log1p(-limit) for rate in worse]
-
-    def add(self, trial: Trial) -> None:
-        happened = self._event(trial) if trial.candidate else None
-        if happened is None:
-            return
-        self._n += 1
-        self._bets.win(self._gains if happened else self._losses)
-        if happened:
-            self._k += 1
-            self._bets.raise_stake()
-
-    def log_e(self) -> float:
-        return self._bets.log_e()
-
-    def numbers(self) -> dict[str, float]:
-        return {"candidate_n": self._n, "candidate_events": self._k, "limit": self._limit}
-
-
-@final
-class _Ratio:
-    """Evidence that the candidate fails more often, relative to the incumbent, than a limit."""
-
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
-        self._bets = _Bets()
-        self._seen = [0, 0]
-        self._failed = [0, 0]
-
-    def add(self, trial: Trial) -> None:
-        self._seen[trial.candidate] += 1
-        if trial.ok:
-            return
-        self._failed[trial.candidate] += 1
-        if not 0.0 < trial.share < 1.0:
-            return
-        odds = self._limit * trial.share / (1.0 - trial.share)
-        null = odds / (1.0 + odds)
-        gains = []
-        for factor in _FACTORS:
-            worse = factor * odds / (1.0 + factor * odds)
-            gains.append(
-                math.log(worse / null)
-                if trial.candidate
-                else math.log1p(-worse) - math.log1p(-null)
-            )
-        self._bets.win(gains)
-        self._bets.raise_stake()
-
-    def log_e(self) -> float:
-        return self._bets.log_e()
-
-    def numbers(self) -> dict[str, float]:
-        return {
-            "candidate_n": self._seen[True],
-            "candidate_events": self._failed[True],
-            "incumbent_n": self._seen[False],
-            "incumbent_events": self._failed[False],
-            "limit": self._limit,
-        }
-
-
-def _log_add(one: float, two: float) -> float:
-    high, low = (one, two) if one >= two else (two, one)
-    return high + math.log1p(math.exp(low - high))
 
 
 def _is_number(value: object) -> bool:

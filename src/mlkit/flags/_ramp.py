@@ -11,7 +11,7 @@ from mlkit.flags._check import RuleError
 if TYPE_CHECKING:
     from mlkit.flags._definition import Definition
 
-__all__ = ["MARK", "WEIGHTS", "Ramp", "apply_ramp", "replace_flag"]
+__all__ = ["WEIGHTS", "Ramp", "apply_ramp", "marks", "replace_flag"]
 
 WEIGHTS = 100_000  # the finest share is 1 / 100,000
 MARK = "rollout."
@@ -35,14 +35,23 @@ class Ramp(NamedTuple):
     seed: str | None
 
 
+def marks(definition: Definition) -> dict[str, Any]:
+    """Return what a definition says of the rollout in it: candidate, incumbent, share and status; empty if it has none."""
+    return {
+        name.removeprefix(MARK): value
+        for name, value in definition.metadata.items()
+        if name.startswith(MARK)
+    }
+
+
 def apply_ramp(definition: Definition, ramp: Ramp) -> Definition:
     """Return *definition* with the ramp in place of one that it may hold, or without the candidate.
 
     Raises:
-        RuleError: If it lacks one of the two variants.
+        RuleError: If it lacks one of the two variants, which a killed flag may.
     """
     for name in (ramp.candidate, ramp.incumbent):
-        if name not in definition.variants:
+        if name not in definition.variants and ramp.status != "killed":
             raise RuleError("/variants", f"the rollout needs variant {name!r}")
     document = _without_ramp(definition.document)
     rule = document.pop("targeting", None) or None
@@ -55,7 +64,8 @@ def apply_ramp(definition: Definition, ramp: Ramp) -> Definition:
         rule = _split(ramp) if rule is None else {"or": [rule, _split(ramp)]}
     if rule is not None:
         document["targeting"] = rule
-    document["defaultVariant"] = ramp.incumbent
+    if ramp.incumbent in definition.variants:
+        document["defaultVariant"] = ramp.incumbent
     document["metadata"] = {
         **document.get("metadata", {}),
         f"{MARK}candidate": ramp.candidate,
@@ -110,6 +120,7 @@ def replace_flag(path: str, key: str, document: dict[str, Any]) -> None:
         ValueError: If it does not hold flags.
     """
     import json
+    import stat
     from pathlib import Path
 
     target = Path(path).resolve()  # of a symbolic link, the file it leads to
@@ -122,6 +133,7 @@ def replace_flag(path: str, key: str, document: dict[str, Any]) -> None:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
+        beside.chmod(stat.S_IMODE(target.stat().st_mode))
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)

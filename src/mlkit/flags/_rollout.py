@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from mlkit._clock import current
 from mlkit._suggest import did_you_mean, listing
 from mlkit.errors import ConfigurationError, FlagFileError
-from mlkit.flags._flag import Flag
-from mlkit.flags._guard import Guard, Trial
-from mlkit.flags._ramp import MARK, WEIGHTS, Ramp, apply_ramp, replace_flag
+from mlkit.flags._evidence import Case, Trial
+from mlkit.flags._guard import Guard
+from mlkit.flags._ramp import WEIGHTS, Ramp, apply_ramp, marks, replace_flag
+from mlkit.flags._scope import view
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mlkit.flags._definition import Definition
     from mlkit.flags._store import Store
 
-__all__ = ["Decision", "ModelFlag", "Rollout"]
+__all__ = ["Decision", "Rollout"]
 
 _ACTIVE = ("ready", "ramping", "full")
 
@@ -51,55 +52,7 @@ class _State(NamedTuple):
     status: str
     step: int
     since: float
-
-
-@final
-class ModelFlag(Flag[str]):
-    """A handle on the version of a model: it gives a URI, and `details` the variant's name.
-
-    On any trouble it gives its default variant, so that `details(...).variant` is always a name. As safe to share as
-    `Flag`. Made by `Flags.model`.
-    """
-
-    __slots__ = ()
-
-    def rollout(
-        self,
-        candidate: str,
-        *,
-        steps: Sequence[float] = (0.01, 0.05, 0.25, 1.0),
-        min_step: float = 0.0,
-        guard: Guard | None = None,
-        incumbent: str | None = None,
-        seed: str | None = None,
-    ) -> Rollout:
-        """Return a rollout of one variant, which does nothing until it is advanced.
-
-        A rollout that was saved in the file goes on where it was.
-
-        Args:
-            candidate: The variant to bring in.
-            steps: Its shares of the units, growing, within (0, 1].
-            min_step: Seconds that a step lasts at least.
-            guard: What must not happen; None to roll back by hand only.
-            incumbent: The variant that serves the others; the flag's default variant if None.
-            seed: Text that is hashed with the unit in place of the flag's key, so that flags of equal seed take in the
-                same units first.
-
-        Raises:
-            ConfigurationError: If an argument is wrong, the flag or a variant does not exist, or another rollout of the
-                flag is under way.
-        """
-        return Rollout(
-            self._store,
-            self.key,
-            candidate,
-            steps=steps,
-            min_step=min_step,
-            guard=guard,
-            incumbent=incumbent,
-            seed=seed,
-        )
+    turn: int = 0  # how many decisions changed something before
 
 
 @final
@@ -150,8 +103,12 @@ class Rollout:
             raise ConfigurationError("rollout of flag", key, "a flag that can be read", hint=near)
         variants = definition.variants
         _one_of("rollout(candidate)", candidate, variants)
+        ramp = marks(store.current.definitions.get(key, definition))
+        # Whom a finished rollout brought in is who serves now, whatever the flag's default variant.
+        finished = ramp.get("share") == 1.0 and ramp.get("candidate") != candidate
+        serving = ramp.get("candidate") if finished else definition.default_variant
         incumbent = _one_of(
-            "rollout(incumbent=...)", incumbent or definition.default_variant, variants
+            "rollout(incumbent=...)", serving if incumbent is None else incumbent, variants
         )
         if incumbent == candidate:
             raise ConfigurationError(
@@ -170,26 +127,29 @@ class Rollout:
         self.key, self.candidate, self.incumbent = key, candidate, incumbent
         self.steps = _steps(steps)
         self._store, self._min_step, self._guard, self._seed = store, min_step, guard, seed
-        self._evidence = [metric.start() for metric in guard.metrics] if guard is not None else []
+        self._variants = frozenset(variants)
+        self._case = None if guard is None else Case(guard)
         self._lock = threading.Lock()
-        self._history: tuple[Decision, ...] = ()
+        self._decided: dict[int, Decision] = {}
         self._state = self._saved(definition)
-        other = store.rollouts.get(key)
-        if other is not None and other.status == "ramping":
+        owner = store.rollouts.get(key)
+        ours = (ramp.get("candidate"), ramp.get("incumbent")) == (candidate, incumbent)
+        if ramp.get("status") == "ramping" and (owner is not None or not ours):
             raise ConfigurationError(
                 "rollout of flag",
                 key,
-                f"a flag without a rollout under way; that of {other.candidate!r} is at "
-                f"{other.share:g}",
+                f"a flag without a rollout under way; that of {ramp['candidate']!r} is at "
+                f"{ramp.get('share', 0):g}",
                 hint="roll it back or bring it to 1.0 first",
             )
-        store.rollouts[key] = self
+        store.join(self)
         if self._state.status != "ready":
-            self._apply("started", "it was saved in the file")
+            store.claim(self, force=True)
+            self._apply("started", "it was saved in the file", self._state)
 
     @property
     def status(self) -> str:
-        """`"ready"`, `"ramping"`, `"full"`, `"rolled_back"` or `"killed"`; the last two are final."""
+        """`"ready"`, `"ramping"`, `"full"` (at the last step), `"rolled_back"` or `"killed"`; the last two are final."""
         return self._state.status
 
     @property
@@ -201,12 +161,13 @@ class Rollout:
     def evidence(self) -> Mapping[str, float]:
         """The guard's figures now; an `e_value` that reaches `threshold` rolls back."""
         with self._lock:
-            return self._figures()
+            return MappingProxyType({} if self._case is None else self._case.figures())
 
     @property
     def history(self) -> tuple[Decision, ...]:
         """Every decision that changed something, oldest first."""
-        return self._history
+        with self._lock:
+            return tuple(decision for _, decision in sorted(self._decided.items()))
 
     def advance(self) -> Decision:
         """Go to the next share, if the present one lasted long enough.
@@ -221,63 +182,61 @@ class Rollout:
             if state.status not in _ACTIVE:
                 held = f"the rollout is {state.status}"
             elif state.status == "full":
-                held = "the candidate serves every unit"
+                held = "there is no further step"
             elif state.status == "ramping" and waited < self._min_step:
                 held = f"the step has lasted {waited:.3g} s of {self._min_step:g} s"
             else:
-                held = ""
+                held = self._claim()
+            if not held:
                 step = state.step + 1
-                self._state = _State(
-                    "full" if self.steps[step] == 1.0 or step == len(self.steps) - 1 else "ramping",
-                    step,
-                    now,
-                )
+                status = "full" if step == len(self.steps) - 1 else "ramping"
+                state = self._state = _State(status, step, now, state.turn + 1)
         if held:
-            return self._decision("held", held)
-        return self._apply("advanced", "advance was called")
+            return self._decision("held", held, state)
+        return self._apply("advanced", "advance was called", state)
 
     def observe(self, variant: str | None, *, ok: bool, latency: float | None = None) -> None:
         """Take in how one request went; may roll back.
 
         Args:
-            variant: The variant that served it, `details(...).variant`. Others than candidate and incumbent do not count.
+            variant: The variant that served it, `details(...).variant`, whatever it is. Only candidate and incumbent count.
             ok: Whether it went well.
             latency: Seconds it took, at least 0, or None.
 
         Raises:
-            ConfigurationError: If an argument is wrong.
+            ConfigurationError: If an argument is wrong, *variant* too if no handle on the flag can give it.
         """
         ok = _as_bool(ok)
-        if latency is not None and not (
-            isinstance(latency, (int, float)) and 0 <= latency < math.inf
+        if latency is not None and (
+            isinstance(latency, bool)
+            or not isinstance(latency, (int, float))
+            or not 0 <= latency < math.inf
         ):
             raise ConfigurationError(
                 "observe(latency=...)", latency, "a number of seconds >= 0, or None"
             )
-        if variant not in {self.candidate, self.incumbent}:
-            if variant is not None:
-                base = self._store.document.definitions.get(self.key)
-                _one_of(
-                    "observe(variant)", variant, base.variants if base is not None else {variant}
-                )
+        if variant is None:
             return
-        guard = self._guard
-        if guard is None:
+        if variant not in (self.candidate, self.incumbent):
+            self._check_variant(variant)
+            return
+        if self._case is None or self._guard is None:
             return
         with self._lock:
             state = self._state
             if state.status not in _ACTIVE:
                 return
-            trial = Trial(variant == self.candidate, ok, latency, self._share(state))
-            worst = -math.inf
-            for evidence in self._evidence:
-                evidence.add(trial)
-                worst = max(worst, evidence.log_e())
-            if worst < math.log(guard.threshold):
+            # The share as it is served, in whole weights.
+            share = round(self._share(state) * WEIGHTS) / WEIGHTS
+            enough = self._case.add(Trial(variant == self.candidate, ok, latency, share))
+            if not enough or self._claim():
                 return
-            self._state = state._replace(status="rolled_back")
+            state = self._state = state._replace(status="rolled_back", turn=state.turn + 1)
+        threshold = self._guard.threshold
         self._apply(
-            "rolled_back", f"the guard {guard} has an e-value of at least {guard.threshold:g}"
+            "rolled_back",
+            f"the guard {self._guard} has an e-value of at least {threshold:g}",
+            state,
         )
 
     def rollback(self, reason: str) -> Decision:
@@ -305,17 +264,20 @@ class Rollout:
     def save(self) -> None:
         """Write the flag as it is now to the file it came from, replacing the file in one step.
 
-        Other flags and evaluators stay; a flagd daemon that reads the file decides the same.
+        Other flags and evaluators stay, and the file's mode; a flagd daemon that reads the file decides the same. An edit
+        of this flag that was not loaded yet is overwritten, and of two processes that save at once one may undo the other.
 
         Raises:
-            FlagFileError: If there is no file, or it cannot be read or written.
+            FlagFileError: If there is no file, it no longer has the flag, or it cannot be read or written.
         """
         store = self._store
         if store.file is None:
             raise FlagFileError(
                 store.source, "there is no file to save to; the flags were made from data"
             )
-        definition = store.current.definitions[self.key]
+        definition = store.current.definitions.get(self.key)
+        if definition is None:
+            raise FlagFileError(store.source, f"flag {self.key!r} is no longer there to be saved")
         try:
             replace_flag(str(store.file.path), self.key, definition.document)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -330,57 +292,63 @@ class Rollout:
             raise ConfigurationError(f"{verb}(reason)", reason, "a non-empty text")
         with self._lock:
             state = self._state
-            over = state.status in {"killed", status}
-            if not over:
-                self._state = state._replace(status=status)
-        return (
-            self._decision("held", f"the rollout is {state.status}")
-            if over
-            else self._apply(status, reason)
-        )
+            held = f"the rollout is {state.status}" if state.status in {"killed", status} else ""
+            held = held or self._claim(force=status == "killed")
+            if not held:
+                state = self._state = state._replace(status=status, turn=state.turn + 1)
+        if held:
+            return self._decision("held", held, state)
+        return self._apply(status, reason, state)
 
-    def _apply(self, action: str, reason: str) -> Decision:
-        self._store.patch(self.key, self._patch)
-        decision = self._decision(action, reason)
+    def _claim(self, *, force: bool = False) -> str:
+        """Make this the rollout of its flag, or return why it cannot be."""
+        other = self._store.claim(self, force=force)
+        if other is None:
+            return ""
+        if self.status == "ready":
+            return f"the rollout of {other.candidate!r} is under way"
+        return f"the rollout of {other.candidate!r} has taken its place"
+
+    def _apply(self, action: str, reason: str, state: _State) -> Decision:
+        change = self._store.patch(self.key, self._patch)
+        decision = self._decision(action, reason, state)
+        if change is not None:  # a listener may have changed the flags again
+            decision = decision._replace(digest=change.after)
         with self._lock:
-            self._history = (*self._history, decision)
+            self._decided[state.turn] = decision
         facts: dict[str, str | float | bool | None] = dict(decision.evidence)
         facts |= {"candidate": self.candidate, "share": decision.share, "reason": reason}
         emit(f"flags.rollout.{action}", self.key, digest=decision.digest, **facts)
         return decision
 
-    def _decision(self, action: str, reason: str) -> Decision:
-        return Decision(
-            current().time(), action, self.share, reason, self.evidence, self._store.current.digest
-        )
+    def _decision(self, action: str, reason: str, state: _State) -> Decision:
+        digest = self._store.current.digest
+        return Decision(current().time(), action, self._share(state), reason, self.evidence, digest)
 
-    def _figures(self) -> Mapping[str, float]:
-        figures: dict[str, float] = {}
-        if self._guard is not None:
-            for index, (metric, evidence) in enumerate(
-                zip(self._guard.metrics, self._evidence, strict=True)
-            ):
-                before = [other.name for other in self._guard.metrics[:index]].count(metric.name)
-                name = f"{metric.name}_{before + 1}" if before else metric.name
-                log_e = evidence.log_e()
-                figures[f"{name}.e_value"] = math.exp(min(log_e, 700.0))
-                figures[f"{name}.threshold"] = self._guard.threshold
-                figures |= {f"{name}.{key}": value for key, value in evidence.numbers().items()}
-        return MappingProxyType(figures)
+    def _check_variant(self, variant: str) -> None:
+        """Refuse a name that no handle gives; in trouble a handle gives its default, which need not be a variant."""
+        if isinstance(variant, str):
+            declared = self._store.declared.get(self.key)
+            if variant in self._variants or (declared is not None and variant in declared.defaults):
+                return
+            if view(self._store).values.get(self.key) == variant:
+                return
+        definition = self._store.document.definitions.get(self.key)
+        _one_of(
+            "observe(variant)",
+            variant,
+            definition.variants if definition is not None else self._variants,
+        )
 
     def _share(self, state: _State) -> float:
         return self.steps[state.step] if state.step >= 0 and state.status in _ACTIVE else 0.0
 
     def _saved(self, definition: Definition) -> _State:
-        marks = {
-            name.removeprefix(MARK): value
-            for name, value in definition.metadata.items()
-            if name.startswith(MARK)
-        }
+        saved = marks(definition)
         now = current().monotonic()
-        if marks.get("candidate") != self.candidate or marks.get("incumbent") != self.incumbent:
+        if (saved.get("candidate"), saved.get("incumbent")) != (self.candidate, self.incumbent):
             return _State("ready", -1, now)
-        share, status = marks.get("share"), str(marks.get("status"))
+        share, status = saved.get("share"), str(saved.get("status"))
         if status in {"rolled_back", "killed"}:
             return _State(status, -1, now)
         # A share that is no step of this rollout counts as the one below it: nobody is taken away who need not be.

@@ -33,6 +33,7 @@ class Declared(NamedTuple):
     kind: Kind[Any]
     evaluations: telemetry.Counter
     errors: telemetry.Counter
+    defaults: frozenset[str] = frozenset()  # names that they give in trouble, variants or not
 
 
 class _News(NamedTuple):
@@ -40,6 +41,7 @@ class _News(NamedTuple):
 
     change: Change | None
     problems: tuple[Problem, ...]
+    unusable: tuple[tuple[str, str], ...] = ()  # flags whose rollout cannot be applied, and why
 
 
 @final
@@ -65,9 +67,10 @@ class Store:
         self.failure: Problem | None = None
         self.declared: dict[str, Declared] = {}
         self.rollouts: dict[str, Rollout] = {}
+        self._members: weakref.WeakSet[Rollout] = weakref.WeakSet()
         self.document = parse(data, source, None)
         self._confirmed = current().monotonic()
-        self.current = self._build(self.document)
+        self.current = self._build(self.document)[0]
         telemetry.register(self)
         _stores.add(self)
         self._announce(_News(None, self.document.problems))
@@ -94,17 +97,33 @@ class Store:
         """Return what rules see as `$flagd`."""
         return {"flagKey": key, "timestamp": math.floor(current().time())}
 
-    def declare(self, key: str, kind: Kind[Any]) -> Declared:
+    def declare(self, key: str, kind: Kind[Any], default: Any) -> Declared:
         """Return the counters that all handles on *key* share."""
-        known = self.declared.get(key)
-        if known is None:
-            known = Declared(
+        with self._lock:
+            known = self.declared.get(key) or Declared(
                 kind,
                 telemetry.Counter("flags_evaluations_total", flag=key),
                 telemetry.Counter("flags_errors_total", flag=key),
             )
-        known = self.declared[key] = known._replace(kind=kind)
+            names = known.defaults | {default} if kind.names_default else known.defaults
+            known = self.declared[key] = known._replace(kind=kind, defaults=names)
         return known
+
+    def join(self, rollout: Rollout) -> None:
+        """Take note of a rollout, so that a forked child can use it."""
+        with self._lock:
+            self._members.add(rollout)
+
+    def claim(self, rollout: Rollout, *, force: bool) -> Rollout | None:
+        """Make *rollout* the one of its flag; or return the one that is under way, or that took its place."""
+        with self._lock:
+            owner = self.rollouts.get(rollout.key)
+            # An owner that is still ready is about to start.
+            over = owner is None or owner.status not in {"ready", "ramping"}
+            if force or owner is rollout or (over and (owner is None or rollout.status == "ready")):
+                self.rollouts[rollout.key] = rollout
+                return None
+        return owner
 
     def reload(self) -> Change | None:
         """Read the file again."""
@@ -137,8 +156,8 @@ class Store:
             if patch is not None:
                 patches[key] = patch
             self._patches = patches
-            change = self._swap(self.document)
-        return self._announce(_News(change, ()))
+            news = self._swap(self.document)
+        return self._announce(news)
 
     def poll(self) -> None:
         """Reload if the file may have changed; never raises. What the watcher calls."""
@@ -185,7 +204,7 @@ class Store:
     def after_fork(self) -> None:
         """Make a child's copy usable: a lock that a thread held stays locked, and threads are gone."""
         self._lock = threading.Lock()
-        for rollout in self.rollouts.values():
+        for rollout in list(self._members):
             rollout.after_fork()
         if self._watcher is not None:
             self._watcher.restart()
@@ -207,35 +226,36 @@ class Store:
         fresh = tuple(
             problem for problem in document.problems if problem not in self.document.problems
         )
-        change = self._swap(document)
+        news = self._swap(document)
         # Last, so that a fork in between leaves the child to do it again.
         self.failure, self._content, self.data = None, content, data
         self._confirmed = current().monotonic()
-        return _News(change, fresh)
+        return news._replace(problems=fresh)
 
-    def _swap(self, document: Document) -> Change | None:
-        before, after = self.current, self._build(document)
+    def _swap(self, document: Document) -> _News:
+        before = self.current
+        after, unusable = self._build(document)
         self.document = document
         if (after.digest, after.broken, after.metadata) == (
             before.digest,
             before.broken,
             before.metadata,
         ):
-            return None
+            return _News(None, (), unusable)
         self.current = after
-        return changed(before, after, document.problems)
+        return _News(changed(before, after, document.problems), (), unusable)
 
-    def _build(self, document: Document) -> Snapshot:
+    def _build(self, document: Document) -> tuple[Snapshot, tuple[tuple[str, str], ...]]:
         from mlkit.flags._check import RuleError
 
-        definitions = document.definitions
+        definitions, unusable = document.definitions, []
         for key, patch in self._patches.items():
             if key in definitions:
                 try:
                     definitions = {**definitions, key: patch(definitions[key])}
                 except RuleError as error:
-                    telemetry.emit("flags.rollout.unusable", key, reason=error.reason)
-        return Snapshot(definitions, document.broken, document.shared.metadata)
+                    unusable.append((key, error.reason))
+        return Snapshot(definitions, document.broken, document.shared.metadata), tuple(unusable)
 
     def _announce(self, news: _News) -> Change | None:
         for problem in news.problems:
@@ -246,6 +266,8 @@ class Store:
                 reason=problem.message,
                 kept=problem.kept,
             )
+        for key, reason in news.unusable:
+            telemetry.emit("flags.rollout.unusable", key, reason=reason)
         change = news.change
         if change is None:
             return None
