@@ -63,7 +63,7 @@ class ModelStore:
         clock: Where times come from; by default the context's clock.
 
     Raises:
-        ConfigurationError: If an argument is of the wrong kind.
+        ConfigurationError: If *path* is not the path of a local folder, or *who* not text of at most 1000 characters.
 
     Examples:
         >>> import tempfile
