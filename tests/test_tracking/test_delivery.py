@@ -227,6 +227,10 @@ def test_a_lost_cursor_only_costs_a_replay(tmp_path):
         ({"timeout": -1}, ConfigurationError),
         ({"timeout": "1"}, ConfigurationError),
         ({"sinks": ["nowhere:x"]}, ConfigurationError),
+        ({"sinks": "jsonl:x"}, ConfigurationError),
+        ({"sinks": [3]}, ConfigurationError),
+        ({"sinks": [JsonlSink]}, ConfigurationError),
+        ({"sinks": ["jsonl:a", "jsonl:./a"]}, ConfigurationError),
     ],
 )
 def test_sync_refuses_what_is_wrong(tmp_path, args, error):
@@ -235,6 +239,15 @@ def test_sync_refuses_what_is_wrong(tmp_path, args, error):
         sync(run.dir, **args)
     with pytest.raises(RunNotFoundError):
         sync(tmp_path / "no such run", **{**args, "timeout": 1})
+
+
+@pytest.mark.parametrize("wrong", [3, None, "the run"])
+def test_a_run_is_named_by_its_folder(tmp_path, wrong):
+    run, _ = recorded(tmp_path, points=1)
+    wrong = run if wrong == "the run" else wrong
+    for call in (read, sync):
+        with pytest.raises(ConfigurationError, match=rf"{call.__name__}\(run\).*pass run\.dir"):
+            call(wrong)
 
 
 def test_a_folder_that_goes_away_does_not_disturb_the_threads(tmp_path, memory):
@@ -324,6 +337,33 @@ def test_a_killed_shipper_is_reported_and_sync_goes_on(tmp_path):
     assert "ended with status -9" in delivery.reason
     assert sync(run.dir).complete
     assert len(lines(out, run)) == 4
+
+
+def test_closing_again_waits_for_the_process_again(tmp_path):
+    run = start_run("s", root=tmp_path / "r", sinks=[f"jsonl:{tmp_path}/out"])
+    run.log_metric("loss", 1)
+    first = run.close(timeout=0)
+    assert (first.acked, first.reason) == (3, "")
+    assert run.flush(timeout=60).complete
+    assert run.close(timeout=60)[:4] == (3, 3, 0, 0)
+
+
+def test_a_nested_run_that_is_slow_to_begin_is_delivered(tmp_path, monkeypatch):
+    import mlkit.tracking._journal
+
+    begin = mlkit.tracking._journal.Journal.open
+
+    def slowly(journal):
+        time.sleep(0.5)  # several looks of the shipper, which is another process
+        begin(journal)
+
+    with start_run("s", root=tmp_path / "r", sinks=[f"jsonl:{tmp_path}/out"]) as run:
+        run.flush(timeout=60)
+        monkeypatch.setattr("mlkit.tracking._journal.Journal.open", slowly)
+        with run.child("slow") as child:
+            child.log_metric("loss", 1)
+        assert run.close(timeout=15).complete
+    assert len(lines(tmp_path / "out", child)) == 3
 
 
 def test_a_shipper_that_cannot_start_is_no_error(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlkit.telemetry import collect
+from mlkit.telemetry import collect, listen
 from mlkit.testing import record_events, virtual_time
 from mlkit.tracking import read, start_run
 
@@ -266,6 +266,49 @@ def test_a_folder_that_goes_away_is_counted_as_lost(tmp_path):
     assert events[0].kind == "tracking.journal.failed"
 
 
+def test_a_listener_may_wait_for_one_who_logs(tmp_path):
+    """No lock of the journal is held while an event is told."""
+    import shutil
+
+    waited = []
+
+    def tell(event):
+        if event.kind == "tracking.journal.failed":
+            other = threading.Thread(target=run.log_metric, args=("b", 1), daemon=True)
+            other.start()
+            other.join(5)
+            waited.append(other.is_alive())
+
+    run = start_run("told", root=tmp_path)
+    shutil.rmtree(run.dir)
+    with listen(tell):
+        run.log_artifact(b"x", name="x")
+    run.close(timeout=0)
+    assert waited == [False]
+
+
+@pytest.mark.parametrize("durability", ["process", "record"])
+def test_stronger_durability_keeps_the_names_too(tmp_path, durability, monkeypatch):
+    """A file that was brought to the disk is lost if the folder that names it was not."""
+    synced = set()
+    fsync = os.fsync
+
+    def note(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", note)
+    with start_run("names", root=tmp_path / "runs", durability=durability) as run:
+        run.log_artifact(b"x", name="x")
+        with run.child("inner") as child:
+            pass
+    folders = [tmp_path, tmp_path / "runs", run.dir, run.dir / "artifacts", run.dir / "run.json"]
+    folders += [run.dir / "children", child.dir, child.dir / "run.json"]
+    folders += [run.dir / "journal", child.dir / "journal"]
+    missing = [path for path in folders if path.stat().st_ino not in synced]
+    assert missing == ([] if durability == "record" else folders)
+
+
 @pytest.mark.parametrize("durability", ["group", "record"])
 def test_stronger_durability_syncs(tmp_path, durability, monkeypatch):
     calls = []
@@ -288,6 +331,15 @@ def test_what_is_written_and_lost_can_be_collected(tmp_path):
     with start_run("count", root=tmp_path) as run:
         run.log_metrics({"a": 1, "b": 2})
         assert total() - before == 3
+
+
+def test_a_metric_call_costs_what_the_docs_say(tmp_path):
+    with start_run("bytes", root=tmp_path) as run:
+        sizes = []
+        for step in range(3):
+            run.log_metrics({"a": 1, "b": 2}, step=step)
+            sizes.append(journal_of(run.dir).stat().st_size)
+    assert sizes[2] - sizes[1] == 29 + 2 * 8
 
 
 def test_ever_new_keys_and_a_wide_call_are_fine(tmp_path):

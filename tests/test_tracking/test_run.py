@@ -8,6 +8,8 @@ import json
 import math
 import pickle
 import struct
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from mlkit.errors import (
     UnknownNameError,
 )
 from mlkit.testing import virtual_time
-from mlkit.tracking import read, start_run
+from mlkit.tracking import JsonlSink, read, start_run
 
 keys = st.text(min_size=1, max_size=12)
 steps = st.integers(-(2**63), 2**63 - 1)
@@ -92,6 +94,15 @@ def test_numbers_of_any_make(tmp_path):
     assert np.array(data.metrics["int"]).shape == (1, 3)
 
 
+def keyless() -> None:
+    """Its text holds where it lies in memory."""
+
+
+class Speechless:
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
 WRONG_CALLS = [
     (lambda run: run.log_metrics({}), "log_metrics(metrics)"),
     (lambda run: run.log_metrics([("a", 1)]), "log_metrics(metrics)"),
@@ -112,6 +123,8 @@ WRONG_CALLS = [
     (lambda run: run.log_params({"a": {2: 1}}), "log_params"),
     (lambda run: run.log_params({"a": object()}), "log_params(params['a'])"),
     (lambda run: run.log_params({"a": np.ones(3)}), "log_params(params['a'])"),
+    (lambda run: run.log_params({"a": [keyless]}), "another one in every run"),
+    (lambda run: run.log_params({"a": Speechless()}), "log_params(params['a'])"),
     (lambda run: run.log_params({"a": "x" * (17 << 20)}), "log_params"),
     (lambda run: run.set_tags({"a": None}), "set_tags"),
     (lambda run: run.set_tags({1: "a"}), "set_tags"),
@@ -161,6 +174,10 @@ def test_an_artifact_cannot_leave_the_run(tmp_path, name):
         ({"durability": "recrod"}, "did you mean 'record'"),
         ({"shipper": "proces"}, "did you mean 'process'"),
         ({"tags": {"a": []}}, "tags"),
+        ({"tags": []}, "tags"),
+        ({"resume": 3}, "resume"),
+        ({"sinks": [3], "shipper": "thread"}, "addresses or sinks"),
+        ({"sinks": [JsonlSink], "shipper": "thread"}, "addresses or sinks"),
         ({"sinks": "jsonl:x"}, "a list"),
         ({"sinks": ["nothing"]}, "addresses"),
         ({"sinks": ["jsonl:"]}, "addresses"),
@@ -206,11 +223,50 @@ def test_other_values_are_kept_as_their_text(tmp_path):
         RED = 1
 
     params = {"path": Path("a/b"), "day": dt.date(2026, 1, 2), "enum": Colour.RED,
-              "numpy": np.int64(3), "tuple": (1, np.float64(0.5))}  # fmt: skip
+              "numpy": np.int64(3), "tuple": (1, np.float64(0.5)), "set": {"b", "a", "c"}}  # fmt: skip
     with start_run("params", root=tmp_path) as run:
         run.log_params(params)
+        run.set_tags({"seed": np.int64(7), "half": np.float32(0.5), "done": np.True_})
     assert read(run.dir).params == {"path": "a/b", "day": "2026-01-02", "enum": "Colour.RED",
-                                    "numpy": 3, "tuple": [1, 0.5]}  # fmt: skip
+                                    "numpy": 3, "tuple": [1, 0.5], "set": ["a", "b", "c"]}  # fmt: skip
+    assert read(run.dir).tags == {"seed": "7", "half": "0.5", "done": "True"}
+
+
+def together(work) -> list[object]:
+    """Call *work* with 0, 1, 2, 3 in threads at once; return what came back or was raised."""
+    barrier, found = threading.Barrier(4), []
+
+    def one(number: int) -> None:
+        barrier.wait()
+        try:
+            found.append(work(number))
+        except Exception as error:
+            found.append(type(error))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=one, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    return found
+
+
+def test_of_threads_that_log_one_param_one_wins(tmp_path):
+    for _ in range(20):
+        with start_run("race", root=tmp_path) as run:
+            found = together(lambda number, run=run: run.log_param("p", number))
+        assert sorted(found, key=str) == [ParamConflictError] * 3 + [None]
+
+
+def test_threads_may_close_at_once(tmp_path):
+    for _ in range(20):
+        run = start_run("race", root=tmp_path)
+        assert [delivery.acked for delivery in together(lambda _, run=run: run.close())] == [2] * 4
 
 
 def test_files_and_folders_are_copied_before_the_call_returns(tmp_path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlkit._digest import digest_bytes, digest_file
 from mlkit.errors import ConfigurationError
+from mlkit.tracking._folder import sync_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,9 +98,7 @@ def _fresh(store: Path) -> Path:
 
 def _settle(fresh: Path, place: Path, *, sync: bool) -> None:
     if sync:
-        descriptor = os.open(fresh, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_path(fresh)
     fresh.rename(place)
+    if sync:
+        sync_path(place.parent)

@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["FORMAT", "Folder", "find_run", "is_locked", "new_folder", "replace_text", "unwritable"]
+__all__ = [
+    "FORMAT",
+    "Folder",
+    "find_run",
+    "folder_of",
+    "is_locked",
+    "new_folder",
+    "replace_text",
+    "sync_path",
+    "unwritable",
+]
 
 FORMAT = 1
 
@@ -47,8 +57,8 @@ class Folder:
         self.sinks = path / "sinks"
         self.children = path / "children"
 
-    def create(self, info: RunInfo, sinks: Sequence[str]) -> None:
-        """Make the folder of a new run.
+    def create(self, info: RunInfo, sinks: Sequence[str], *, sync: bool) -> None:
+        """Make the folder of a new run; with *sync* a power cut does not take it away.
 
         Raises:
             FileExistsError: If it is there.
@@ -57,14 +67,18 @@ class Folder:
         self.path.mkdir(parents=True)
         for folder in (self.journal, self.artifacts):
             folder.mkdir()
-        self.describe(info, sinks)
+        self.describe(info, sinks, sync=sync)
+        if sync:
+            for folder in (self.path, self.path.parent, self.path.parent.parent):
+                sync_path(folder)
 
-    def describe(self, info: RunInfo, sinks: Sequence[str]) -> None:
+    def describe(self, info: RunInfo, sinks: Sequence[str], *, sync: bool) -> None:
         """Write `run.json`. Only its owner may read it, for a sink's address may hold a password."""
         import json
 
         content = {"format": FORMAT, **info._asdict(), "sinks": list(sinks)}
-        replace_text(self.path / "run.json", json.dumps(content, indent=1) + "\n", mode=0o600)
+        text = json.dumps(content, indent=1) + "\n"
+        replace_text(self.path / "run.json", text, mode=0o600, sync=sync)
 
     def load(self) -> tuple[RunInfo, list[str]]:
         """Return what `run.json` says: the run and the addresses of its sinks.
@@ -114,6 +128,19 @@ class Folder:
                 yield from Folder(path).family()
 
 
+def folder_of(where: str, run: object) -> Folder:
+    """Return the folder that a user names.
+
+    Raises:
+        ConfigurationError: If that is no path.
+    """
+    from pathlib import Path
+
+    if not isinstance(run, (str, os.PathLike)):
+        raise ConfigurationError(where, run, "the path of a run's folder", hint="pass run.dir")
+    return Folder(Path(run).absolute())
+
+
 def find_run(root: Path, run: str) -> Folder:
     """Return the folder of a run that is given by its id, or by its path.
 
@@ -136,7 +163,13 @@ def _runs_in(root: Path) -> list[str]:
 
 
 def new_folder(
-    root: Path, experiment: str, name: str | None, parent: str | None, sinks: Sequence[str]
+    root: Path,
+    experiment: str,
+    name: str | None,
+    parent: str | None,
+    sinks: Sequence[str],
+    *,
+    sync: bool,
 ) -> tuple[RunInfo, Folder]:
     """Make the folder of a new run.
 
@@ -149,7 +182,7 @@ def new_folder(
         info = RunInfo(run_id, experiment, name or run_id, parent, microseconds / 1e6)
         folder = Folder(root / run_id)
         try:
-            folder.create(info, sinks)
+            folder.create(info, sinks, sync=sync)
         except FileExistsError:
             if not folder.path.is_dir():
                 break  # a file is where a folder should be
@@ -197,13 +230,29 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def replace_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+def sync_path(path: Path) -> None:
+    """Bring a file to the disk, or the names in a folder.
+
+    Raises:
+        OSError: If that cannot be done.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_text(path: Path, text: str, *, mode: int = 0o644, sync: bool = False) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}")
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)

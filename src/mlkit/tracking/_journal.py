@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, final
 from zlib import crc32
 
 from mlkit._clock import current
-from mlkit.errors import ConfigurationError, RunClosedError
+from mlkit.errors import ConfigurationError, ParamConflictError, RunClosedError
 from mlkit.telemetry import Sample, emit, register
 from mlkit.tracking import _frames
-from mlkit.tracking._values import as_step, check_key
+from mlkit.tracking._folder import sync_path
+from mlkit.tracking._values import as_step, check_key, same
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -65,6 +66,8 @@ class Journal:
         """Records this process wrote to files it can still see."""
         self.lost = 0
         """Records that could not be written."""
+        self.params: dict[str, Any] = {}
+        """What the run's params are, as far as this process knows."""
         self._folder = folder
         self._sync_every = _SYNC_EVERY.get(durability)
         self._synced = 0.0
@@ -73,6 +76,7 @@ class Journal:
         self._epoch = 0
         self._last = 0
         self._failing = False
+        self._news: list[tuple[str, dict[str, str | float]]] = []
         self._closed = False
         self._series: dict[tuple[str, ...], _Series] = {}
         self._numbers = itertools.count(1)
@@ -107,13 +111,14 @@ class Journal:
             series.step, series.last = step, now
             data = _METRICS_HEAD(series.length, _METRICS, series.number, step, now) + values
             data += _CRC(crc32(data))
-            if self._file < 0 and not self._reopen(len(values) >> 3):
-                return
-            defines = series.epoch != self._epoch
-            if defines:
-                data = series.definition + data
-            if self._append(data, len(values) >> 3) and defines:
-                series.epoch = self._epoch
+            if self._file >= 0 or self._reopen(len(values) >> 3):
+                defines = series.epoch != self._epoch
+                if defines:
+                    data = series.definition + data
+                if self._append(data, len(values) >> 3) and defines:
+                    series.epoch = self._epoch
+        if self._news:
+            self._tell()
 
     def add(self, kind: int, content: dict[str, Any], records: int) -> bool:
         """Append a frame of JSON, and return whether it was written.
@@ -122,42 +127,52 @@ class Journal:
             ConfigurationError: If it is longer than a frame may be.
         """
         with self._lock:
-            # The last of two tags is the later one, also when the clock has gone back between them.
-            now = self._last = max(int(current().time() * 1e6), self._last + 1)
-            data = _frames.json_frame(kind, now, content)
-            if len(data) > _frames.MAX_PAYLOAD:
-                raise ConfigurationError(
-                    "Run.log_params(...) or Run.set_tags(...)",
-                    f"{len(data)} bytes",
-                    "at most 16 MiB",
-                    hint="log it as an artifact",
-                )
-            if self._file < 0 and not self._reopen(records):
-                return False
-            return self._append(data, records)
+            written = self._add(kind, content, records)
+        self._tell()
+        return written
+
+    def add_params(self, flat: dict[str, Any]) -> None:
+        """Append those of *flat* that are new.
+
+        Raises:
+            ParamConflictError: If one has another value already; then none is appended.
+        """
+        fresh = {}
+        with self._lock:
+            for key, value in flat.items():
+                if key not in self.params:
+                    fresh[key] = value
+                elif not same(self.params[key], value):
+                    raise ParamConflictError(key, self.params[key], value)
+            if fresh and self._add(_frames.PARAMS, fresh, len(fresh)):
+                self.params.update(fresh)
+        self._tell()
 
     def sync(self) -> None:
         """Bring to the disk what has been written, whatever the durability."""
         with self._lock:
-            if self._file >= 0:
-                try:
-                    _fdatasync(self._file)
-                except OSError as error:
-                    self._failed(error, 0)
+            self._sync()
+        self._tell()
 
     def count_lost(self, error: Exception, records: int) -> None:
         """Note records that were lost before they came here."""
         with self._lock:
             self._failed(error, records)
+        self._tell()
 
-    def close(self) -> None:
-        """Let go of the file; what is written later raises `RunClosedError`."""
+    def close(self, status: str = "") -> None:
+        """Write how the run ended and let go of the file; what is written later raises `RunClosedError`."""
         with self._lock:
+            if self._closed:
+                return
+            if status:
+                self._add(_frames.STATUS, {"status": status}, 1)
             if self._sync_every is not None:
-                self.sync()
+                self._sync()
             self._closed = True
             self._series.clear()
             self._drop()
+        self._tell()
 
     @property
     def closed(self) -> bool:
@@ -202,6 +217,19 @@ class Journal:
             self._series[keys] = series
         return series, series.pack(*numbers)
 
+    def _add(self, kind: int, content: dict[str, Any], records: int) -> bool:
+        # The last of two tags is the later one, also when the clock has gone back between them.
+        now = self._last = max(int(current().time() * 1e6), self._last + 1)
+        data = _frames.json_frame(kind, now, content)
+        if len(data) > _frames.MAX_PAYLOAD:
+            raise ConfigurationError(
+                "Run.log_params(...) or Run.set_tags(...)",
+                f"{len(data)} bytes",
+                "at most 16 MiB",
+                hint="log it as an artifact",
+            )
+        return (self._file >= 0 or self._reopen(records)) and self._append(data, records)
+
     def _append(self, data: bytes, records: int) -> bool:
         try:
             written = os.write(self._file, data)
@@ -214,11 +242,11 @@ class Journal:
         self.records += records
         if self._failing:
             self._failing = False
-            emit("tracking.journal.recovered", self.run_id, lost=self.lost)
+            self._news.append(("tracking.journal.recovered", {"lost": self.lost}))
         if self._sync_every is not None:
             now = current().monotonic()
             if now - self._synced >= self._sync_every:
-                self.sync()
+                self._sync()
                 self._synced = now
         return True
 
@@ -233,7 +261,24 @@ class Journal:
         self.lost += records
         if not self._failing:
             self._failing = True
-            emit("tracking.journal.failed", self.run_id, error=f"{type(error).__name__}: {error}")
+            fields: dict[str, str | float] = {"error": f"{type(error).__name__}: {error}"}
+            self._news.append(("tracking.journal.failed", fields))
+
+    def _tell(self) -> None:
+        """Emit what has happened; never under the lock, for a listener may wait for one who logs."""
+        while self._news:
+            try:
+                kind, fields = self._news.pop(0)
+            except IndexError:  # another thread was faster
+                return
+            emit(kind, self.run_id, **fields)
+
+    def _sync(self) -> None:
+        if self._file >= 0:
+            try:
+                _fdatasync(self._file)
+            except OSError as error:
+                self._failed(error, 0)
 
     def _reopen(self, records: int) -> bool:
         """Open a file because there is none: after a fork, or when the old one could not be kept whole."""
@@ -256,6 +301,8 @@ class Journal:
             if os.write(descriptor, _frames.MAGIC) != len(_frames.MAGIC):
                 raise OSError(ENOSPC, "no space left on device")
             fresh.rename(path)
+            if self._sync_every is not None:
+                sync_path(self._folder)
         except OSError:
             os.close(descriptor)
             fresh.unlink(missing_ok=True)
@@ -275,6 +322,7 @@ class Journal:
     def _begin_in_child(self) -> None:
         """After a fork: another thread of the parent may have held the lock, and the file is the parent's."""
         self._lock = threading.RLock()
+        self._news.clear()
         self.records = self.lost = 0
         self.path = None
         self._drop()

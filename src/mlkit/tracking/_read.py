@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit.tracking import _frames
-from mlkit.tracking._folder import Folder
+from mlkit.tracking._folder import Folder, folder_of
 from mlkit.tracking._frames import metric_values, series_keys
 from mlkit.tracking._records import begin, walk
 
@@ -108,6 +108,7 @@ def read(run: str | os.PathLike[str]) -> RunData:
         run: The run's folder, `run.dir`.
 
     Raises:
+        ConfigurationError: If *run* is no path.
         RunNotFoundError: If there is no run in that folder.
         JournalError: If it was written by a version of mlkit that this one does not understand.
 
@@ -123,9 +124,8 @@ def read(run: str | os.PathLike[str]) -> RunData:
         Time and memory are linear in the number of points.
     """
     import json
-    from pathlib import Path
 
-    folder = Folder(Path(run).absolute())
+    folder = folder_of("read(run)", run)
     info, _ = folder.load()
     alive = folder.alive()
     params: dict[str, Any] = {}

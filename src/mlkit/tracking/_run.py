@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
 from mlkit._clock import current
-from mlkit.errors import ConfigurationError, ParamConflictError, RunClosedError, TrackingWarning
+from mlkit.errors import ConfigurationError, RunClosedError, TrackingWarning
 from mlkit.telemetry import emit
 from mlkit.tracking import _frames
 from mlkit.tracking._delivery import Delivery, caught_up, delivery_of, merged, shortfall
@@ -16,7 +16,7 @@ from mlkit.tracking._journal import Journal
 from mlkit.tracking._read import read
 from mlkit.tracking._shipper import check_timeout
 from mlkit.tracking._sink import sink_key
-from mlkit.tracking._values import artifact_name, as_tags, check_key, choice, flat_params, same
+from mlkit.tracking._values import artifact_name, as_tags, check_key, choice, flat_params
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,7 +64,6 @@ class Run:
         self._journal = Journal(info.id, folder.journal, durability)
         self._journals = [self._journal]  # and those of the runs nested in it
         self._above: tuple[Run, ...] = ()
-        self._params: dict[str, Any] = {}
         self._owner = os.getpid()
 
     @property
@@ -138,15 +137,7 @@ class Run:
             RunClosedError: If the run is closed.
         """
         self._check_open()
-        flat = flat_params("Run.log_params(params)", params)
-        fresh = {}
-        for key, value in flat.items():
-            if key not in self._params:
-                fresh[key] = value
-            elif not same(self._params[key], value):
-                raise ParamConflictError(key, self._params[key], value)
-        if fresh and self._journal.add(_frames.PARAMS, fresh, len(fresh)):
-            self._params.update(fresh)
+        self._journal.add_params(flat_params("Run.log_params(params)", params))
 
     def log_param(self, key: str, value: object) -> None:
         """Log one param.
@@ -267,7 +258,12 @@ class Run:
         self._check_open()
         check_key("Run.child(name)", name)
         info, folder = new_folder(
-            self._folder.children, self.experiment, name, self.id, self._sinks
+            self._folder.children,
+            self.experiment,
+            name,
+            self.id,
+            self._sinks,
+            sync=self._durability != "process",
         )
         run = Run(folder, info, self._sinks, self._durability, self._shipper, nested=True)
         run._above = (self, *self._above)
@@ -318,10 +314,7 @@ class Run:
         choice("Run.close(status)", status, ("FINISHED", "FAILED", "KILLED"))
         patience = (0.0 if self._nested else 10.0) if timeout is None else timeout
         check_timeout("Run.close(timeout=...)", patience)
-        if not self._journal.closed:
-            if os.getpid() == self._owner:
-                self._journal.add(_frames.STATUS, {"status": status}, 1)
-            self._journal.close()
+        self._journal.close(status if os.getpid() == self._owner else "")
         delivery = self.flush(patience)
         if not self._nested:
             self._shipper.let_go()

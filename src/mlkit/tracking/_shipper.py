@@ -12,8 +12,8 @@ from mlkit._clock import current
 from mlkit.errors import ConfigurationError
 from mlkit.telemetry import emit
 from mlkit.tracking._delivery import Delivery, delivery_of, merged
-from mlkit.tracking._folder import Folder
-from mlkit.tracking._sink import Sink, make_sink, maker, sink_key
+from mlkit.tracking._folder import Folder, folder_of
+from mlkit.tracking._sink import Sink, make_sinks, maker, sink_key
 
 if TYPE_CHECKING:
     import subprocess
@@ -51,6 +51,7 @@ class ProcessShipper:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._problem = ""
+        self._let_go = False
 
     def start(self) -> None:
         """Start it. One that cannot be started is an event, not an error."""
@@ -84,8 +85,11 @@ class ProcessShipper:
 
     def let_go(self) -> None:
         """Have it reaped when it ends; until then it goes on."""
-        process, self._process = self._process, None
-        if process is None or os.getpid() != self._owner or process.poll() is not None:
+        process = self._process
+        if self._let_go or process is None or os.getpid() != self._owner:
+            return
+        self._let_go = True
+        if process.poll() is not None:
             return
         try:
             threading.Thread(target=process.wait, daemon=True, name="mlkit-reaper").start()
@@ -153,7 +157,8 @@ def ship(path: Path) -> None:
         # Asked before looking for nested runs: who dies between the two has made them before.
         alive = root.alive()
         for folder in root.family():
-            if folder.path in known:
+            # A nested run without a journal is just being made: its lane would find nobody alive.
+            if folder.path in known or not folder.writers():
                 continue
             known.add(folder.path)
             # A sink that was added to a run is its old nested runs' sink, too.
@@ -187,7 +192,7 @@ def sync(
 
     Raises:
         RunNotFoundError: If there is no run in that folder.
-        ConfigurationError: If a sink's address or the timeout is wrong.
+        ConfigurationError: If the run is no path, or a sink or the timeout is wrong.
 
     Examples:
         >>> import tempfile
@@ -199,14 +204,12 @@ def sync(
         >>> sync(run.dir, sinks=[f"jsonl:{root / 'export'}"]).delivered
         3
     """
-    from pathlib import Path
-
     from mlkit.tracking._lane import Lane
 
     seconds = check_timeout("sync(timeout=...)", timeout)
-    root = Folder(Path(run).absolute())
+    root = folder_of("sync(run)", run)
     _, uris = root.load()
-    chosen = [make_sink(one) if isinstance(one, str) else one for one in sinks or ()]
+    chosen = [] if sinks is None else make_sinks("sync(sinks=...)", sinks)
     if sinks is not None:
         uris = [sink.uri for sink in chosen]
     keys = [sink_key(uri) for uri in uris]

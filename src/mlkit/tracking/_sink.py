@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from mlkit.tracking._records import Record, RunInfo
 
-__all__ = ["JsonlSink", "Sink", "make_sink", "maker", "sink_key"]
+__all__ = ["JsonlSink", "Sink", "make_sinks", "maker", "sink_key"]
 
 ENTRY_POINTS = "mlkit.sinks"
 
@@ -173,7 +173,27 @@ def _line(record: Record) -> bytes:
     return json.dumps(fields, allow_nan=False).encode("ascii") + b"\n"
 
 
-def make_sink(uri: str) -> Sink:
+def make_sinks(where: str, sinks: object) -> list[Sink]:
+    """Return the sinks that a user lists; those that are addresses are made.
+
+    Raises:
+        ConfigurationError: If that is no list, or one of them is no sink or is there twice.
+    """
+    if not isinstance(sinks, (list, tuple)):
+        raise ConfigurationError(where, sinks, "a list of addresses or sinks")
+    made: dict[str, Sink] = {}
+    for one in sinks:
+        sink = _make(one, where) if isinstance(one, str) else one
+        uri = getattr(sink, "uri", None)
+        if not isinstance(uri, str):
+            raise ConfigurationError(where, one, "addresses or sinks")
+        if uri in made:
+            raise ConfigurationError(where, uri, "each sink once")
+        made[uri] = sink
+    return list(made.values())
+
+
+def _make(uri: str, where: str = "start_run(sinks=...)") -> Sink:
     """Return the sink of an address.
 
     Raises:
@@ -181,9 +201,7 @@ def make_sink(uri: str) -> Sink:
     """
     scheme, colon, rest = uri.partition(":")
     if not colon or not rest:
-        raise ConfigurationError(
-            "start_run(sinks=...)", uri, "addresses like 'mlflow:sqlite:///mlflow.db'"
-        )
+        raise ConfigurationError(where, uri, "addresses like 'mlflow:sqlite:///mlflow.db'")
     if scheme == "jsonl":
         return JsonlSink(rest)
     from importlib.metadata import entry_points
@@ -195,7 +213,7 @@ def make_sink(uri: str) -> Sink:
         known = ["jsonl", *found]
         near = did_you_mean(scheme, known)
         raise ConfigurationError(
-            "start_run(sinks=...)",
+            where,
             uri,
             f"a scheme among {listing(known)}",
             hint=near[2:] or f"install the package that offers {scheme!r}",
@@ -212,7 +230,7 @@ def maker(uri: str, given: Sink | None = None) -> Callable[[], Sink]:
         given: An object that the user has made; it is handed out first.
     """
     rest = [] if given is None else [given]
-    return lambda: rest.pop() if rest else make_sink(uri)
+    return lambda: rest.pop() if rest else _make(uri)
 
 
 def sink_key(uri: str) -> str:

@@ -10,7 +10,7 @@ from mlkit.tracking._folder import Folder, find_run, new_folder
 from mlkit.tracking._read import read
 from mlkit.tracking._run import Run
 from mlkit.tracking._shipper import NoShipper, ProcessShipper, ThreadShipper
-from mlkit.tracking._sink import make_sink, maker, sink_key
+from mlkit.tracking._sink import make_sinks, maker, sink_key
 from mlkit.tracking._values import as_tags, check_key, choice
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def start_run(
     root: str | os.PathLike[str] = "runs",
     sinks: Sequence[str | Sink] = (),
     durability: Literal["process", "group", "record"] = "process",
-    resume: str | None = None,
+    resume: str | os.PathLike[str] | None = None,
     tags: Mapping[str, str | float] | None = None,
     shipper: Literal["process", "thread", "none"] = "process",
 ) -> Run:
@@ -47,7 +47,7 @@ def start_run(
             the process group being killed. `"group"`: at most one `fdatasync` in 50 ms, by the call
             that finds it due, by `flush` and by `close`. `"record"`: `fdatasync` in every call, for
             power cuts; hundreds of microseconds.
-        resume: Id or folder of a run to go on with; its params hold.
+        resume: Id or folder of a run to go on with; its params, its name and its sinks hold.
         tags: Tags to begin with.
         shipper: Who delivers: a process of its own (its imports and its work tax no training loop),
             threads of this process, or nobody until `sync` is called.
@@ -79,15 +79,19 @@ def start_run(
     choice("start_run(shipper=...)", shipper, ("process", "thread", "none"))
     if not isinstance(root, (str, os.PathLike)):
         raise ConfigurationError("start_run(root=...)", root, "the path of a folder")
-    checked = as_tags("start_run(tags=...)", tags or {})
+    if resume is not None and not isinstance(resume, (str, os.PathLike)):
+        raise ConfigurationError("start_run(resume=...)", resume, "the id or the folder of a run")
+    checked = as_tags("start_run(tags=...)", {} if tags is None else tags)
     makers = _makers(sinks, shipper)
     top = Path(root).absolute()
     if resume is None:
-        info, folder = new_folder(top, experiment, name, None, list(makers))
+        info, folder = new_folder(
+            top, experiment, name, None, list(makers), sync=durability != "process"
+        )
         uris = list(makers)
     else:
         folder = find_run(top, os.fspath(resume))
-        info, uris = _take_up(folder, experiment, makers)
+        info, uris = _take_up(folder, experiment, makers, sync=durability != "process")
     by_key = {sink_key(uri): makers.get(uri) or maker(uri) for uri in uris}
     threads = ThreadShipper(by_key)
     process = ProcessShipper(folder)
@@ -95,7 +99,7 @@ def start_run(
     chosen = (process if shipper == "process" else threads) if working else NoShipper()
     run = Run(folder, info, uris, durability, chosen)
     if resume is not None:
-        run._params.update(read(folder.path).params)  # noqa: SLF001 - the other half of the class
+        run._journal.params.update(read(folder.path).params)  # noqa: SLF001 - the other half of the class
     run._start(checked)  # noqa: SLF001 - as above
     if chosen is process:
         process.start()
@@ -105,30 +109,25 @@ def start_run(
     return run
 
 
-def _makers(sinks: object, shipper: str) -> dict[str, Callable[[], Sink]]:
+def _makers(sinks: Sequence[str | Sink], shipper: str) -> dict[str, Callable[[], Sink]]:
     """Return what makes each sink, by its address; each is made once here to see that it can be."""
-    if isinstance(sinks, (str, bytes)) or not isinstance(sinks, (list, tuple)):
-        raise ConfigurationError("start_run(sinks=...)", sinks, "a list of addresses or sinks")
     makers: dict[str, Callable[[], Sink]] = {}
-    for one in sinks:
+    made = make_sinks("start_run(sinks=...)", sinks)
+    for one, sink in zip(sinks, made, strict=True):
         if isinstance(one, str):
-            sink = make_sink(one)
-            make = maker(sink.uri)
+            makers[sink.uri] = maker(sink.uri)
+        elif shipper == "process":
+            raise ConfigurationError(
+                "start_run(sinks=...)", one, "an address, which another process can open",
+                hint="pass shipper='thread' to use a sink object",
+            )  # fmt: skip
         else:
-            if shipper == "process":
-                raise ConfigurationError(
-                    "start_run(sinks=...)", one, "an address, which another process can open",
-                    hint="pass shipper='thread' to use a sink object",
-                )  # fmt: skip
-            sink, make = one, maker(one.uri, one)
-        if sink.uri in makers:
-            raise ConfigurationError("start_run(sinks=...)", sink.uri, "each sink once")
-        makers[sink.uri] = make
+            makers[sink.uri] = maker(sink.uri, sink)
     return makers
 
 
 def _take_up(
-    folder: Folder, experiment: str, makers: Mapping[str, object]
+    folder: Folder, experiment: str, makers: Mapping[str, object], *, sync: bool
 ) -> tuple[RunInfo, list[str]]:
     """Return what is known of a run that is resumed, with the sinks that were added."""
     info, known = folder.load()
@@ -138,5 +137,5 @@ def _take_up(
         )  # fmt: skip
     uris = [*known, *(uri for uri in makers if uri not in known)]
     if uris != known:
-        folder.describe(info, uris)
+        folder.describe(info, uris, sync=sync)
     return info, uris

@@ -77,26 +77,37 @@ def _plain(where: str, value: Any, depth: int) -> Any:
         return value
     if depth > 50:
         raise ConfigurationError(where, value, "nesting of at most 50 levels")
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        if isinstance(value, numpy.generic):
-            return _plain(where, value.item(), depth + 1)
-        if isinstance(value, numpy.ndarray):
-            raise ConfigurationError(where, value, "a value; log an array as an artifact")
+    if _is_numpy(value, "generic"):
+        return _plain(where, value.item(), depth + 1)
+    if _is_numpy(value, "ndarray"):
+        raise ConfigurationError(where, value, "a value; log an array as an artifact")
+    if isinstance(value, (set, frozenset)):  # its own order differs from run to run
+        return sorted((_plain(where, item, depth + 1) for item in value), key=repr)
     if isinstance(value, (list, tuple)):
         return [_plain(where, item, depth + 1) for item in value]
     if isinstance(value, Mapping):
         return {
             check_key(where, key): _plain(where, item, depth + 1) for key, item in value.items()
         }
-    if _has_no_text(type(value)):
-        # Its text would be its address, another one in every run.
-        raise ConfigurationError(where, value, "plain data, or an object with a text of its own")
-    return str(value)
+    return _own_text(where, value)
 
 
-def _has_no_text(kind: Any) -> bool:
-    return kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+def _own_text(where: str, value: object) -> str:
+    expected = "plain data, or an object with a text of its own"
+    try:
+        text = str(value)
+    except Exception as error:
+        raise ConfigurationError(where, value, expected) from error
+    if " at 0x" in text:
+        raise ConfigurationError(
+            where, value, expected, hint="an address is another one in every run; log a name"
+        )
+    return text
+
+
+def _is_numpy(value: object, kind: str) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, getattr(numpy, kind))
 
 
 def as_tags(where: str, tags: object) -> dict[str, str]:
@@ -105,9 +116,10 @@ def as_tags(where: str, tags: object) -> dict[str, str]:
         raise ConfigurationError(where, tags, "a mapping of names to text")
     checked = {}
     for key, value in tags.items():
-        if not isinstance(value, (str, int, float)):
+        number = value.item() if _is_numpy(value, "generic") else value
+        if not isinstance(number, (str, int, float)):
             raise ConfigurationError(f"{where[:-1]}[{key!r}])", value, "text, a number or a bool")
-        checked[check_key(where, key)] = str(value)
+        checked[check_key(where, key)] = str(number)
     return checked
 
 
