@@ -11,14 +11,6 @@ from mlkit.errors import ConfigurationError, FingerprintError, ManifestError
 from mlkit.repro._determinism import Finding
 from mlkit.repro._difference import Difference, compare
 from mlkit.repro._fingerprint import fingerprint
-from mlkit.repro._given import (
-    fingerprints,
-    folder_of,
-    paths_of,
-    plain_params,
-    plain_seeds,
-    plain_spec,
-)
 from mlkit.repro._seeds import Seeds, as_seeds
 from mlkit.telemetry import emit
 
@@ -100,6 +92,14 @@ class Manifest:
         """
         from mlkit.repro._environment import environment, packages, redacted
         from mlkit.repro._git import code_of
+        from mlkit.repro._given import (
+            fingerprints,
+            folder_of,
+            paths_of,
+            plain_params,
+            plain_seeds,
+            plain_spec,
+        )
 
         folder = folder_of("." if code is None else code)
         state = code_of(folder)
@@ -249,6 +249,8 @@ class Manifest:
             FingerprintError: If some data has no faithful content hash.
         """
         from pathlib import Path
+
+        from mlkit.repro._given import fingerprints
 
         recorded = self._identity["data"]
         given = dict(data or {})
