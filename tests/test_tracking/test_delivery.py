@@ -175,6 +175,18 @@ def test_a_run_answers_for_those_nested_in_it(tmp_path):
     assert len(lines(tmp_path / "late", child)) == 2  # an old nested run has the new sink, too
 
 
+def test_a_sink_object_is_for_the_run_and_not_for_those_nested_in_it(tmp_path, memory_sink):
+    for number in range(20):
+        with start_run("n", root=tmp_path) as run, run.child("inner") as child:
+            child.log_metric("a", 1)
+        memory = memory_sink(f"memory:{number}")
+        again = start_run("n", root=tmp_path, resume=run.id, sinks=[memory], shipper="thread")
+        delivery = again.close(timeout=30)
+        assert [info.id for info in memory.opened] == [run.id]
+        assert delivery[:4] == (4 + 3, 4, 3, 0)
+        assert "a scheme among" in delivery.reason
+
+
 def test_a_sink_added_later_gets_the_history(tmp_path):
     run, records = recorded(tmp_path / "runs")
     with start_run("x", root=tmp_path / "runs", resume=run.id, sinks=[f"jsonl:{tmp_path}/late"],

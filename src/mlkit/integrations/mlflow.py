@@ -59,13 +59,11 @@ class MlflowSink:
     cannot hold is put where it can be seen, never changed or cut in silence:
 
     - A name that MLflow refuses gets its bad characters replaced and a digest appended; the tag
-    `mlkit.key.<new name>`
-      keeps the old one, and different names stay different.
+      `mlkit.key.<new name>` keeps the old one, and different names stay different.
     - An infinite metric becomes a tag `mlkit.nonfinite.<name>.<step>.<milliseconds>` of `inf` or
-    `-inf`. NaN is a metric.
+      `-inf`. NaN is a metric.
     - A param or tag that is too long is cut with a note of its length and digest, and kept whole as
-    an artifact
-      `mlkit/params/<name>.txt` or `mlkit/tags/<name>.txt`.
+      an artifact `mlkit/params/<name>.txt` or `mlkit/tags/<name>.txt`.
 
     A new experiment in a database file keeps its artifacts in `mlartifacts` beside the file.
 

@@ -45,9 +45,9 @@ class Record(NamedTuple):
         value: A metric's number, exactly as logged (NaN and infinities too); the text of a param,
             tag or status; an artifact's digest.
         step: A metric's step, from -2**63 to 2**63 - 1; 0 for the other kinds.
-        time: When it was logged, Unix time in seconds, to the microsecond. Of points of the same
-            keys and step that one process logs, each is at least a millisecond later than the one
-            before.
+        time: When it was logged, Unix time in seconds, to the microsecond. Of calls
+            with the same keys and step that follow each other in one process, each is at least a
+            millisecond later than the one before; calls with other keys may come between them.
         path: Where the bytes of an artifact are; empty for the other kinds.
     """
 

@@ -105,7 +105,7 @@ class Run:
             RunClosedError: If the run is closed.
 
         Note:
-            One `write` of 33 bytes and 8 for each metric.
+            One `write` of 29 bytes and 8 for each metric; the first with new keys also names them.
         """
         self._journal.metrics(metrics, step)
 
@@ -128,12 +128,14 @@ class Run:
 
         Args:
             params: Values by name. Nested mappings are flattened to dotted names. Numbers, text,
-                bools, None and lists of them are kept as they are, any other value as its `str`.
+                bools, None and lists of them are kept as they are, a set as its sorted list, any
+                other value as its `str`.
 
         Raises:
             ParamConflictError: If one was logged before with another value. None of *params* is
                 logged then.
-            ConfigurationError: If a name is no text, or a value has no text of its own.
+            ConfigurationError: If a name is no text, or a value has no text of its own: that of a
+                function holds an address, which a rerun would not reach again.
             RunClosedError: If the run is closed.
         """
         self._check_open()

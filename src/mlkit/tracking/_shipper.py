@@ -105,19 +105,21 @@ class ThreadShipper:
     """Threads of this process, one per run and sink, for sinks that are objects or processes that are forbidden.
 
     Args:
-        makers: What makes each sink, by its name in the folder.
+        makers: What makes each sink of the run, by its address.
     """
 
     def __init__(self, makers: Mapping[str, Callable[[], Sink]]) -> None:
         self._makers = makers
         self._threads: list[threading.Thread] = []
 
-    def start(self, folder: Folder) -> None:
+    def start(self, folder: Folder, *, nested: bool = False) -> None:
         """Start the threads of a run."""
         from mlkit.tracking._lane import Lane
 
-        for key, make in self._makers.items():
-            lane = Lane(folder, key, make)
+        for uri, make in self._makers.items():
+            # A sink object holds one run; for a nested one another is made of its address.
+            key = sink_key(uri)
+            lane = Lane(folder, key, maker(uri) if nested else make)
             context = copy_context()
             thread = threading.Thread(
                 target=context.run, args=(lane.run,), daemon=True, name=f"mlkit-{key}"
@@ -136,7 +138,7 @@ class ThreadShipper:
 
     def wake_children(self, folder: Folder) -> None:
         """Start threads for a nested run."""
-        self.start(folder)
+        self.start(folder, nested=True)
 
 
 Shipper: TypeAlias = "NoShipper | ProcessShipper | ThreadShipper"

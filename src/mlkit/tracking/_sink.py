@@ -26,14 +26,13 @@ class Sink(Protocol):
 
     1. *Replay*: sending a batch again, also after a new `open`, changes nothing.
     2. *Order*: metrics, params and artifacts may come in any order; of two tags or statuses of one
-    key the later wins. 3. *All or an error*: when `send` returns, every record of the batch is
-    stored. `SinkUnavailableError` and `OSError`
-       mean "not now": the same batch comes again. Any other error, `SinkRejectedError` above all,
-       means "never like this": the batch is halved until the culprit is alone and set aside, so a
-       refused batch may be stored in part.
+       key the one that is sent later wins.
+    3. *All or an error*: when `send` returns, every record of the batch is stored.
+       `SinkUnavailableError` and `OSError` mean "not now": the same batch comes again. Any other
+       error, `SinkRejectedError` above all, means "never like this": the batch is halved until the
+       culprit is alone and set aside, so a refused batch may be stored in part.
     4. *Exactness*: a number is stored as it is, or visibly elsewhere, but never as another number;
-    different names stay
-       different; a text is never cut in silence.
+       different names stay different; a text is never cut in silence.
     5. *One run*: `open` of a run that the backend knows goes on with it.
 
     The constructor takes the address without its scheme, checks it, and does no I/O. An installed

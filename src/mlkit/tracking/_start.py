@@ -10,7 +10,7 @@ from mlkit.tracking._folder import Folder, find_run, new_folder
 from mlkit.tracking._read import read
 from mlkit.tracking._run import Run
 from mlkit.tracking._shipper import NoShipper, ProcessShipper, ThreadShipper
-from mlkit.tracking._sink import make_sinks, maker, sink_key
+from mlkit.tracking._sink import make_sinks, maker
 from mlkit.tracking._values import as_tags, check_key, choice
 
 if TYPE_CHECKING:
@@ -92,8 +92,7 @@ def start_run(
     else:
         folder = find_run(top, os.fspath(resume))
         info, uris = _take_up(folder, experiment, makers, sync=durability != "process")
-    by_key = {sink_key(uri): makers.get(uri) or maker(uri) for uri in uris}
-    threads = ThreadShipper(by_key)
+    threads = ThreadShipper({uri: makers.get(uri) or maker(uri) for uri in uris})
     process = ProcessShipper(folder)
     working = uris and shipper != "none"
     chosen = (process if shipper == "process" else threads) if working else NoShipper()
@@ -105,7 +104,7 @@ def start_run(
         process.start()
     elif chosen is threads:
         for one in folder.family():
-            threads.start(one)
+            threads.start(one, nested=one.path != folder.path)
     return run
 
 
