@@ -459,6 +459,15 @@ def test_saving_keeps_the_mode_and_says_when_the_flag_is_gone(tmp_path):
         rollout.save()
 
 
+def test_the_digest_names_the_models_that_the_set_gives():
+    digests = {}
+    for uri in ("x:/1", "x:/2", "x:/1"):
+        flags = Flags.from_dict({"flags": {"m": FLAG}, "metadata": {"model.v1": uri}})
+        assert flags.model("m", default="v1")() == uri
+        assert digests.setdefault(uri, flags.digest) == flags.digest
+    assert len(set(digests.values())) == 2
+
+
 # --- the guard's promise -----------------------------------------------------------------------------------------
 
 

@@ -96,12 +96,16 @@ class Definition:
                 f"expected {listing(GENERATIONS)}, got {clip(self.generation, 40)}",
             )
         self.rule, self.facts = self._check(document.get("targeting"))
-        identity = [
+        identity: list[Any] = [
             key,
             document,
             self.generation,
             {name: shared.evaluators[name] for name in self.facts.references},
         ]
+        # A handle on a model takes its URI from here, `model.<variant>`.
+        uris = {f"model.{name}" for name in self.variants} & shared.metadata.keys() - own.keys()
+        if uris:
+            identity.append({name: shared.metadata[name] for name in uris})
         self.digest = digest_bytes(encode(identity, order="deterministic"))
         self._compiled: Callable[[Any], Any] | None = None
 

@@ -18,16 +18,18 @@ __all__ = ["ErrorRate", "Guard", "Latency"]
 class ErrorRate:
     """A bound on the candidate's error rate: absolute, or relative to the incumbent's.
 
-    With *max_rate* the null hypothesis is "the candidate's error rate is at most `max_rate`", whatever the incumbent does.
-    The evidence is the likelihood ratio of a worse rate, averaged over several worse rates and over when the candidate
-    became worse: a non-negative supermartingale under the null.
+    With *max_rate* the null hypothesis is "each of the candidate's requests fails with a probability of at most
+    `max_rate`, whatever came before". The evidence is the likelihood ratio of a worse rate, averaged over several worse
+    rates and over when the candidate became worse: a non-negative supermartingale under the null.
 
     With *max_ratio* it is "the candidate's error rate is at most `max_ratio` times the incumbent's", whatever that is. Of
     the requests that fail, a share of `w r / (w r + 1 - w)` is then the candidate's at most, `w` being its share of the
     requests and `r` the ratio; the evidence bets against that. It needs both sides, so that it gathers nothing while the
-    share is 1, and it takes units to be assigned by the ramp alone and to fail independently: do not observe units that
-    another rule sends to the candidate. The idea is that of Lindon and Malek, "Anytime-Valid Inference for Multinomial
-    Count Data" (NeurIPS 2022).
+    share is 1, and it takes `w` to hold for each failing request, whatever came before: observe every request, no units
+    that another rule sends to the candidate, and units that come back seldom. Where a few units make most requests, the
+    candidate's part of the requests stays where their hashes put it, not at `w`; in the long run that is taken for a
+    fault (or hides one), with a probability above `alpha`. The idea is that of Lindon and
+    Malek, "Anytime-Valid Inference for Multinomial Count Data" (NeurIPS 2022).
 
     Immutable and picklable.
 
@@ -112,7 +114,8 @@ class Guard:
     """What a rollout must not do, and how sure one must be to roll it back.
 
     A healthy candidate is ever rolled back with probability at most *alpha*, over all metrics together (each gets an
-    equal part) and however long and often one looks. One guard may serve several rollouts; each has its own evidence.
+    equal part) and however long and often one looks, if the metrics' conditions hold. One guard may serve several rollouts;
+    each has its own evidence and *alpha*, in each process, and begins anew where a saved rollout goes on.
 
     Immutable and picklable.
 

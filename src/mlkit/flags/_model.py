@@ -44,13 +44,14 @@ class ModelFlag(Flag[str]):
             steps: Its shares of the units, growing, within (0, 1].
             min_step: Seconds that a step lasts at least.
             guard: What must not happen; None to roll back by hand only.
-            incumbent: The variant that serves the others; the flag's default variant if None.
+            incumbent: The variant that serves the others; if None, the candidate of a finished rollout of the flag, or else
+                the flag's default variant.
             seed: Text that is hashed with the unit in place of the flag's key, so that flags of equal seed take in the
-                same units first.
+                same units first. A saved rollout needs the same again, or it takes in other units.
 
         Raises:
             ConfigurationError: If an argument is wrong, the flag or a variant does not exist, or another rollout of the
-                flag is under way.
+                flag is under way, here or in the file.
         """
         from mlkit.flags._rollout import Rollout
 

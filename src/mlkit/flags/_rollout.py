@@ -65,7 +65,9 @@ class Rollout:
     rollback also takes the candidate from units that a rule gave it to.
 
     The flags change in memory, for this process; `save` writes the flag to the file, for the others. A reload of the
-    file keeps the rollout, and a flag disabled there stays disabled.
+    file keeps the rollout, and a flag disabled there stays disabled. A file without one of the two variants is taken as it
+    is, with the event `flags.rollout.unusable`; only a killed flag stays disabled then too. Of several rollouts of a flag
+    one at a time is under way: the others' decisions are `"held"`, but for `kill`.
 
     Thread-safe. After a fork each process has its own state. It does not pickle. Made by `ModelFlag.rollout`.
 
