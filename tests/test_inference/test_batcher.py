@@ -448,6 +448,67 @@ def test_no_two_callers_get_the_same_error_object():
             assert result is one or result.__cause__ is one
 
 
+class Unshowable(RuntimeError):
+    def __str__(self):
+        raise LookupError("no words")
+
+
+class Uncopyable(ConfigurationError):
+    def __init__(self):
+        super().__init__("a", 1, "b")
+
+    def __reduce__(self):
+        raise TypeError("no copies")
+
+
+@pytest.mark.parametrize("error", [Unshowable, Uncopyable])
+def test_an_error_that_cannot_be_shown_or_copied_still_reaches_every_caller(error):
+    def model(batch):
+        raise error
+
+    async def main():
+        async with Batcher(model, isolate=False, max_wait=0.05) as batcher:
+            calls = [batcher.submit("a") for _ in range(3)]
+            results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+            # The batcher goes on.
+            with pytest.raises((error, InferenceError)):
+                await asyncio.wait_for(batcher.submit("b"), 20)
+            return results
+
+    results = asyncio.run(main())
+    assert len({id(result) for result in results}) == 3
+    for result in results:
+        assert type(result) is error or type(result.__cause__) is error
+
+
+def test_max_wait_ends_while_the_loop_is_busy_with_other_things():
+    async def main():
+        async with Batcher(upper, max_wait=0.01) as batcher:
+            await batcher.submit("a")
+            await asyncio.sleep(0.05)  # the device is idle by now
+            task = asyncio.create_task(batcher.submit("b"))
+            await asyncio.sleep(0)
+            wait_until(lambda: batcher.stats().n_done == 2)  # and the loop does not turn meanwhile
+            return await task
+
+    assert asyncio.run(main()) == "B"
+
+
+def test_a_start_that_failed_may_be_repeated(monkeypatch):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    batcher = Batcher(upper)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="new thread"):
+            batcher.start()
+    with pytest.raises(BatcherClosedError, match="not started"):
+        batcher.call("a")
+    with batcher:
+        assert batcher.call("a") == "A"
+
+
 def test_without_isolation_the_model_is_called_once():
     calls = []
 
@@ -711,10 +772,14 @@ def test_a_forked_child_gets_a_clear_error_and_the_parent_goes_on():
                 batcher.stats()
                 telemetry.collect()
                 batcher.close()
-                try:
-                    batcher.call("b")
-                except BatcherClosedError as error:
-                    code = 0 if "forked process" in str(error) else 2
+                for use in (batcher.start, lambda: batcher.call("b")):
+                    try:
+                        use()
+                    except BatcherClosedError as error:
+                        assert "forked process" in str(error)
+                    else:
+                        raise AssertionError(use)
+                code = 0
             os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert batcher.call("b") == "B"
@@ -804,6 +869,7 @@ def test_it_is_forgotten_by_telemetry_when_it_is_gone():
         ({"max_wait": float("nan")}, "max_wait"),
         ({"max_wait": "0.1"}, "max_wait"),
         ({"max_wait": True}, "max_wait"),
+        ({"max_wait": 10**400}, "max_wait"),
         ({"max_wait": None}, "max_wait"),
         ({"max_queue": 0}, "max_queue"),
         ({"max_queue": 1.5}, "max_queue"),

@@ -505,3 +505,18 @@ def test_coroutine_functions_are_refused():
     for fn in (model, Callable(), __import__("functools").partial(model)):
         with pytest.raises(ConfigurationError, match="not a coroutine function"):
             map_batches(fn, [])
+
+
+def test_rows_that_fit_in_pairs_but_not_together_all_have_a_result():
+    # An empty list fits both; integers and floats do not fit each other.
+    results = map_batches(lambda batch: batch.lengths, [[], [1], [1.5]], pad=0, batch_size=3)
+    assert [int(length) for length in results] == [0, 1, 1]
+
+
+def test_a_row_that_cannot_be_stacked_fails_alone_also_beside_a_misfit():
+    def row(size, number):
+        return {"x": torch.ones(size), "n": number}
+
+    rows = [row(1, 1), row(1, 2**70), row(2, 1), row(1, 3)]
+    results = list(map_batches(lambda batch: batch["n"], rows, on_error="return"))
+    assert [isinstance(result, RowError) for result in results] == [False, True, True, False]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
 
@@ -191,20 +192,23 @@ class Batcher(Generic[_Row, _Result]):
             The batcher.
 
         Raises:
-            BatcherClosedError: If it was closed.
+            BatcherClosedError: If it was closed, or started in another process.
+            RuntimeError: If the system has no thread to give; the batcher may be started later.
         """
+        if self._forked():
+            raise self._refusal()
         with self._lock:
             if self._closing:
                 raise self._refusal()
             if self._thread is None:
                 self._runner.leave_thread()
                 self._clock = current(self._given_clock)
-                self._pid = os.getpid()
                 context = copy_context()
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=context.run, args=(self._run,), name=f"mlkit-{self.name}", daemon=True
                 )
-                self._thread.start()
+                thread.start()  # may fail, and then nothing has happened
+                self._thread, self._pid = thread, os.getpid()
                 register(self)
         return self
 
@@ -215,7 +219,7 @@ class Batcher(Generic[_Row, _Result]):
             drain: Whether to run the rows that wait. If not, their callers get `BatcherClosedError`. The batch that
                 runs is finished in either case.
         """
-        if self._pid is not None and self._pid != os.getpid():
+        if self._forked():
             return  # a forked child: the thread to stop lives in the parent, and the lock may be held for ever
         dropped: list[Request] = []
         with self._lock:
@@ -355,7 +359,7 @@ class Batcher(Generic[_Row, _Result]):
 
     def stats(self) -> BatcherStats:
         """Return what it has done so far, all figures of the same moment."""
-        if self._pid is not None and self._pid != os.getpid():
+        if self._forked():
             return self._snapshot()  # the lock may have been held when the process forked
         with self._lock:
             return self._snapshot()
@@ -404,6 +408,7 @@ class Batcher(Generic[_Row, _Result]):
             loop = request.loop
             if self._free and gathering.since is None:
                 gathering.since = now
+                self._wake.notify()  # max_wait counts from here, even if the loop does not turn for long
             if self._max_wait and loop is not None and self._waiting.n_rows < self._largest:
                 # Also while the device is busy: it may become free in the middle of this loop's turn.
                 if loop not in gathering.unsettled:
@@ -445,12 +450,15 @@ class Batcher(Generic[_Row, _Result]):
     def _too_late(self, request: Request) -> DeadlineExceededError:
         return DeadlineExceededError(f"a row of Batcher {self.name!r}", request.allowed)
 
+    def _forked(self) -> bool:
+        return self._pid is not None and self._pid != os.getpid()
+
     def _refusal(self) -> InferenceError:
         if self._pid is None and not self._closing:
             return BatcherClosedError(
                 f"Batcher {self.name!r} is not started: use it with `with` or `async with`, or call start()"
             )
-        if self._pid is not None and self._pid != os.getpid():
+        if self._forked():
             return BatcherClosedError(
                 f"Batcher {self.name!r} was started in process {self._pid}, and its thread does not exist in the "
                 f"forked process {os.getpid()}; make and start one here"
@@ -565,13 +573,17 @@ class Batcher(Generic[_Row, _Result]):
         if failure.of_the_program:
             from copy import copy
 
-            return copy(error)
+            with suppress(Exception):  # a user's own subclass may not allow it
+                return copy(error)
         # StopIteration means something else to whoever awaits; what is no Exception would end their task or loop.
         if alone and isinstance(error, Exception) and not isinstance(error, StopIteration):
             return error
+        try:
+            words = f"{type(error).__name__}: {error}"
+        except Exception:  # noqa: BLE001 - an error that cannot be shown must not end this thread
+            words = type(error).__name__
         fresh = InferenceError(
-            f"{self.name} failed on a batch of {failure.n_rows} row{'s'[: failure.n_rows != 1]}: "
-            f"{type(error).__name__}: {error}"
+            f"{self.name} failed on a batch of {failure.n_rows} row{'s'[: failure.n_rows != 1]}: {words}"
         )
         fresh.__cause__ = error
         return fresh

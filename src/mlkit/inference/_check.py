@@ -39,7 +39,7 @@ def seconds(argument: str, value: object) -> float:
         raise ConfigurationError(argument, value, expected)
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigurationError(argument, value, expected) from None
     if not math.isfinite(number) or number < 0:
         raise ConfigurationError(argument, value, expected)

@@ -26,7 +26,10 @@ def is_out_of_memory(error: BaseException) -> bool:
             torch = sys.modules.get("torch")
             if torch is not None and isinstance(current, torch.OutOfMemoryError):
                 return True
-            text = str(current).lower()
+            try:
+                text = str(current).lower()
+            except Exception:  # noqa: BLE001 - an error that cannot be shown says nothing about memory
+                text = ""
             if any(sign in text for sign in _SIGNS):
                 return True
         current = current.__cause__

@@ -185,6 +185,11 @@ class Runner:
                 fitting.append(index)
             else:
                 results[index] = Failure(error, 1)
+        if len(fitting) == len(
+            part
+        ):  # each fits the example, yet not all together: again by halves
+            middle = len(part) // 2
+            return [part[:middle], part[middle:]]
         return [fitting] if fitting else []
 
     def _misfit(self, example: Any, row: Any) -> CollateError | None:
@@ -192,6 +197,8 @@ class Runner:
             stack([example, row], self._pad, tensors=self._model.tensors)
         except CollateError as error:
             return CollateError(str(error).removeprefix(f"row {error.index}: "))
+        except Exception:  # noqa: BLE001 - the row fits but cannot be stacked; its own run will say so
+            return None
         return None
 
     def _shrink(self, part: list[int]) -> list[list[int]] | None:
