@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 import struct
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -287,6 +288,24 @@ def test_files_and_folders_are_copied_before_the_call_returns(tmp_path):
     assert len(list((run.dir / "artifacts").iterdir())) == 3
     with pytest.raises(UnknownNameError, match="did you mean"):
         data.artifact("agian")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that only opens")
+def test_a_file_that_opens_and_cannot_be_read_is_a_wrong_call(tmp_path):
+    with start_run("files", root=tmp_path) as run:
+        with pytest.raises(ConfigurationError, match="can be read"):
+            run.log_artifact("/proc/self/mem")
+        assert run.close().lost == 0
+
+
+def test_the_import_brings_no_more_than_it_needs():
+    code = (
+        "import sys; before = set(sys.modules); import mlkit.tracking\n"
+        "late = {'importlib.metadata', 'json', 'pathlib', 'shutil', 'subprocess', 'tenacity'}\n"
+        "print(sorted(late & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(

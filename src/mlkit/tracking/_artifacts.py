@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["digest_of", "keep", "readable"]
 
+_READABLE = "the path of a file that can be read, or bytes"
+
 
 def readable(where: str, source: object) -> Path:
     """Return the path of a file if it can be read."""
@@ -26,7 +28,7 @@ def readable(where: str, source: object) -> Path:
             return path
     except OSError:
         pass
-    raise ConfigurationError(where, source, "the path of a file that can be read, or bytes")
+    raise ConfigurationError(where, source, _READABLE)
 
 
 def keep(store: Path, source: Path | bytes, *, sync: bool) -> tuple[str, int]:
@@ -46,8 +48,15 @@ def keep(store: Path, source: Path | bytes, *, sync: bool) -> tuple[str, int]:
 
 
 def digest_of(source: Path | bytes) -> str:
-    """Return the digest of a content that could not be kept."""
-    return digest_bytes(source) if isinstance(source, bytes) else digest_file(source)
+    """Return the digest of a content that could not be kept.
+
+    Raises:
+        ConfigurationError: If that is because it cannot be read.
+    """
+    try:
+        return digest_bytes(source) if isinstance(source, bytes) else digest_file(source)
+    except OSError as error:
+        raise ConfigurationError("Run.log_artifact(source)", source, _READABLE) from error
 
 
 def _keep_bytes(store: Path, data: bytes, *, sync: bool) -> str:

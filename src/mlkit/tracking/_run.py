@@ -385,8 +385,9 @@ class Run:
         try:
             digest, size = keep(self._folder.artifacts, source, sync=self._durability != "process")
         except OSError as error:
+            digest = digest_of(source)
             self._journal.count_lost(error, 1)
-            return digest_of(source)
+            return digest
         self._journal.add(_frames.ARTIFACT, {"name": name, "digest": digest, "size": size}, 1)
         return digest
 
