@@ -55,7 +55,8 @@ class Batcher(Generic[_Row, _Result]):
       not depend on its company.
     - The model raises something that is no `Exception` (`KeyboardInterrupt`, `SystemExit`, `CancelledError`): every
       caller of the batch gets an `InferenceError` from it, and the batcher goes on.
-    - Memory runs out: the batch is halved, the smaller size kept, and a larger one tried again later.
+    - Memory runs out: the batch is halved (or lowered to the next bucket), the smaller size kept, and a larger one tried
+      again later. This runs rows again also without *isolate*.
     - A caller is cancelled, or its deadline passes: its row is dropped if it does not run yet, and nobody else notices.
 
     Thread-safe. Not usable in a forked child, where its thread does not exist: calls there raise `BatcherClosedError`.
@@ -70,8 +71,8 @@ class Batcher(Generic[_Row, _Result]):
         max_wait: The longest that a free device holds back a waiting row for company, in seconds. 0 never waits.
         max_queue: The most rows that may wait; more are rejected with `QueueFullError`.
         buckets: Batch sizes to keep to, e.g. `[1, 8, 32]`: a smaller batch is filled up to the next one by repeating
-            its last row, and the surplus is cut off. With a single bucket every call has the same shape, so that for a
-            model that treats rows alike a row's bits do not depend on its company. The largest must reach
+            its last row, and the surplus is cut off. With a single bucket, rows of one shape always make batches of
+            one shape, so that for a model that treats rows alike a row's bits do not depend on its company. The largest must reach
             *max_batch_size*.
         pad: Fills up sequences of different lengths, see `mlkit.inference.collate`. They reach *fn* as `Padded`.
         collate: Your own function from a list of rows to a batch.
@@ -186,7 +187,7 @@ class Batcher(Generic[_Row, _Result]):
     def start(self) -> Self:
         """Start the thread that runs the model; a second call does nothing.
 
-        The thread runs in a copy of this context, with torch's number of threads as it is here.
+        The thread runs in a copy of this context, with torch's number of threads as it is at the first batch.
 
         Returns:
             The batcher.
@@ -213,7 +214,11 @@ class Batcher(Generic[_Row, _Result]):
         return self
 
     def close(self, *, drain: bool = True) -> None:
-        """Take no more rows and stop the thread; blocks until it has ended. More calls do nothing more.
+        """Take no more rows and stop the thread; blocks until it has ended. May be called again.
+
+        Called from inside the model function it does not block: the thread ends when it has done what is left.
+        Does nothing in a forked child. Not for a handler set by `signal.signal`, which may interrupt a thread that
+        holds the batcher's lock.
 
         Args:
             drain: Whether to run the rows that wait. If not, their callers get `BatcherClosedError`. The batch that

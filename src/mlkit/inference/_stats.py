@@ -28,7 +28,8 @@ class BatcherStats(NamedTuple):
         n_waiting: Rows in the queue now.
         n_running: Rows in the batch that runs now.
         n_batches: Batches that ran.
-        n_calls: Calls of the model: more than batches where bad rows were isolated or memory ran out.
+        n_calls: Calls of the model: more than batches where bad rows were isolated, memory ran out or rows did
+            not fit together; fewer where none could be collated.
         batch_sizes: How many batches had how many rows, `{rows: batches}`, in ascending order.
     """
 
