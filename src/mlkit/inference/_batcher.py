@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
 
 from mlkit._clock import current
 from mlkit.errors import (
-    BatcherClosedError,
     ConfigurationError,
-    DeadlineExceededError,
-    InferenceError,
     QueueFullError,
 )
 from mlkit.inference._check import number_of, seconds
+from mlkit.inference._reasons import error_for, refusal, too_late
 from mlkit.inference._requests import Gathering, Request, Waiting
 from mlkit.inference._runner import Failure, Runner
 from mlkit.inference._stats import BatcherStats, as_samples
@@ -197,10 +194,10 @@ class Batcher(Generic[_Row, _Result]):
             RuntimeError: If the system has no thread to give; the batcher may be started later.
         """
         if self._forked():
-            raise self._refusal()
+            raise refusal(self.name, self._pid, closed=self._closing)
         with self._lock:
             if self._closing:
-                raise self._refusal()
+                raise refusal(self.name, self._pid, closed=self._closing)
             if self._thread is None:
                 self._runner.leave_thread()
                 self._clock = current(self._given_clock)
@@ -235,7 +232,10 @@ class Batcher(Generic[_Row, _Result]):
             self._wake.notify()
             thread = self._thread
         for request in dropped:
-            request.row, request.outcome = None, (None, self._refusal())
+            request.row, request.outcome = (
+                None,
+                (None, refusal(self.name, self._pid, closed=self._closing)),
+            )
         self._deliver(dropped)
         if thread is not None and self._ident != threading.get_ident():
             thread.join()
@@ -354,7 +354,7 @@ class Batcher(Generic[_Row, _Result]):
             if request.waits:
                 self._withdraw(request, expired=late)
         result: Any
-        result, error = request.outcome or (None, self._too_late(request))
+        result, error = request.outcome or (None, too_late(self.name, request.allowed))
         if error is not None:
             try:
                 raise error
@@ -399,10 +399,10 @@ class Batcher(Generic[_Row, _Result]):
 
     def _push(self, request: Request) -> None:
         if self._pid != os.getpid() or threading.get_ident() == self._ident:
-            raise self._refusal()
+            raise refusal(self.name, self._pid, closed=self._closing)
         with self._lock:
             if self._closing:
-                raise self._refusal()
+                raise refusal(self.name, self._pid, closed=self._closing)
             if self._waiting.n_rows >= self._max_queue:
                 self._rejected += 1
                 raise QueueFullError(self._max_queue)
@@ -450,29 +450,10 @@ class Batcher(Generic[_Row, _Result]):
         """Answer a row whose deadline has come, running or not. Runs in its loop."""
         self._withdraw(request, expired=True)
         if not request.signal.done():
-            request.signal.set_result((None, self._too_late(request)))
-
-    def _too_late(self, request: Request) -> DeadlineExceededError:
-        return DeadlineExceededError(f"a row of Batcher {self.name!r}", request.allowed)
+            request.signal.set_result((None, too_late(self.name, request.allowed)))
 
     def _forked(self) -> bool:
         return self._pid is not None and self._pid != os.getpid()
-
-    def _refusal(self) -> InferenceError:
-        if self._pid is None and not self._closing:
-            return BatcherClosedError(
-                f"Batcher {self.name!r} is not started: use it with `with` or `async with`, or call start()"
-            )
-        if self._forked():
-            return BatcherClosedError(
-                f"Batcher {self.name!r} was started in process {self._pid}, and its thread does not exist in the "
-                f"forked process {os.getpid()}; make and start one here"
-            )
-        if not self._closing:
-            return InferenceError(
-                f"Batcher {self.name!r} was called from inside its own model function, which would wait for itself"
-            )
-        return BatcherClosedError(f"Batcher {self.name!r} is closed; it takes no more rows")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Batcher owns a thread and cannot be pickled; make one in each process")
@@ -511,7 +492,7 @@ class Batcher(Generic[_Row, _Result]):
                 self._running = len(batch)
                 self._gathering.sealed(len(batch), now)
             for request in late:
-                request.row, request.outcome = None, (None, self._too_late(request))
+                request.row, request.outcome = None, (None, too_late(self.name, request.allowed))
             self._deliver(late)
         return batch
 
@@ -553,7 +534,7 @@ class Batcher(Generic[_Row, _Result]):
         for request, result in zip(batch, results, strict=True):
             if isinstance(result, Failure):
                 failed += 1
-                request.outcome = (None, self._error(result, seen))
+                request.outcome = (None, error_for(self.name, result, seen))
             else:
                 request.outcome = (result, None)
         with self._lock:
@@ -569,29 +550,6 @@ class Batcher(Generic[_Row, _Result]):
         self._deliver(batch, settle=True)
         # An error that a caller keeps also keeps this frame; the neighbours' data must not stay with it.
         del rows, results, result, request, batch
-
-    def _error(self, failure: Failure, seen: set[int]) -> BaseException:
-        """Return the error for one caller: its row's own, or one of its own about the shared one."""
-        error = failure.error
-        alone = failure.n_rows == 1 and id(error) not in seen
-        seen.add(id(error))
-        if failure.of_the_program:
-            from copy import copy
-
-            with suppress(Exception):  # a user's own subclass may not allow it
-                return copy(error)
-        # StopIteration means something else to whoever awaits; what is no Exception would end their task or loop.
-        if alone and isinstance(error, Exception) and not isinstance(error, StopIteration):
-            return error
-        try:
-            words = f"{type(error).__name__}: {error}"
-        except Exception:  # noqa: BLE001 - an error that cannot be shown must not end this thread
-            words = type(error).__name__
-        fresh = InferenceError(
-            f"{self.name} failed on a batch of {failure.n_rows} row{'s'[: failure.n_rows != 1]}: {words}"
-        )
-        fresh.__cause__ = error
-        return fresh
 
     def _deliver(self, requests: list[Request], *, settle: bool = False) -> None:
         """Wake the callers of *requests*, each event loop once."""

@@ -1,0 +1,64 @@
+"""What a caller of a `Batcher` is told in place of a result."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from mlkit.errors import BatcherClosedError, DeadlineExceededError, InferenceError
+
+if TYPE_CHECKING:
+    from mlkit.inference._runner import Failure
+
+__all__ = ["error_for", "refusal", "too_late"]
+
+
+def error_for(name: str, failure: Failure, seen: set[int]) -> BaseException:
+    """Return the error for one caller: its row's own, or one of its own about the shared one.
+
+    *seen* holds the ids of the errors of this batch that have been given out.
+    """
+    error = failure.error
+    alone = failure.n_rows == 1 and id(error) not in seen
+    seen.add(id(error))
+    if failure.of_the_program:
+        from copy import copy
+
+        with suppress(Exception):  # a user's own subclass may not allow it
+            return copy(error)
+    # StopIteration means something else to whoever awaits; what is no Exception would end their task or loop.
+    if alone and isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    try:
+        words = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - an error that cannot be shown must not end this thread
+        words = type(error).__name__
+    fresh = InferenceError(
+        f"{name} failed on a batch of {failure.n_rows} row{'s'[: failure.n_rows != 1]}: {words}"
+    )
+    fresh.__cause__ = error
+    return fresh
+
+
+def refusal(name: str, process: int | None, *, closed: bool) -> InferenceError:
+    """Return why a Batcher that was started in *process*, if at all, takes no row from here."""
+    if process is None and not closed:
+        return BatcherClosedError(
+            f"Batcher {name!r} is not started: use it with `with` or `async with`, or call start()"
+        )
+    if process is not None and process != os.getpid():
+        return BatcherClosedError(
+            f"Batcher {name!r} was started in process {process}, and its thread does not exist in the "
+            f"forked process {os.getpid()}; make and start one here"
+        )
+    if not closed:
+        return InferenceError(
+            f"Batcher {name!r} was called from inside its own model function, which would wait for itself"
+        )
+    return BatcherClosedError(f"Batcher {name!r} is closed; it takes no more rows")
+
+
+def too_late(name: str, allowed: float) -> DeadlineExceededError:
+    """Return the error for a row that had *allowed* seconds."""
+    return DeadlineExceededError(f"a row of Batcher {name!r}", allowed)
