@@ -6,9 +6,9 @@ argument as the reader wrote it: `"Batcher(max_wait=...)"`.
 
 from __future__ import annotations
 
+import sys
 from math import inf
-from operator import index
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlkit._suggest import did_you_mean
 from mlkit.errors import ConfigurationError
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["fraction", "number", "one_of", "seconds", "whole"]
 
 
-def whole(where: str, value: object, *, low: int = 0, high: int | None = None) -> int:
+def whole(
+    where: str, value: object, *, low: int = 0, high: int | None = None, also: str = ""
+) -> int:
     """Return *value* as an int if it is a whole number in range: an int or a NumPy integer.
 
     Args:
@@ -27,18 +29,13 @@ def whole(where: str, value: object, *, low: int = 0, high: int | None = None) -
         value: What was passed.
         low: The least that is allowed.
         high: The most that is allowed, or None.
+        also: What else the caller takes, for the error: `"None or "`.
     """
-    expected = (
-        f"a whole number >= {low}" if high is None else f"a whole number from {low} to {high}"
-    )
-    if isinstance(value, bool):
-        raise ConfigurationError(where, value, expected)
-    try:
-        result = index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ConfigurationError(where, value, expected) from None
-    if result < low or (high is not None and result > high):
-        raise ConfigurationError(where, value, expected)
+    real = _plain(value)
+    result = real if isinstance(real, int) else None
+    if result is None or result < low or (high is not None and result > high):
+        bounds = f">= {_shown(low)}" if high is None else f"from {_shown(low)} to {_shown(high)}"
+        raise ConfigurationError(where, value, f"{also}a whole number {bounds}")
     return result
 
 
@@ -54,13 +51,17 @@ def number(
         low: The least that is allowed.
         high: The most that is allowed.
     """
-    result = _as_float(value)
+    real = _plain(value)
+    try:
+        result = None if real is None else float(real)
+    except OverflowError:
+        result = None
     if result is None or not low <= result <= high:
         raise ConfigurationError(where, value, expected)
     return result
 
 
-def seconds(where: str, value: object, *, zero: bool = True, endless: bool = False) -> float:
+def seconds(where: str, value: object, *, zero: bool = False, endless: bool = False) -> float:
     """Return *value* as a number of seconds.
 
     Args:
@@ -106,20 +107,20 @@ def one_of(where: str, value: object, allowed: Iterable[str]) -> str:
     raise ConfigurationError(where, value, " or ".join(map(repr, words)), hint=near[2:])
 
 
-def _as_float(value: object) -> float | None:
-    """Return a real number as a float: int, float, NumPy's, and what counts as an index."""
-    if isinstance(value, bool):
-        return None
-    try:
-        if isinstance(value, (int, float)):
-            return float(value)
-        return float(value.item()) if _is_numpy_number(value) else float(index(value))  # type: ignore[attr-defined, arg-type]
-    except (TypeError, OverflowError):
-        return None
+def _shown(bound: int) -> str:
+    """Return a bound as a person would write it: `2**63 - 1`."""
+    size = abs(bound)
+    if size < 2**20:
+        return str(bound)
+    power = f"2**{(size - 1).bit_length()}" + ("" if size & (size - 1) == 0 else " - 1")
+    return f"-({power})" if bound < 0 and " " in power else f"{'-' if bound < 0 else ''}{power}"
 
 
-def _is_numpy_number(value: object) -> bool:
-    import sys
-
+def _plain(value: object) -> Any:
+    """Return an int or float, or NumPy's, as the plain number; None for anything else, a bool too."""
+    if isinstance(value, (int, float)):
+        return None if isinstance(value, bool) else value
     numpy = sys.modules.get("numpy")  # whoever holds a NumPy value has imported it
-    return numpy is not None and isinstance(value, (numpy.integer, numpy.floating))
+    if numpy is not None and isinstance(value, (numpy.integer, numpy.floating)):
+        return value.item()
+    return None

@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from mlkit._arguments import fraction, number, one_of, seconds, whole
 from mlkit.errors import ConfigurationError
 
-NO_NUMBERS = [True, False, None, "3", b"3", math.nan, [3], 3j, Decimal(3), np.bool_(True), np.float32("nan")]
+NO_NUMBERS = [
+    True,
+    False,
+    None,
+    "3",
+    b"3",
+    math.nan,
+    [3],
+    3j,
+    Decimal(3),
+    np.bool_(True),
+    np.float32("nan"),
+]
 
 
 @given(st.integers(-5, 5), st.integers(-5, 5), st.integers(-5, 5))
@@ -42,16 +54,16 @@ def test_what_is_no_real_number(check, value: object) -> None:
 @given(st.floats(allow_nan=False) | st.integers())
 def test_seconds_are_finite_and_not_negative(value: float) -> None:
     if 0 <= value < math.inf and value < 1e308:
-        assert seconds("f(s)", value) == value
+        assert seconds("f(s)", value, zero=True) == value
     elif not 0 <= value < math.inf:
         with pytest.raises(ConfigurationError, match="finite number of seconds >= 0"):
-            seconds("f(s)", value)
+            seconds("f(s)", value, zero=True)
 
 
 def test_zero_and_infinity_are_allowed_where_they_mean_something() -> None:
     assert seconds("f(s)", math.inf, endless=True) == math.inf
     with pytest.raises(ConfigurationError, match="> 0"):
-        seconds("f(s)", 0, zero=False)
+        seconds("f(s)", 0)
     assert fraction("f(p)", 0, zero=True) == 0
     with pytest.raises(ConfigurationError, match=r"\(0, 1\]"):
         fraction("f(p)", 0)

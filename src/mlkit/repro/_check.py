@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mlkit._arguments import whole
 from mlkit._suggest import did_you_mean
 from mlkit.errors import ConfigurationError
 from mlkit.repro._generators import loaded_torch
 from mlkit.repro._seeding import isolated
-from mlkit.repro._seeds import whole
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def check(
     from mlkit.repro._compare import frozen, results_differ
     from mlkit.repro._trace import Trace
 
-    count = whole(runs, "check(runs=...)", 2, 1000)
+    count = whole("check(runs=...)", runs, low=2, high=1000)
     variations = _variations(vary)
     reference = Trace()
     first = frozen(_run(fn, args, reference))

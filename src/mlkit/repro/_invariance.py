@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mlkit._arguments import whole
 from mlkit.errors import ConfigurationError
 from mlkit.repro._generators import loaded_torch
 from mlkit.repro._seeding import isolated
-from mlkit.repro._seeds import Seeds, as_seeds, whole
+from mlkit.repro._seeds import Seeds, as_seeds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -87,10 +88,12 @@ def batch_invariance(
     if not callable(fn):
         raise ConfigurationError("batch_invariance(fn)", fn, "a callable of one batch")
     rows = _rows(sample)
-    wanted = sorted({whole(size, "batch_invariance(sizes=...)", 1, 2**20) for size in sizes})
+    wanted = sorted(
+        {whole("batch_invariance(sizes=...)", size, low=1, high=2**20) for size in sizes}
+    )
     if not wanted:
         raise ConfigurationError("batch_invariance(sizes=...)", sizes, "at least one batch size")
-    repeats = whole(trials, "batch_invariance(trials=...)", 2, 10_000)
+    repeats = whole("batch_invariance(trials=...)", trials, low=2, high=10_000)
     base = as_seeds(seeds, "batch_invariance(seeds=...)")
     seen: dict[int, dict[int, set[bytes]]] = {}
     with isolated():

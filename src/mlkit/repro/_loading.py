@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
 
+from mlkit._arguments import whole
 from mlkit.errors import ConfigurationError, NondeterminismWarning
 from mlkit.repro._generators import prepare, take
-from mlkit.repro._seeds import Seeds, as_seeds, whole, word
+from mlkit.repro._seeds import Seeds, as_seeds, word
 
 if TYPE_CHECKING:
     import collections.abc
@@ -98,7 +99,7 @@ class Keyed(Generic[_T_co]):
         """
         fixed: Keyed[_T_co] = object.__new__(Keyed)
         fixed._dataset, fixed._seeds = self._dataset, self._seeds
-        fixed._epoch = whole(epoch, "Keyed.at(epoch)", 0, _MOST)
+        fixed._epoch = whole("Keyed.at(epoch)", epoch, low=0, high=_MOST)
         return fixed
 
     def __len__(self) -> int:
@@ -126,7 +127,7 @@ class Keyed(Generic[_T_co]):
                     hint="draw indices with KeyedSampler (sampler=..., no shuffle=), or fix the epoch: keyed.at(0)[index]",
                 )
             epoch = index.epoch
-        number = whole(index, "Keyed[index]", -_MOST, _MOST)
+        number = whole("Keyed[index]", index, low=-_MOST, high=_MOST)
         count = len(self._dataset)
         if not -count <= number < count:
             raise IndexError(f"index {number} is out of range for a dataset of {count} items")
@@ -214,10 +215,12 @@ class KeyedSampler:
         from collections.abc import Sized
 
         size = len(n) if isinstance(n, Sized) and not isinstance(n, (str, bytes)) else n
-        self._n = whole(size, "KeyedSampler(n)", 1, 2**48, "a dataset that is not empty or ")
+        self._n = whole(
+            "KeyedSampler(n)", size, low=1, high=2**48, also="a dataset that is not empty or "
+        )
         self._seeds = as_seeds(seeds, "KeyedSampler(seeds)")
-        self._world = whole(world_size, "KeyedSampler(world_size=...)", 1, self._n)
-        self._rank = whole(rank, "KeyedSampler(rank=...)", 0, self._world - 1)
+        self._world = whole("KeyedSampler(world_size=...)", world_size, low=1, high=self._n)
+        self._rank = whole("KeyedSampler(rank=...)", rank, low=0, high=self._world - 1)
         for name, value in (("shuffle", shuffle), ("even", even)):
             if not isinstance(value, bool):
                 raise ConfigurationError(f"KeyedSampler({name}=...)", value, "True or False")
@@ -245,8 +248,8 @@ class KeyedSampler:
         Raises:
             ConfigurationError: If an argument is out of range.
         """
-        number = whole(epoch, "KeyedSampler.set(epoch)", 0, _MOST)
-        self._consumed = whole(consumed, "KeyedSampler.set(consumed)", 0, self._n)
+        number = whole("KeyedSampler.set(epoch)", epoch, low=0, high=_MOST)
+        self._consumed = whole("KeyedSampler.set(consumed)", consumed, low=0, high=self._n)
         self._epoch, self._begun = number, False
 
     def advance(self, n: int) -> None:
@@ -260,7 +263,7 @@ class KeyedSampler:
         """
         left = self._n - self._consumed
         most = -(-left // self._world)
-        count = whole(n, "KeyedSampler.advance(n)", 0, most)
+        count = whole("KeyedSampler.advance(n)", n, low=0, high=most)
         self._consumed = min(self._n, self._consumed + count * self._world)
 
     def state_dict(self) -> dict[str, int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar, cast, final
 
+from mlkit._arguments import whole
 from mlkit.errors import ConfigurationError
 from mlkit.repro._determinism import Finding, make_deterministic
 from mlkit.repro._generators import Snapshot, loaded_torch, prepare, take
-from mlkit.repro._seeds import Seeds, as_seeds, whole, word
+from mlkit.repro._seeds import Seeds, as_seeds, word
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ def seed_all(
     """
     base = as_seeds(seeds, "seed_all(seeds)")
     if rank is not None:
-        base = base / "rank" / whole(rank, "seed_all(rank=...)", 0, 2**63 - 1, "None or ")
+        base = (
+            base
+            / "rank"
+            / whole("seed_all(rank=...)", rank, low=0, high=2**63 - 1, also="None or ")
+        )
     if deterministic not in (True, False, "warn") or not isinstance(deterministic, (bool, str)):
         expected = "True, False or 'warn'"
         raise ConfigurationError("seed_all(deterministic=...)", deterministic, expected)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
+from mlkit._arguments import whole
 from mlkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["Seeds", "as_seeds", "whole", "word"]
+__all__ = ["Seeds", "as_seeds", "word"]
 
 _PERSON = b"mlkit.seeds.v1"
 _BITS = 128
@@ -79,7 +80,7 @@ class Seeds:
             from secrets import randbits
 
             root = randbits(_BITS)
-        number = whole(root, "Seeds(root)", 0, 2**_BITS - 1)
+        number = whole("Seeds(root)", root, low=0, high=2**_BITS - 1)
         _set(self, number, (), _hash(b"", number.to_bytes(16, "little")))
 
     @property
@@ -114,9 +115,8 @@ class Seeds:
             if not part:
                 raise ConfigurationError("Seeds / name", name, "a name that is not empty")
         else:
-            part = whole(
-                name, "Seeds / name", -(2 ** (_BITS - 1)), 2**_BITS - 1, "a name (str) or "
-            )
+            low, high = -(2 ** (_BITS - 1)), 2**_BITS - 1
+            part = whole("Seeds / name", name, low=low, high=high, also="a name (str) or ")
             data = b"i%d" % part
         child = object.__new__(Seeds)
         _set(child, self._root, (*self._path, part), _hash(self._node, data))
@@ -132,7 +132,7 @@ class Seeds:
         Raises:
             ConfigurationError: If *bits* is out of range.
         """
-        size = whole(bits, "Seeds.int(bits=...)", 1, _BITS)
+        size = whole("Seeds.int(bits=...)", bits, low=1, high=_BITS)
         return self._word(f"int:{size}") >> (_BITS - size)
 
     def numpy(self) -> np.random.Generator:
@@ -210,7 +210,7 @@ def as_seeds(value: Seeds | int, argument: str) -> Seeds:
     """Return *value* as seeds, or say that *argument* is wrong."""
     if isinstance(value, Seeds):
         return value
-    return Seeds(whole(value, argument, 0, 2**_BITS - 1, "Seeds or "))
+    return Seeds(whole(argument, value, high=2**_BITS - 1, also="Seeds or "))
 
 
 def _set(seeds: Seeds, root: int, path: tuple[int | str, ...], node: bytes) -> None:
@@ -225,30 +225,3 @@ def _rebuild(root: int, path: tuple[int | str, ...]) -> Seeds:
     for name in path:
         seeds = seeds / name
     return seeds
-
-
-def whole(value: object, argument: str, low: int, high: int, other: str = "") -> int:
-    """Return *value* as an int if it is a whole number in range; a bool and a float are none."""
-    if type(value) is not int:
-        from numbers import Integral  # NumPy's integers are registered there, its bool is not
-
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise ConfigurationError(argument, value, other + _range(low, high))
-        value = int(value)
-    if not low <= value <= high:
-        raise ConfigurationError(argument, value, other + _range(low, high))
-    return value
-
-
-def _range(low: int, high: int) -> str:
-    def shown(number: int) -> str:
-        if abs(number) < 2**20:
-            return str(number)
-        sign, size = ("-" if number < 0 else ""), abs(number)
-        return (
-            f"{sign}2**{size.bit_length() - 1}"
-            if size & (size - 1) == 0
-            else f"2**{size.bit_length()} - 1"
-        )
-
-    return f"a whole number from {shown(low)} to {shown(high)} (no bool, no float)"

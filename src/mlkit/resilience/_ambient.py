@@ -6,9 +6,9 @@ from contextvars import ContextVar
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple, final
 
+from mlkit._arguments import seconds
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError
-from mlkit.resilience._settings import seconds
 
 if TYPE_CHECKING:
     from contextvars import Token

@@ -7,8 +7,9 @@ from math import isfinite
 from os import urandom
 from typing import Any, final
 
+from mlkit._arguments import seconds
 from mlkit.errors import ConfigurationError
-from mlkit.resilience._settings import Frozen, seconds
+from mlkit.resilience._settings import Frozen
 
 __all__ = ["Backoff", "backoff_of", "full_jitter"]
 

@@ -6,10 +6,10 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
+from mlkit._arguments import fraction, seconds, whole
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError, RejectedError
 from mlkit.resilience._machine import BAD, OK, SLOW, Machine, Probe, Rules
-from mlkit.resilience._settings import at_least, fraction, seconds
 from mlkit.telemetry import Sample, emit, register
 
 if TYPE_CHECKING:
@@ -102,10 +102,10 @@ class Breaker:
     ) -> None:
         self._settings: dict[str, Any] = {
             "failure_rate": fraction("Breaker(failure_rate=...)", failure_rate),
-            "min_calls": at_least("Breaker(min_calls=...)", min_calls, 1),
-            "window": at_least("Breaker(window=...)", window, 1),
+            "min_calls": whole("Breaker(min_calls=...)", min_calls, low=1),
+            "window": whole("Breaker(window=...)", window, low=1),
             "cooldown": seconds("Breaker(cooldown=...)", cooldown),
-            "probes": at_least("Breaker(probes=...)", probes, 1),
+            "probes": whole("Breaker(probes=...)", probes, low=1),
             "probe_lease": None
             if probe_lease is None
             else seconds("Breaker(probe_lease=...)", probe_lease),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, final
 
-from mlkit.resilience._settings import at_least, fraction
+from mlkit._arguments import fraction, whole
 
 __all__ = ["Budget"]
 
@@ -55,7 +55,7 @@ class Budget:
 
     def __init__(self, ratio: float = 0.1, burst: int = 10) -> None:
         self.ratio = fraction("Budget(ratio=...)", ratio, zero=True)
-        self.burst = at_least("Budget(burst=...)", burst, 0)
+        self.burst = whole("Budget(burst=...)", burst, low=0)
         self._share = round(self.ratio * _TOKEN)
         self.full = self.level = self.burst * _TOKEN
         self._lock = threading.Lock()

@@ -7,9 +7,9 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
+from mlkit._arguments import fraction
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._kinds import is_array, is_tensor
-from mlkit.resilience._settings import fraction
 
 if TYPE_CHECKING:
     from collections.abc import Callable

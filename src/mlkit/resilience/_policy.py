@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from itertools import count
+from math import inf
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final
 
+from mlkit._arguments import number, seconds, whole
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._backoff import Backoff, backoff_of, full_jitter
 from mlkit.resilience._breaker import Breaker, checked_name
 from mlkit.resilience._budget import Budget
 from mlkit.resilience._gates import Gate
 from mlkit.resilience._limits import Limits
-from mlkit.resilience._settings import Frozen, at_least, seconds
+from mlkit.resilience._settings import Frozen
 from mlkit.resilience._verdict import predicate, transient
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class Retry(Frozen):
         elif budget is not None and not isinstance(budget, Budget):
             raise ConfigurationError("Retry(budget=...)", budget, "a Budget, or None")
         self._set(
-            attempts=at_least("Retry(attempts)", attempts, 1),
+            attempts=whole("Retry(attempts)", attempts, low=1),
             backoff=full_jitter() if backoff is None else backoff_of("Retry(backoff=...)", backoff),
             budget=budget,
         )
@@ -93,7 +95,7 @@ class Hedge(Frozen):
 
     def __init__(self, after: float, *, extra: int = 1) -> None:
         self._set(
-            after=seconds("Hedge(after)", after), extra=at_least("Hedge(extra=...)", extra, 1)
+            after=seconds("Hedge(after)", after), extra=whole("Hedge(extra=...)", extra, low=1)
         )
 
 
@@ -187,12 +189,12 @@ class Policy(Frozen):
             raise ConfigurationError(
                 "Policy(hedge=...)", hedge, "a Hedge, or None", hint="write Hedge(after=seconds)"
             )
-        bulkhead = None if bulkhead is None else at_least("Policy(bulkhead=...)", bulkhead, 1)
-        rate = None if rate is None else seconds_to_rate(rate)
+        bulkhead = None if bulkhead is None else whole("Policy(bulkhead=...)", bulkhead, low=1)
+        rate = None if rate is None else _calls_a_second(rate)
         self._set(
             retry=retry
             if retry is None or isinstance(retry, Retry)
-            else Retry(at_least("Policy(retry=...)", retry, 1)),
+            else Retry(whole("Policy(retry=...)", retry, low=1)),
             breaker=breaker,
             timeout=None if timeout is None else seconds("Policy(timeout=...)", timeout),
             deadline=None if deadline is None else seconds("Policy(deadline=...)", deadline),
@@ -265,11 +267,10 @@ class Policy(Frozen):
 _identities = count(1)
 
 
-def seconds_to_rate(rate: object) -> float:
+def _calls_a_second(rate: object) -> float:
     """Return *rate* as calls a second, or raise."""
-    try:
-        return seconds("Policy(rate=...)", rate)
-    except ConfigurationError:
-        raise ConfigurationError(
-            "Policy(rate=...)", rate, "a number of calls a second > 0"
-        ) from None
+    expected = "a number of calls a second > 0"
+    result = number("Policy(rate=...)", rate, expected, low=0.0)
+    if result in (0.0, inf):
+        raise ConfigurationError("Policy(rate=...)", rate, expected)
+    return result

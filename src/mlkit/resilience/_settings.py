@@ -1,17 +1,13 @@
-"""Values that hold settings: checked when made, then frozen, equal and hashed by their fields."""
+"""Values that hold settings: frozen, equal and hashed by their fields."""
 
 from __future__ import annotations
 
-from math import isfinite
-from operator import index
 from typing import TYPE_CHECKING, Any, ClassVar
-
-from mlkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Frozen", "at_least", "fraction", "seconds"]
+__all__ = ["Frozen"]
 
 
 class Frozen:
@@ -55,46 +51,3 @@ class Frozen:
 
 def _rebuild(kind: type[Frozen], fields: dict[str, Any]) -> Frozen:
     return kind(**fields)
-
-
-def seconds(where: str, value: object, *, zero: bool = False) -> float:
-    """Return *value* as seconds, or raise: positive and finite, 0 only where *zero* allows it."""
-    expected = f"a number of seconds {'>=' if zero else '>'} 0"
-    number = _number(where, value, expected)
-    if not isfinite(number) or number < 0 or (number == 0 and not zero):
-        raise ConfigurationError(where, value, expected)
-    return number
-
-
-def fraction(where: str, value: object, *, zero: bool = False) -> float:
-    """Return *value* as a fraction in (0, 1], or in [0, 1] where *zero* allows it."""
-    expected = "a fraction in [0, 1]" if zero else "a fraction in (0, 1]"
-    number = _number(where, value, expected)
-    if not (0 < number <= 1 or (zero and number == 0)):
-        raise ConfigurationError(where, value, expected)
-    return number
-
-
-def at_least(where: str, value: object, minimum: int) -> int:
-    """Return *value* as a whole number that is at least *minimum*."""
-    expected = f"a whole number >= {minimum}"
-    if isinstance(value, bool):
-        raise ConfigurationError(where, value, expected)
-    try:
-        number = index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ConfigurationError(where, value, expected) from None
-    if number < minimum:
-        raise ConfigurationError(where, value, expected)
-    return number
-
-
-def _number(where: str, value: object, expected: str) -> float:
-    if isinstance(value, bool):
-        raise ConfigurationError(where, value, expected)
-    if isinstance(value, (int, float)):
-        try:
-            return float(value)
-        except OverflowError:
-            raise ConfigurationError(where, value, expected) from None
-    return float(at_least(where, value, 0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
 
+from mlkit._arguments import seconds, whole
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError, DegradedWarning, DigestError
 from mlkit.resilience._bind import bound, is_async, name_of
@@ -13,7 +14,6 @@ from mlkit.resilience._gates import Gate
 from mlkit.resilience._kinds import is_array, is_tensor
 from mlkit.resilience._policy import Policy
 from mlkit.resilience._rows import copied
-from mlkit.resilience._settings import at_least, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -155,7 +155,7 @@ def stale(
         `per_row=True`.
     """
     seconds("stale(max_age)", max_age)
-    at_least("stale(maxsize=...)", maxsize, 1)
+    whole("stale(maxsize=...)", maxsize, low=1)
     if key is not None and not callable(key):
         raise ConfigurationError("stale(key=...)", key, "a callable of the arguments, or None")
     label = checked_name("stale(name=...)", name) or "stale"
