@@ -20,23 +20,25 @@ __all__ = ["fraction", "number", "one_of", "seconds", "whole"]
 
 
 def whole(
-    where: str, value: object, *, low: int = 0, high: int | None = None, also: str = ""
+    where: str, value: object, *, low: int | None = 0, high: int | None = None, also: str = ""
 ) -> int:
     """Return *value* as an int if it is a whole number in range: an int or a NumPy integer.
 
     Args:
         where: The argument, for the error.
         value: What was passed.
-        low: The least that is allowed.
+        low: The least that is allowed, or None.
         high: The most that is allowed, or None.
         also: What else the caller takes, for the error: `"None or "`.
     """
     real = _plain(value)
-    result = real if isinstance(real, int) else None
-    if result is None or result < low or (high is not None and result > high):
-        bounds = f">= {_shown(low)}" if high is None else f"from {_shown(low)} to {_shown(high)}"
-        raise ConfigurationError(where, value, f"{also}a whole number {bounds}")
-    return result
+    if isinstance(real, int) and (low is None or low <= real) and (high is None or real <= high):
+        return int(real)
+    if high is None:
+        bounds = "" if low is None else f" >= {_shown(low)}"
+    else:
+        bounds = f" <= {_shown(high)}" if low is None else f" from {_shown(low)} to {_shown(high)}"
+    raise ConfigurationError(where, value, f"{also}a whole number{bounds}")
 
 
 def number(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
+from mlkit._arguments import seconds
 from mlkit.errors import ConfigurationError
 from mlkit.flags._document import Change, Problem, Snapshot, encode_document, static_document
 from mlkit.flags._flag import Flag
@@ -78,15 +78,8 @@ class Flags:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise ConfigurationError("Flags.from_file(path)", path, "a path")
-        if (
-            isinstance(interval, bool)
-            or not isinstance(interval, (int, float))
-            or not 0 < interval < math.inf
-        ):
-            raise ConfigurationError(
-                "Flags.from_file(interval=...)", interval, "a number of seconds > 0"
-            )
-        return cls(Store.open(os.fspath(path), interval if watch else None))
+        pause = seconds("Flags.from_file(interval=...)", interval)
+        return cls(Store.open(os.fspath(path), pause if watch else None))
 
     @classmethod
     def from_dict(cls, document: Mapping[builtins.str, Any]) -> Flags:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import TYPE_CHECKING, final
 
+from mlkit._arguments import number, seconds
 from mlkit.errors import ConfigurationError
 from mlkit.flags._evidence import Above, Ratio
 
@@ -46,9 +47,12 @@ class ErrorRate:
                 "ErrorRate(...)", (max_rate, max_ratio), "exactly one of max_rate and max_ratio"
             )
         if max_rate is not None:
-            _between("ErrorRate(max_rate=...)", max_rate, 0.0, 1.0)
-        if max_ratio is not None and not (_is_number(max_ratio) and 1.0 <= max_ratio < math.inf):
-            raise ConfigurationError("ErrorRate(max_ratio=...)", max_ratio, "a number >= 1")
+            max_rate = _between("ErrorRate(max_rate=...)", max_rate, 0.0, 1.0)
+        if max_ratio is not None:
+            most = sys.float_info.max
+            max_ratio = number(
+                "ErrorRate(max_ratio=...)", max_ratio, "a number >= 1", low=1.0, high=most
+            )
         self.max_rate, self.max_ratio = max_rate, max_ratio
 
     @property
@@ -91,12 +95,8 @@ class Latency:
     name = "latency"
 
     def __init__(self, *, max_seconds: float, q: float = 0.95) -> None:
-        if not (_is_number(max_seconds) and 0 < max_seconds < math.inf):
-            raise ConfigurationError(
-                "Latency(max_seconds=...)", max_seconds, "a number of seconds > 0"
-            )
-        _between("Latency(q=...)", q, 0.0, 1.0)
-        self.max_seconds, self.q = max_seconds, q
+        self.max_seconds = seconds("Latency(max_seconds=...)", max_seconds)
+        self.q = _between("Latency(q=...)", q, 0.0, 1.0)
 
     def start(self) -> Evidence:
         """Return evidence of nothing yet."""
@@ -147,10 +147,9 @@ class Guard:
         return f"Guard({', '.join(map(repr, self.metrics))}, alpha={self.alpha!r})"
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _between(argument: str, value: object, low: float, high: float) -> None:
-    if not (_is_number(value) and low < value < high):  # type: ignore[operator]
-        raise ConfigurationError(argument, value, f"a number within ({low:g}, {high:g})")
+def _between(argument: str, value: object, low: float, high: float) -> float:
+    expected = f"a number within ({low:g}, {high:g})"
+    result = number(argument, value, expected, low=low, high=high)
+    if result in (low, high):
+        raise ConfigurationError(argument, value, expected)
+    return result

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
+from mlkit._arguments import fraction, seconds
 from mlkit._clock import current
 from mlkit._suggest import did_you_mean, listing
 from mlkit.errors import ConfigurationError, FlagFileError
@@ -116,12 +116,7 @@ class Rollout:
             raise ConfigurationError(
                 "rollout(incumbent=...)", incumbent, "another variant than the candidate"
             )
-        if (
-            isinstance(min_step, bool)
-            or not isinstance(min_step, (int, float))
-            or not 0 <= min_step < math.inf
-        ):
-            raise ConfigurationError("rollout(min_step=...)", min_step, "a number of seconds >= 0")
+        min_step = seconds("rollout(min_step=...)", min_step, zero=True)
         if guard is not None and not isinstance(guard, Guard):
             raise ConfigurationError("rollout(guard=...)", guard, "a Guard")
         if seed is not None and (not isinstance(seed, str) or not seed):
@@ -209,14 +204,8 @@ class Rollout:
             ConfigurationError: If an argument is wrong, *variant* too if no handle on the flag can give it.
         """
         ok = _as_bool(ok)
-        if latency is not None and (
-            isinstance(latency, bool)
-            or not isinstance(latency, (int, float))
-            or not 0 <= latency < math.inf
-        ):
-            raise ConfigurationError(
-                "observe(latency=...)", latency, "a number of seconds >= 0, or None"
-            )
+        if latency is not None:
+            latency = seconds("observe(latency=...)", latency, zero=True)
         if variant is None:
             return
         if variant not in (self.candidate, self.incumbent):
@@ -377,15 +366,13 @@ def _steps(steps: Sequence[float]) -> tuple[float, ...]:
         made = tuple(steps)
     except TypeError:
         raise ConfigurationError("rollout(steps=...)", steps, "a sequence of shares") from None
-    for share in made:
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-            raise ConfigurationError("rollout(steps=...)", share, "shares within (0, 1]")
+    made = tuple(fraction("rollout(steps=...)", share) for share in made)
     weights = [0, *(round(share * WEIGHTS) for share in made)]
     if len(weights) == 1 or any(one >= two for one, two in pairwise(weights)):
         raise ConfigurationError(
             "rollout(steps=...)", made, f"growing shares, at least 1 / {WEIGHTS} apart"
         )
-    return tuple(map(float, made))
+    return made
 
 
 def _one_of(argument: str, name: object, variants: Any) -> str:

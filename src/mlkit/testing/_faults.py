@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import update_wrapper
-from math import isfinite
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, final
 
+from mlkit._arguments import seconds as check_seconds
+from mlkit._arguments import whole
 from mlkit._clock import current
 from mlkit._digest import digest_bytes
 from mlkit._suggest import did_you_mean
@@ -97,14 +98,8 @@ def slow(seconds: float) -> Fault:
     Raises:
         ConfigurationError: If *seconds* is no such number.
     """
-    if (
-        isinstance(seconds, bool)
-        or not isinstance(seconds, (int, float))
-        or not isfinite(seconds)
-        or seconds < 0
-    ):
-        raise ConfigurationError("slow(seconds)", seconds, "a number of seconds >= 0")
-    return Fault(f"slow({seconds:g})", pause=float(seconds))
+    pause = check_seconds("slow(seconds)", seconds, zero=True)
+    return Fault(f"slow({pause:g})", pause=pause)
 
 
 def value(answer: object) -> Fault:
@@ -144,8 +139,7 @@ class FaultPlan:
     ) -> None:
         if not isinstance(plan, Mapping):
             raise ConfigurationError("FaultPlan(plan)", plan, "a mapping from site to faults")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ConfigurationError("FaultPlan(seed=...)", seed, "a whole number")
+        seed = whole("FaultPlan(seed=...)", seed, low=None)
         self._plan = {site: _checked(site, given) for site, given in plan.items()}
         self._seed = seed
         self._lock = threading.Lock()

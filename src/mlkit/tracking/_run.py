@@ -6,6 +6,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Literal, final
 
+from mlkit._arguments import one_of, seconds
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError, RunClosedError, TrackingWarning
 from mlkit.telemetry import emit
@@ -14,9 +15,8 @@ from mlkit.tracking._delivery import Delivery, caught_up, delivery_of, merged, s
 from mlkit.tracking._folder import new_folder, unwritable
 from mlkit.tracking._journal import Journal
 from mlkit.tracking._read import read
-from mlkit.tracking._shipper import check_timeout
 from mlkit.tracking._sink import sink_key
-from mlkit.tracking._values import artifact_name, as_tags, check_key, choice, flat_params
+from mlkit.tracking._values import artifact_name, as_tags, check_key, flat_params
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -287,7 +287,9 @@ class Run:
         Raises:
             ConfigurationError: If the timeout is no number of seconds.
         """
-        deadline = current().monotonic() + check_timeout("Run.flush(timeout=...)", timeout)
+        deadline = current().monotonic() + seconds(
+            "Run.flush(timeout=...)", timeout, zero=True, endless=True
+        )
         if not self._journal.closed and self._durability != "process":
             self._journal.sync()
         pause = 0.005
@@ -313,9 +315,9 @@ class Run:
         Raises:
             ConfigurationError: If an argument is wrong.
         """
-        choice("Run.close(status)", status, ("FINISHED", "FAILED", "KILLED"))
+        one_of("Run.close(status)", status, ("FINISHED", "FAILED", "KILLED"))
         patience = (0.0 if self._nested else 10.0) if timeout is None else timeout
-        check_timeout("Run.close(timeout=...)", patience)
+        seconds("Run.close(timeout=...)", patience, zero=True, endless=True)
         self._journal.close(status if os.getpid() == self._owner else "")
         delivery = self.flush(patience)
         if not self._nested:

@@ -8,8 +8,8 @@ import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeAlias, final
 
+from mlkit._arguments import seconds
 from mlkit._clock import current
-from mlkit.errors import ConfigurationError
 from mlkit.telemetry import emit
 from mlkit.tracking._delivery import Delivery, delivery_of, merged
 from mlkit.tracking._folder import Folder, folder_of
@@ -208,7 +208,7 @@ def sync(
     """
     from mlkit.tracking._lane import Lane
 
-    seconds = check_timeout("sync(timeout=...)", timeout)
+    allowed = seconds("sync(timeout=...)", timeout, zero=True, endless=True)
     root = folder_of("sync(run)", run)
     _, uris = root.load()
     chosen = [] if sinks is None else make_sinks("sync(sinks=...)", sinks)
@@ -220,11 +220,11 @@ def sync(
         for index, (uri, key) in enumerate(zip(uris, keys, strict=True)):
             # A sink object holds one run; for a nested one another is made of its address.
             given = chosen[index] if chosen and folder.path == root.path else None
-            lanes.append(Lane(folder, key, maker(uri, given), once=True, patience=seconds))
+            lanes.append(Lane(folder, key, maker(uri, given), once=True, patience=allowed))
     threads = [
         threading.Thread(target=copy_context().run, args=(lane.run,), daemon=True) for lane in lanes
     ]
-    deadline = current().monotonic() + seconds
+    deadline = current().monotonic() + allowed
     for thread in threads:
         thread.start()
     pause = 0.005
@@ -235,10 +235,3 @@ def sync(
         lane.stop()
     each = {str(folder.path): delivery_of(folder, uris, keys) for folder in root.family()}
     return merged(each, worst=False)
-
-
-def check_timeout(where: str, timeout: object) -> float:
-    """Return *timeout* if it is a number of seconds."""
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
-        raise ConfigurationError(where, timeout, "a number of seconds >= 0")
-    return float(timeout)

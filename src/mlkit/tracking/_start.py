@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
+from mlkit._arguments import one_of
 from mlkit.errors import ConfigurationError
 from mlkit.tracking._folder import Folder, find_run, new_folder
 from mlkit.tracking._read import read
 from mlkit.tracking._run import Run
 from mlkit.tracking._shipper import NoShipper, ProcessShipper, ThreadShipper
 from mlkit.tracking._sink import make_sinks, maker
-from mlkit.tracking._values import as_tags, check_key, choice
+from mlkit.tracking._values import as_tags, check_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -75,8 +76,8 @@ def start_run(
     check_key("start_run(experiment)", experiment)
     if name is not None:
         check_key("start_run(name=...)", name)
-    choice("start_run(durability=...)", durability, ("process", "group", "record"))
-    choice("start_run(shipper=...)", shipper, ("process", "thread", "none"))
+    one_of("start_run(durability=...)", durability, ("process", "group", "record"))
+    one_of("start_run(shipper=...)", shipper, ("process", "thread", "none"))
     if not isinstance(root, (str, os.PathLike)):
         raise ConfigurationError("start_run(root=...)", root, "the path of a folder")
     if resume is not None and not isinstance(resume, (str, os.PathLike)):

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlkit.errors import ConfigurationError, ParamConflictError
 
-__all__ = ["artifact_name", "as_step", "as_tags", "check_key", "choice", "flat_params", "same"]
+__all__ = ["artifact_name", "as_step", "as_tags", "check_key", "flat_params", "same"]
 
 _MAX_KEY = 1000
 _PLAIN = (str, int, float, bool, type(None))
@@ -136,13 +136,3 @@ def artifact_name(where: str, name: object) -> str:
     if not good:
         raise ConfigurationError(where, name, "a relative path like 'plots/loss.png'")
     return str(name)
-
-
-def choice(where: str, value: object, allowed: tuple[str, ...]) -> str:
-    """Return *value* if it is one of *allowed*."""
-    if not isinstance(value, str) or value not in allowed:
-        from mlkit._suggest import did_you_mean
-
-        near = did_you_mean(value, allowed) if isinstance(value, str) else ""
-        raise ConfigurationError(where, value, " or ".join(map(repr, allowed)), hint=near[2:])
-    return value
