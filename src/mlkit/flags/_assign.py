@@ -48,6 +48,8 @@ class Assignment(Generic[T]):
     """
 
     __slots__ = ("answers", "codes")
+    codes: NDArray[np.int32]
+    answers: tuple[Details[T], ...]
 
     def __init__(self, codes: NDArray[np.int32], answers: tuple[Details[T], ...]) -> None:
         self.codes, self.answers = codes, answers

@@ -40,6 +40,8 @@ class Shared:
     """
 
     __slots__ = ("evaluators", "known", "metadata")
+    evaluators: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     def __init__(self, evaluators: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
         self.evaluators, self.metadata = evaluators, MappingProxyType(dict(metadata))
@@ -74,6 +76,17 @@ class Definition:
         "shared",
         "variants",
     )
+    key: str
+    document: dict[str, Any]
+    shared: Shared
+    enabled: bool
+    kind: str
+    variants: Mapping[str, Any]
+    default_variant: str | None
+    metadata: Mapping[str, Any]
+    facts: Facts
+    rule: Any
+    digest: str
 
     def __init__(self, key: str, document: Any, shared: Shared) -> None:
         from msgspec.json import encode

@@ -76,6 +76,10 @@ class Snapshot:
     """
 
     __slots__ = ("__weakref__", "broken", "definitions", "digest", "metadata")
+    definitions: Mapping[str, Definition]
+    broken: Mapping[str, str]
+    metadata: Mapping[str, Any]
+    digest: str
 
     def __init__(
         self,

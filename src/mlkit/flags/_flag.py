@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlkit.flags._definition import Definition
     from mlkit.flags._document import Snapshot
     from mlkit.flags._store import Declared, Store
+    from mlkit.telemetry import Counter
 
 __all__ = ["Bound", "Details", "Flag", "Kind", "as_unit"]
 
@@ -78,6 +79,10 @@ class Bound(Generic[T]):
         "flagd",
         "metadata",
     )
+    flag: Flag[T]
+    digest: str
+    flagd: bool
+    metadata: Mapping[str, Any]
 
     def __init__(self, flag: Flag[T], snapshot: Snapshot) -> None:
         self.flag, self.digest = flag, snapshot.digest
@@ -131,6 +136,7 @@ class Bound(Generic[T]):
         return made
 
     def answer(self, variant: str, reason: str) -> Details[T]:
+        """Return a variant's value as the handle's type, or the default if it is of another."""
         assert self.definition is not None  # noqa: S101 - only a definition has variants
         try:
             value = self.flag.kind.accept(self.definition.variants[variant], variant, self.metadata)
@@ -139,6 +145,7 @@ class Bound(Generic[T]):
         return Details(value, variant, reason, None, "", self.digest, self.metadata)
 
     def default(self, reason: str, error: str | None = None, message: str = "") -> Details[T]:
+        """Return what the handle answers when no variant was chosen."""
         value, variant = self.flag.default, None
         if self.flag.kind.names_default:
             variant = str(value)
@@ -151,6 +158,7 @@ class Bound(Generic[T]):
         return Details(value, variant, reason, error, message, self.digest, self.metadata)
 
     def fail(self, error: str, message: str) -> Details[T]:
+        """Return the default with an error, and say so once per kind of error."""
         made = self.failures.get((error, message))
         if made is None:
             made = self.default("ERROR", error, message)
@@ -192,6 +200,10 @@ class Flag(Generic[T]):
         "key",
         "kind",
     )
+    key: str
+    default: T
+    kind: Kind[T]
+    errors: Counter
 
     def __init__(
         self, store: Store, key: str, default: T, kind: Kind[T], declared: Declared | None = None

@@ -40,6 +40,8 @@ class ErrorRate:
     """
 
     __slots__ = ("max_rate", "max_ratio")
+    max_rate: float | None
+    max_ratio: float | None
 
     def __init__(self, *, max_rate: float | None = None, max_ratio: float | None = None) -> None:
         if (max_rate is None) is (max_ratio is None):
@@ -91,6 +93,8 @@ class Latency:
     """
 
     __slots__ = ("max_seconds", "q")
+    max_seconds: float
+    q: float
 
     name = "latency"
 
@@ -129,6 +133,8 @@ class Guard:
     """
 
     __slots__ = ("alpha", "metrics")
+    alpha: float
+    metrics: tuple[ErrorRate | Latency, ...]
 
     def __init__(self, *metrics: ErrorRate | Latency, alpha: float = 0.05) -> None:
         if not metrics or not all(isinstance(metric, (ErrorRate, Latency)) for metric in metrics):

@@ -87,6 +87,11 @@ class Rollout:
         ('rolled_back', {'v1': 100})
     """
 
+    key: str
+    candidate: str
+    incumbent: str
+    steps: tuple[float, ...]
+
     def __init__(
         self,
         store: Store,

@@ -57,6 +57,12 @@ class Store:
         FlagFileError: If the document cannot be used.
     """
 
+    source: str
+    file: File | None
+    data: bytes
+    document: Document
+    current: Snapshot
+
     def __init__(self, data: bytes, source: str, file: File | None = None) -> None:
         self.source, self.file, self.data = source, file, data
         self._content = digest_bytes(data)

@@ -81,6 +81,9 @@ class MlflowSink:
         'mlflow:http://127.0.0.1:5000'
     """
 
+    tracking_uri: str
+    run_id: str
+
     def __init__(self, tracking_uri: str) -> None:
         if not isinstance(tracking_uri, str) or "://" not in tracking_uri:
             raise ConfigurationError(

@@ -68,6 +68,7 @@ class Folder:
     """
 
     __slots__ = ("root",)
+    root: str
 
     def __init__(self, root: str) -> None:
         self.root = root

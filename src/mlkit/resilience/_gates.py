@@ -42,6 +42,7 @@ class Gate:
     """
 
     __slots__ = ("_check", "_loose", "_of_rows", "name")
+    name: str
 
     def __init__(self, check: Callable[[Any], Any], *, name: str | None = None) -> None:
         if not callable(check):

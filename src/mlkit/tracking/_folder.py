@@ -49,6 +49,11 @@ class Folder:
     """
 
     __slots__ = ("artifacts", "children", "journal", "path", "sinks")
+    path: Path
+    journal: Path
+    artifacts: Path
+    sinks: Path
+    children: Path
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -9,6 +9,7 @@ from mlkit.errors import ConfigurationError, SinkUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from mlkit.tracking._records import Record, RunInfo
 
@@ -92,6 +93,8 @@ class JsonlSink:
         >>> JsonlSink("exports").uri.startswith("jsonl:/")
         True
     """
+
+    folder: Path
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
