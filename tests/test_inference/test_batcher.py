@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlkit import telemetry
+from mlkit._clock import current
 from mlkit.errors import (
     BatcherClosedError,
     CollateError,
@@ -730,6 +731,70 @@ def test_a_batcher_that_was_not_started_says_so():
     batcher.close()
     with pytest.raises(BatcherClosedError, match="closed"):
         batcher.call("a")
+
+
+def test_a_call_that_races_the_start_is_told_that_there_was_none(monkeypatch):
+    batcher = Batcher(upper)
+    real = os.getpid
+
+    def start_meanwhile():
+        monkeypatch.setattr(os, "getpid", real)
+        batcher.start()
+        return real()
+
+    monkeypatch.setattr(os, "getpid", start_meanwhile)
+    with pytest.raises(BatcherClosedError, match="not started"):
+        batcher.call("a")
+    with batcher:
+        assert batcher.call("a") == "A"
+
+
+def test_whoever_has_an_answer_finds_it_counted():
+    class Restless:
+        """A clock whose waits end early, as those of a condition may."""
+
+        def __getattr__(self, name):
+            return getattr(current(), name)
+
+        def wait(self, condition, timeout):
+            return condition.wait(0.001 if timeout is None else min(timeout, 0.001))
+
+    answered = threading.Event()
+    shown = []
+
+    class SlowToShow(Exception):
+        def __str__(self):
+            shown.append(1)
+            if len(shown) == 2:  # the outcome of the first row is known
+                answered.wait(0.2)
+            return "slow"
+
+    def model(batch):
+        raise SlowToShow
+
+    counted = []
+
+    def caller():
+        with pytest.raises((InferenceError, SlowToShow)):
+            batcher.call("a")
+        counted.append(batcher.stats().n_failed)
+        answered.set()
+
+    gate = Gate(model)
+    with Batcher(gate, isolate=False, max_wait=0, clock=Restless()) as batcher:
+        threads = [threading.Thread(target=caller) for _ in range(3)]
+        threads[0].start()
+        assert gate.entered.acquire(timeout=20)
+        for thread in threads[1:]:
+            thread.start()
+        wait_until(lambda: batcher.stats().n_waiting == 2)
+        gate.open.release()
+        threads[0].join()
+        answered.clear()
+        gate.open.release()
+        for thread in threads:
+            thread.join()
+    assert counted == [1, 3, 3]
 
 
 def test_the_model_cannot_call_its_own_batcher():

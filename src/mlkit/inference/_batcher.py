@@ -398,11 +398,13 @@ class Batcher(Generic[_Row, _Result]):
         return Request(row, priority, self._clock.monotonic() + allowed, allowed)
 
     def _push(self, request: Request) -> None:
-        if self._pid != os.getpid() or threading.get_ident() == self._ident:
-            raise refusal(self.name, self._pid, closed=self._closing)
+        # Read once, as `start` may set it meanwhile; without the lock, which a forked child must not take.
+        process = self._pid
+        if process != os.getpid() or threading.get_ident() == self._ident:
+            raise refusal(self.name, process, closed=self._closing)
         with self._lock:
             if self._closing:
-                raise refusal(self.name, self._pid, closed=self._closing)
+                raise refusal(self.name, process, closed=True)
             if self._waiting.n_rows >= self._max_queue:
                 self._rejected += 1
                 raise QueueFullError(self._max_queue)
@@ -530,13 +532,13 @@ class Batcher(Generic[_Row, _Result]):
         except BaseException as error:  # noqa: BLE001 - a thread that dies here leaves every caller waiting
             results = [Failure(error, len(batch))] * len(batch)
         seen: set[int] = set()
-        failed = 0
-        for request, result in zip(batch, results, strict=True):
-            if isinstance(result, Failure):
-                failed += 1
-                request.outcome = (None, error_for(self.name, result, seen))
-            else:
-                request.outcome = (result, None)
+        outcomes: list[tuple[Any, BaseException | None]] = [
+            (None, error_for(self.name, result, seen))
+            if isinstance(result, Failure)
+            else (result, None)
+            for result in results
+        ]
+        failed = sum(isinstance(result, Failure) for result in results)
         with self._lock:
             self._failed += failed
             self._done += len(batch) - failed
@@ -547,9 +549,12 @@ class Batcher(Generic[_Row, _Result]):
                 self._gathering.unsettled.update(
                     request.loop for request in batch if request.loop is not None
                 )
+        # Only now: a blocking caller may look at any time, and whoever has an answer must find it counted.
+        for request, outcome in zip(batch, outcomes, strict=True):
+            request.outcome = outcome
         self._deliver(batch, settle=True)
         # An error that a caller keeps also keeps this frame; the neighbours' data must not stay with it.
-        del rows, results, result, request, batch
+        del rows, results, outcomes, outcome, request, batch
 
     def _deliver(self, requests: list[Request], *, settle: bool = False) -> None:
         """Wake the callers of *requests*, each event loop once."""
