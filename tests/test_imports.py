@@ -35,25 +35,33 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def cpu_of_import(module: str, compiled: dict[str, str]) -> float:
-    """Return the least CPU time of importing *module* in fresh interpreters, in seconds."""
+    """Return the CPU time of importing *module* in a fresh interpreter, in seconds."""
     code = f"import time; start = time.process_time(); import {module}; print(time.process_time() - start)"
-    return min(float(run(code, **compiled)) for _ in range(8))
+    return float(run(code, **compiled))
 
 
-@pytest.fixture(scope="module")
-def cpu_of_numpy(compiled: dict[str, str]) -> float:
-    return cpu_of_import("numpy", compiled)
+def share_of_numpy(module: str, limit: float, compiled: dict[str, str]) -> float:
+    """Return the least CPU time of importing *module* over that of numpy.
+
+    The two take turns. On a busy machine a single figure is too high, never too low: so more turns are taken while the
+    share is above *limit*.
+    """
+    ours, theirs = [], []
+    for turn in range(25):
+        ours.append(cpu_of_import(module, compiled))
+        theirs.append(cpu_of_import("numpy", compiled))
+        if turn >= 4 and min(ours) <= limit * min(theirs):
+            break
+    return min(ours) / min(theirs)
 
 
-def test_the_facade_costs_next_to_nothing(cpu_of_numpy: float, compiled: dict[str, str]) -> None:
-    assert cpu_of_import("mlkit", compiled) <= 0.04 * cpu_of_numpy
+def test_the_facade_costs_next_to_nothing(compiled: dict[str, str]) -> None:
+    assert share_of_numpy("mlkit", 0.04, compiled) <= 0.04
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_block_costs_less_than_numpy(
-    block: str, cpu_of_numpy: float, compiled: dict[str, str]
-) -> None:
-    assert cpu_of_import(f"mlkit.{block}", compiled) <= 0.40 * cpu_of_numpy
+def test_a_block_costs_less_than_numpy(block: str, compiled: dict[str, str]) -> None:
+    assert share_of_numpy(f"mlkit.{block}", 0.40, compiled) <= 0.40
 
 
 def test_the_blocks_bring_no_third_party_module() -> None:

@@ -54,7 +54,7 @@ def test_what_is_no_real_number(check, value: object) -> None:
 @given(st.floats(allow_nan=False) | st.integers())
 def test_seconds_are_finite_and_not_negative(value: float) -> None:
     if 0 <= value < math.inf and value < 1e308:
-        assert seconds("f(s)", value, zero=True) == value
+        assert seconds("f(s)", value, zero=True) == float(value)
     elif not 0 <= value < math.inf:
         with pytest.raises(ConfigurationError, match="finite number of seconds >= 0"):
             seconds("f(s)", value, zero=True)
