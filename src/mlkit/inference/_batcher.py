@@ -8,15 +8,13 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
 
 from mlkit._clock import current
-from mlkit.errors import (
-    ConfigurationError,
-    QueueFullError,
-)
+from mlkit.errors import ConfigurationError
 from mlkit.inference._check import number_of, seconds
+from mlkit.inference._queue import LONGEST_WAIT, Queue
 from mlkit.inference._reasons import error_for, refusal, too_late
-from mlkit.inference._requests import Gathering, Request, Waiting
+from mlkit.inference._requests import Request
 from mlkit.inference._runner import Failure, Runner
-from mlkit.inference._stats import BatcherStats, as_samples
+from mlkit.inference._stats import as_samples
 from mlkit.telemetry import register
 
 if TYPE_CHECKING:
@@ -27,11 +25,10 @@ if TYPE_CHECKING:
 
     from mlkit._clock import Clock
     from mlkit.inference._collate import Pad
+    from mlkit.inference._stats import BatcherStats
     from mlkit.telemetry import Sample
 
 __all__ = ["Batcher"]
-
-_LONGEST_WAIT = 3600.0  # seconds; a lock's timeout has an upper limit, and each wait is in a loop
 
 _Row = TypeVar("_Row")
 _Result = TypeVar("_Result")
@@ -154,25 +151,19 @@ class Batcher(Generic[_Row, _Result]):
             isolate=isolate,
             group=True,
         )
-        self._largest = self._runner.limit
-        self._max_wait = seconds("Batcher(max_wait=...)", max_wait)
-        self._max_queue = number_of("Batcher(max_queue=...)", max_queue)
+        self._largest = self._runner.limit  # which sinks when memory runs out
+        self._queue = Queue(
+            self._largest,
+            seconds("Batcher(max_wait=...)", max_wait),
+            number_of("Batcher(max_queue=...)", max_queue),
+        )
         self._given_clock = clock
         self._clock = current(clock)
-        self._lock = threading.Lock()
-        self._wake = threading.Condition(self._lock)
-        self._waiting = Waiting()
-        self._gathering = Gathering(self._largest, self._max_wait)
+        self._lock = threading.Lock()  # start against close; taken before the queue's, never after
         self._thread: threading.Thread | None = None
         self._ident = 0
         self._pid: int | None = None
-        self._free = False  # the device thread waits for rows
-        self._closing = False
         self._entered = False  # the device thread has its torch settings
-        self._running = 0
-        self._accepted = self._done = self._failed = self._expired = 0
-        self._cancelled = self._rejected = 0
-        self._sizes: dict[int, int] = {}
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -194,10 +185,10 @@ class Batcher(Generic[_Row, _Result]):
             RuntimeError: If the system has no thread to give; the batcher may be started later.
         """
         if self._forked():
-            raise refusal(self.name, self._pid, closed=self._closing)
+            raise refusal(self.name, self._pid, closed=self._queue.closing)
         with self._lock:
-            if self._closing:
-                raise refusal(self.name, self._pid, closed=self._closing)
+            if self._queue.closing:
+                raise refusal(self.name, self._pid, closed=True)
             if self._thread is None:
                 self._runner.leave_thread()
                 self._clock = current(self._given_clock)
@@ -223,20 +214,10 @@ class Batcher(Generic[_Row, _Result]):
         """
         if self._forked():
             return  # a forked child: the thread to stop lives in the parent, and the lock may be held for ever
-        dropped: list[Request] = []
         with self._lock:
-            self._closing = True
-            if not drain or self._thread is None:
-                dropped.extend(self._waiting.pop())
-                self._cancelled += len(dropped)
-            self._wake.notify()
             thread = self._thread
-        for request in dropped:
-            request.row, request.outcome = (
-                None,
-                (None, refusal(self.name, self._pid, closed=self._closing)),
-            )
-        self._deliver(dropped)
+            dropped = self._queue.close(drain=drain)
+        self._turn_away(dropped, lambda _: refusal(self.name, self._pid, closed=True))
         if thread is not None and self._ident != threading.get_ident():
             thread.join()
 
@@ -313,7 +294,7 @@ class Batcher(Generic[_Row, _Result]):
             if timer is not None:
                 timer.cancel()
             if request.waits:  # this task was cancelled
-                self._withdraw(request)
+                self._queue.withdraw(request, expired=False)
         if error is not None:
             try:
                 raise error
@@ -348,11 +329,11 @@ class Batcher(Generic[_Row, _Result]):
                         if left <= 0:
                             late = True
                             break
-                        left = min(left, _LONGEST_WAIT)
+                        left = min(left, LONGEST_WAIT)
                     self._clock.wait(request.signal, left)
         finally:
             if request.waits:
-                self._withdraw(request, expired=late)
+                self._queue.withdraw(request, expired=late)
         result: Any
         result, error = request.outcome or (None, too_late(self.name, request.allowed))
         if error is not None:
@@ -365,29 +346,12 @@ class Batcher(Generic[_Row, _Result]):
     def stats(self) -> BatcherStats:
         """Return what it has done so far, all figures of the same moment."""
         if self._forked():
-            return self._snapshot()  # the lock may have been held when the process forked
-        with self._lock:
-            return self._snapshot()
+            return self._queue.snapshot(self._runner)  # whoever held the lock is in the parent
+        return self._queue.stats(self._runner)
 
     def samples(self) -> list[Sample]:
         """Return the figures of `stats` for `mlkit.telemetry.collect`, labelled with the batcher's name."""
-        return as_samples(self._snapshot(), self.name)
-
-    def _snapshot(self) -> BatcherStats:
-        sizes = dict(sorted(self._sizes.copy().items()))
-        return BatcherStats(
-            n_accepted=self._accepted,
-            n_done=self._done,
-            n_failed=self._failed,
-            n_expired=self._expired,
-            n_cancelled=self._cancelled,
-            n_rejected=self._rejected,
-            n_waiting=self._waiting.n_rows,
-            n_running=self._running,
-            n_batches=sum(sizes.values()),
-            n_calls=self._runner.calls,
-            batch_sizes=sizes,
-        )
+        return as_samples(self._queue.snapshot(self._runner), self.name)
 
     def _request(self, row: Any, argument: str, limit: float | None, priority: int) -> Request:
         if not isinstance(priority, int) or isinstance(priority, bool):
@@ -401,56 +365,13 @@ class Batcher(Generic[_Row, _Result]):
         # Read once, as `start` may set it meanwhile; without the lock, which a forked child must not take.
         process = self._pid
         if process != os.getpid() or threading.get_ident() == self._ident:
-            raise refusal(self.name, process, closed=self._closing)
-        with self._lock:
-            if self._closing:
-                raise refusal(self.name, process, closed=True)
-            if self._waiting.n_rows >= self._max_queue:
-                self._rejected += 1
-                raise QueueFullError(self._max_queue)
-            self._waiting.push(request)
-            self._accepted += 1
-            gathering, now = self._gathering, self._clock.monotonic()
-            gathering.arrived(now)
-            loop = request.loop
-            if self._free and gathering.since is None:
-                gathering.since = now
-                self._wake.notify()  # max_wait counts from here, even if the loop does not turn for long
-            if self._max_wait and loop is not None and self._waiting.n_rows < self._largest:
-                # Also while the device is busy: it may become free in the middle of this loop's turn.
-                if loop not in gathering.unsettled:
-                    gathering.unsettled.add(loop)
-                    loop.call_soon(self._turn, loop, 1)
-            elif self._free:
-                self._wake.notify()
-
-    def _turn(self, loop: AbstractEventLoop, left: int) -> None:
-        """Let the loop turn *left* times more, then say that its callers have settled. Runs in the loop."""
-        if left:
-            loop.call_soon(self._turn, loop, left - 1)
-            return
-        with self._lock:
-            self._gathering.unsettled.discard(loop)
-            if self._free and self._waiting.n_rows:
-                self._wake.notify()
-
-    def _withdraw(self, request: Request, *, expired: bool = False) -> bool:
-        """Take a row out of the queue; return False if it is no longer there."""
-        with self._lock:
-            if not self._waiting.remove(request):
-                return False
-            if expired:
-                self._expired += 1
-            else:
-                self._cancelled += 1
-            if not self._waiting.n_rows:
-                self._gathering.since = None
-        request.row = None
-        return True
+            raise refusal(self.name, process, closed=self._queue.closing)
+        if not self._queue.push(request, self._clock):
+            raise refusal(self.name, process, closed=True)
 
     def _expire(self, request: Request) -> None:
         """Answer a row whose deadline has come, running or not. Runs in its loop."""
-        self._withdraw(request, expired=True)
+        self._queue.withdraw(request, expired=True)
         if not request.signal.done():
             request.signal.set_result((None, too_late(self.name, request.allowed)))
 
@@ -461,7 +382,7 @@ class Batcher(Generic[_Row, _Result]):
         raise TypeError("a Batcher owns a thread and cannot be pickled; make one in each process")
 
     def __repr__(self) -> str:
-        state = "new" if self._pid is None else "closed" if self._closing else "running"
+        state = "new" if self._pid is None else "closed" if self._queue.closing else "running"
         return f"<Batcher {self.name!r} {state}, max_batch_size={self._largest}>"
 
     # --- the device thread -----------------------------------------------------------------------------------------
@@ -478,46 +399,12 @@ class Batcher(Generic[_Row, _Result]):
 
     def _next_batch(self) -> list[Request]:
         """Wait until a batch should run and take it out of the queue; empty once closed and drained."""
-        batch: list[Request] = []
-        while not batch:
-            late: list[Request] = []
-            with self._lock:
-                if not self._gather():
-                    return []
-                now = self._clock.monotonic()
-                for request in self._waiting.pop():
-                    expired = request.expires is not None and now >= request.expires
-                    (late if expired else batch).append(request)
-                    if len(batch) == self._largest:
-                        break
-                self._expired += len(late)
-                self._running = len(batch)
-                self._gathering.sealed(len(batch), now)
-            for request in late:
-                request.row, request.outcome = None, (None, too_late(self.name, request.allowed))
-            self._deliver(late)
-        return batch
-
-    def _gather(self) -> bool:
-        """Wait, holding the lock, until the rows in the queue should run; False if there will be none."""
-        self._free = True
-        try:
-            while True:
-                n_rows = self._waiting.n_rows
-                if n_rows == 0:
-                    self._gathering.since = None
-                    if self._closing:
-                        return False
-                    self._clock.wait(self._wake, None)
-                    continue
-                if self._closing or self._gathering.complete(n_rows):
-                    return True
-                left = self._gathering.seconds_left(self._clock.monotonic())
-                if left <= 0:
-                    return True
-                self._clock.wait(self._wake, min(left, _LONGEST_WAIT))
-        finally:
-            self._free = False
+        while True:
+            batch, late = self._queue.take(self._clock)
+            self._turn_away(late, lambda request: too_late(self.name, request.allowed))
+            if batch or not late:
+                return batch
+            del late  # an idle thread names no caller
 
     def _serve(self, batch: list[Request]) -> None:
         rows = [request.row for request in batch]
@@ -539,22 +426,21 @@ class Batcher(Generic[_Row, _Result]):
             for result in results
         ]
         failed = sum(isinstance(result, Failure) for result in results)
-        with self._lock:
-            self._failed += failed
-            self._done += len(batch) - failed
-            self._running = 0
-            self._sizes[len(batch)] = self._sizes.get(len(batch), 0) + 1
-            self._gathering.answered()
-            if self._max_wait:
-                self._gathering.unsettled.update(
-                    request.loop for request in batch if request.loop is not None
-                )
+        self._queue.ran(batch, failed)
         # Only now: a blocking caller may look at any time, and whoever has an answer must find it counted.
         for request, outcome in zip(batch, outcomes, strict=True):
             request.outcome = outcome
         self._deliver(batch, settle=True)
         # An error that a caller keeps also keeps this frame; the neighbours' data must not stay with it.
         del rows, results, outcomes, outcome, request, batch
+
+    def _turn_away(
+        self, requests: list[Request], error: Callable[[Request], BaseException]
+    ) -> None:
+        """Answer rows that will not run, each with an error of its own."""
+        for request in requests:
+            request.row, request.outcome = None, (None, error(request))
+        self._deliver(requests)
 
     def _deliver(self, requests: list[Request], *, settle: bool = False) -> None:
         """Wake the callers of *requests*, each event loop once."""
@@ -568,13 +454,12 @@ class Batcher(Generic[_Row, _Result]):
             try:
                 loop.call_soon_threadsafe(self._answer, loop, theirs, settle)
             except RuntimeError:  # the loop is closed, and its callers are gone with it
-                with self._lock:
-                    self._gathering.unsettled.discard(loop)
+                self._queue.forget(loop)
 
     def _answer(self, loop: AbstractEventLoop, requests: list[Request], settle: bool) -> None:  # noqa: FBT001
         """Give the tasks of one loop their outcomes. Runs in that loop."""
         for request in requests:
             if not request.signal.done():
                 request.signal.set_result(request.outcome)
-        if settle and self._max_wait:
-            loop.call_soon(self._turn, loop, 1)
+        if settle:
+            self._queue.answered(loop)
