@@ -960,10 +960,11 @@ def test_wrong_arguments_of_a_call_are_refused():
                 batcher.call("a", timeout=wrong)
             with pytest.raises(ConfigurationError, match="deadline"):
                 asyncio.run(batcher.submit("a", deadline=wrong))
-        for wrong in (1.0, "high", True, None):
+        for wrong in (1.0, "high", True, None, False, 0.0, 2**63, np.array([1, 2])):
             with pytest.raises(ConfigurationError, match="priority"):
                 batcher.call("a", priority=wrong)
         assert batcher.stats().n_accepted == 0
+        assert batcher.call("a", priority=np.int64(-1)) == "A"
 
 
 def wait_until(condition):

@@ -453,7 +453,7 @@ def test_progress_counts_every_row(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_size": 0}, "batch_size.*at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size.*a whole number >= 1, got 0"),
         ({"batch_size": True}, "batch_size"),
         ({"batch_size": 2.0}, "batch_size"),
         ({"batch_size": float("nan")}, "batch_size"),

@@ -7,9 +7,8 @@ import threading
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
 
+from mlkit._arguments import seconds, whole
 from mlkit._clock import current
-from mlkit.errors import ConfigurationError
-from mlkit.inference._check import number_of, seconds
 from mlkit.inference._queue import LONGEST_WAIT, Queue
 from mlkit.inference._reasons import error_for, refusal, too_late
 from mlkit.inference._requests import Request
@@ -154,8 +153,8 @@ class Batcher(Generic[_Row, _Result]):
         self._largest = self._runner.limit  # which sinks when memory runs out
         self._queue = Queue(
             self._largest,
-            seconds("Batcher(max_wait=...)", max_wait),
-            number_of("Batcher(max_queue=...)", max_queue),
+            seconds("Batcher(max_wait=...)", max_wait, zero=True),
+            whole("Batcher(max_queue=...)", max_queue, low=1),
         )
         self._given_clock = clock
         self._clock = current(clock)
@@ -265,7 +264,7 @@ class Batcher(Generic[_Row, _Result]):
         Args:
             row: The row.
             deadline: Seconds from now after which the answer is of no use. A row that has not begun by then never runs.
-            priority: Rows of a larger priority run first; rows of the same in the order they came.
+            priority: Rows of a larger priority run first; rows of the same in the order they came. A 64-bit integer.
 
         Returns:
             The result; made of arrays or tensors, it is a view into its batch.
@@ -354,11 +353,11 @@ class Batcher(Generic[_Row, _Result]):
         return as_samples(self._queue.snapshot(self._runner), self.name)
 
     def _request(self, row: Any, argument: str, limit: float | None, priority: int) -> Request:
-        if not isinstance(priority, int) or isinstance(priority, bool):
-            raise ConfigurationError("priority", priority, "an integer; larger runs first")
+        if type(priority) is not int or priority:  # a plain 0, as nearly always, needs no look
+            priority = whole("priority", priority, low=-(2**63), high=2**63 - 1)
         if limit is None:
             return Request(row, priority, None, 0.0)
-        allowed = seconds(argument, limit)
+        allowed = seconds(argument, limit, zero=True)
         return Request(row, priority, self._clock.monotonic() + allowed, allowed)
 
     def _push(self, request: Request) -> None:

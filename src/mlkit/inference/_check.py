@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import TYPE_CHECKING, Any
 
+from mlkit._arguments import whole
 from mlkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["bucket_sizes", "is_async", "number_of", "plain_callable", "seconds"]
+__all__ = ["bucket_sizes", "is_async", "plain_callable"]
 
 _COROUTINE_FLAGS = (
     0x80 | 0x200
 )  # inspect.CO_COROUTINE | CO_ASYNC_GENERATOR, without the 10 ms of importing it
-
-
-def number_of(argument: str, value: object, *, minimum: int = 1) -> int:
-    """Return *value* as an int of at least *minimum*; booleans and floats are refused."""
-    expected = f"an integer of at least {minimum}"
-    if isinstance(value, bool):
-        raise ConfigurationError(argument, value, expected)
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ConfigurationError(argument, value, expected) from None
-    if number < minimum:
-        raise ConfigurationError(argument, value, expected)
-    return number
-
-
-def seconds(argument: str, value: object) -> float:
-    """Return *value* as a finite number of seconds, at least 0; booleans and NaN are refused."""
-    expected = "a finite number of seconds >= 0"
-    if isinstance(value, (bool, str)):
-        raise ConfigurationError(argument, value, expected)
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        raise ConfigurationError(argument, value, expected) from None
-    if not math.isfinite(number) or number < 0:
-        raise ConfigurationError(argument, value, expected)
-    return number
 
 
 def bucket_sizes(
@@ -52,11 +23,11 @@ def bucket_sizes(
     """Return *buckets* sorted and without repeats; they must cover a batch of *largest* rows."""
     if buckets is None:
         return ()
-    expected = "a list of batch sizes, each an integer of at least 1"
+    expected = "a list of batch sizes, each a whole number >= 1"
     if isinstance(buckets, (str, bytes)):
         raise ConfigurationError(argument, buckets, expected)
     try:
-        sizes = tuple(sorted({number_of(argument, size) for size in buckets}))
+        sizes = tuple(sorted({whole(argument, size, low=1) for size in buckets}))
     except TypeError:
         raise ConfigurationError(argument, buckets, expected) from None
     if not sizes:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from mlkit._arguments import one_of
 from mlkit._optional import require
-from mlkit._suggest import did_you_mean
 from mlkit.errors import ConfigurationError, RowError
 from mlkit.inference._runner import Failure, Runner
 
@@ -127,13 +127,7 @@ def map_batches(
     Note:
         A batch of `n` rows of which `k` are bad costs at most about `2 * k * log2(n)` further calls.
     """
-    if on_error not in _ON_ERROR:
-        raise ConfigurationError(
-            "map_batches(on_error=...)",
-            on_error,
-            "'raise', 'skip' or 'return'"
-            + (did_you_mean(on_error, _ON_ERROR) if isinstance(on_error, str) else ""),
-        )
+    one_of("map_batches(on_error=...)", on_error, _ON_ERROR)
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise ConfigurationError(
             "map_batches(rows)",

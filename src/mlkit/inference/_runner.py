@@ -5,8 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
+from mlkit._arguments import whole
 from mlkit.errors import CollateError, ConfigurationError, OutputShapeError
-from mlkit.inference._check import bucket_sizes, number_of
+from mlkit.inference._check import bucket_sizes
 from mlkit.inference._collate import Pad, check_pad, stack
 from mlkit.inference._memory import is_out_of_memory, release
 from mlkit.inference._model import Model
@@ -79,7 +80,7 @@ class Runner:
         if name is not None and (not isinstance(name, str) or not name):
             raise ConfigurationError(f"{owner}(name=...)", name, "a text that is not empty")
         self.name = name or self._model.name
-        self._limit = number_of(f"{owner}({limit[0]}=...)", limit[1])
+        self._limit = whole(f"{owner}({limit[0]}=...)", limit[1], low=1)
         self._buckets = bucket_sizes(
             f"{owner}(buckets=...)", buckets, largest=self._limit, limit=limit[0]
         )
