@@ -28,7 +28,7 @@ def test_examples_of_a_page_run_in_order(
     page: Path, eval_example: EvalExample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"tmp_path": tmp_path}
+    namespace: dict[str, object] = {}
     blocks: list[CodeExample] = [
         example
         for example in find_examples(page)
