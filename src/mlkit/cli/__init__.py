@@ -24,9 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0 if all is well, 1 on trouble, 2 for words that are not understood.
     """
+    import mlkit
+
     parser = argparse.ArgumentParser(
         prog="python -m mlkit", description="Machine-learning-engineering building blocks."
     )
+    parser.add_argument("--version", action="version", version=f"mlkit {mlkit.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser(
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where everything is written (default: %(default)s)",
     )
     demo.add_argument(
-        "--seed", type=int, default=7, help="root of every random stream (default: %(default)s)"
+        "--seed", type=_seed, default=7, help="root of every random stream (default: %(default)s)"
     )
     demo.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -69,3 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"mlkit {options.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 0")
+    return int(text)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlkit._digest import digest, short
@@ -10,7 +13,6 @@ from mlkit.demo.story import FAULT_AT, RAMP, WAVE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from mlkit.demo.story import Serving, Trace, Training
     from mlkit.models import ModelVersion
@@ -142,9 +144,17 @@ def render(report: Mapping[str, Any], out: Path, previous: str | None) -> str:
         f"fingerprint  {report['fingerprint']}{same}",
         "",
         f"in {out}:  report.json  rollout.png  flags.json  models/  runs/  mlflow.db",
-        f"look:  mlflow ui --backend-store-uri sqlite:///{out / 'mlflow.db'}",
+        f"look:  {_mlflow()} ui --backend-store-uri sqlite:///{out / 'mlflow.db'}",
     ]
     return "\n".join(lines)
+
+
+def _mlflow() -> str:
+    """Return the command as the reader's shell will find it."""
+    found = Path(sys.prefix, "bin", "mlflow")
+    if shutil.which("mlflow") == str(found) or not found.exists():
+        return "mlflow"
+    return str(found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found)
 
 
 def draw(serving: Serving, path: Path) -> None:

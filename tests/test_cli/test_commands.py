@@ -111,6 +111,19 @@ def test_a_look_that_fails_is_a_finding(
     assert any("no /proc here" in check["detail"] for check in found)
 
 
+def test_a_seed_is_checked_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["demo", "--seed", "-1"])
+    assert "--seed: '-1' is not a whole number >= 0" in capsys.readouterr().err
+
+
+def test_the_version_can_be_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert "mlkit 0." in capsys.readouterr().out
+
+
 def test_unknown_words_are_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["docter"])
