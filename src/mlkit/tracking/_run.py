@@ -134,8 +134,9 @@ class Run:
         Raises:
             ParamConflictError: If one was logged before with another value. None of *params* is
                 logged then.
-            ConfigurationError: If a name is no text, or a value has no text of its own: that of a
-                function holds an address, which a rerun would not reach again.
+            ConfigurationError: If a name is no text, an integer has more than 4096 bits, or a value
+                has no text of its own: that of a function holds an address, which a rerun would not
+                reach again.
             RunClosedError: If the run is closed.
         """
         self._check_open()

@@ -78,7 +78,7 @@ def start_run(
         check_key("start_run(name=...)", name)
     one_of("start_run(durability=...)", durability, ("process", "group", "record"))
     one_of("start_run(shipper=...)", shipper, ("process", "thread", "none"))
-    if not isinstance(root, (str, os.PathLike)):
+    if not _is_path(root):
         raise ConfigurationError("start_run(root=...)", root, "the path of a folder")
     if resume is not None and not isinstance(resume, (str, os.PathLike)):
         raise ConfigurationError("start_run(resume=...)", resume, "the id or the folder of a run")
@@ -107,6 +107,14 @@ def start_run(
         for one in folder.family():
             threads.start(one, nested=one.path != folder.path)
     return run
+
+
+def _is_path(root: object) -> bool:
+    """Return whether *root* is a path that the system can be asked for."""
+    try:
+        return isinstance(root, (str, os.PathLike)) and b"\0" not in os.fsencode(root)
+    except (TypeError, UnicodeEncodeError):
+        return False
 
 
 def _makers(sinks: Sequence[str | Sink], shipper: str) -> dict[str, Callable[[], Sink]]:

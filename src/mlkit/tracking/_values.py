@@ -11,6 +11,7 @@ from mlkit.errors import ConfigurationError, ParamConflictError
 __all__ = ["artifact_name", "as_step", "as_tags", "check_key", "flat_params", "same"]
 
 _MAX_KEY = 1000
+_MAX_INT_BITS = 4096  # Python refuses to print integers much beyond this
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -74,7 +75,7 @@ def same(one: object, other: object) -> bool:
 def _plain(where: str, value: Any, depth: int) -> Any:
     """Return *value* as JSON can keep it: plain data as it is, the rest by its own text."""
     if type(value) in _PLAIN:
-        return value
+        return _printable(where, value)
     if depth > 50:
         raise ConfigurationError(where, value, "nesting of at most 50 levels")
     if _is_numpy(value, "generic"):
@@ -90,6 +91,18 @@ def _plain(where: str, value: Any, depth: int) -> Any:
             check_key(where, key): _plain(where, item, depth + 1) for key, item in value.items()
         }
     return _own_text(where, value)
+
+
+def _printable(where: str, value: Any) -> Any:
+    """Return *value*, which is no integer that has no text."""
+    if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
+        raise ConfigurationError(
+            where,
+            f"{value.bit_length()} bits",
+            f"an integer of at most {_MAX_INT_BITS} bits",
+            hint="log its hex()",
+        )
+    return value
 
 
 def _own_text(where: str, value: object) -> str:
@@ -119,7 +132,7 @@ def as_tags(where: str, tags: object) -> dict[str, str]:
         number = value.item() if _is_numpy(value, "generic") else value
         if not isinstance(number, (str, int, float)):
             raise ConfigurationError(f"{where[:-1]}[{key!r}])", value, "text, a number or a bool")
-        checked[check_key(where, key)] = str(number)
+        checked[check_key(where, key)] = str(_printable(f"{where[:-1]}[{key!r}])", number))
     return checked
 
 
