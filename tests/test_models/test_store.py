@@ -450,9 +450,9 @@ def test_threads_share_one_store(store):
         dict(spec=[1]), dict(spec="x"), dict(spec={1: 2}), dict(spec={"a": {1}}), dict(spec={"a": object()}),
         dict(spec={"a": np.zeros(2)}), dict(spec={"a": b"x"}), dict(spec={"a": 1 << 5000}),
         dict(manifest=7), dict(signature=[]),
-        dict(metrics=[1]), dict(metrics={"a": "0.9"}), dict(metrics={"a": True}), dict(metrics={1: 1.0}),
+        dict(metrics=[1]), dict(metrics={"a": "0.9"}), dict(metrics={"a": b"1"}), dict(metrics={1: 1.0}),
         dict(metrics={"": 1.0}), dict(metrics={"a": None}), dict(metrics={"a": np.zeros(3)}),
-        dict(metrics={"a": 1j}), dict(metrics={"a": np.True_}), dict(metrics={"a": 10**400}),
+        dict(metrics={"a": 1j}), dict(metrics={"a": 10**400}),
         dict(tags={"a": 1}), dict(tags={1: "a"}), dict(tags=["a"]), dict(tags={"": "a"}),
         dict(run=7), dict(run="x" * 1001), dict(why=None), dict(trust=True), dict(trust="yes"), dict(trust=["pickle"]),
         dict(model=lambda x: x, trust="pickle"), dict(model=threading.Lock(), trust="pickle"),
@@ -470,6 +470,15 @@ def test_save_refuses(store, arguments):
         store.save(**{"name": "m", "model": b"x"} | arguments)
     assert len(store.history("m")) == 1
     assert list((Path(store.path) / "tmp").iterdir()) == []
+
+
+def test_a_bool_is_a_metric_of_1_or_0_as_in_a_run(store):
+    metrics = {"a": True, "b": False, "c": np.True_, "d": np.False_}
+    version = store.save("m", b"x", metrics=metrics)
+    again = ModelStore(store.path).get("m@1")
+    for found in (version.metrics, again.metrics):
+        assert found == {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.0}
+        assert {type(value) for value in found.values()} == {float}
 
 
 def test_a_spec_object_is_pointed_to_its_plain_form(store):

@@ -31,7 +31,7 @@ def plain_mapping(where: str, value: object) -> dict[str, Any] | None:
 
 
 def check_metrics(where: str, metrics: object) -> dict[str, float]:
-    """Return metrics as floats; NaN and infinities are values like others.
+    """Return metrics as floats; a bool is 1 or 0, NaN and infinities are values like others.
 
     Args:
         where: The argument, for the error.
@@ -45,8 +45,7 @@ def check_metrics(where: str, metrics: object) -> dict[str, float]:
     for key, value in metrics.items():
         if not isinstance(key, str) or not key:
             raise ConfigurationError(where, key, "metric names that are non-empty text")
-        truth = type(value).__name__ in {"bool", "bool_"}  # NumPy has its own
-        if truth or not isinstance(value, SupportsFloat):
+        if not isinstance(value, SupportsFloat):
             raise ConfigurationError(f"{where}[{key!r}]", value, "a number")
         try:
             checked[key] = float(value)

@@ -186,7 +186,7 @@ class ModelStore:
                 object (with *spec*), bytes, or a `pathlib.Path` of a file, which is copied as it is.
             spec: The plain data that rebuilds the object without its weights.
             run: The id of the run that made it.
-            metrics: What was measured of it; NaN is kept.
+            metrics: What was measured of it, kept as floats: numbers, bools (as 1 and 0), NumPy scalars; NaN is kept.
             manifest: What it was made with, as plain data.
             signature: What it takes and gives, as plain data.
             tags: Notes.
