@@ -541,15 +541,32 @@ class AllTiersFailedError(MlkitError, ExceptionGroup[Exception]):
     Args:
         message: Which fallback.
         exceptions: One error per tier.
+        tiers: The tier of each error, in the same order; empty if that is not known.
     """
 
-    def __new__(cls, message: str, exceptions: Sequence[Exception]) -> Self:
+    tiers: tuple[str, ...]
+
+    def __new__(
+        cls,
+        message: str,
+        exceptions: Sequence[Exception],
+        *,
+        tiers: Sequence[str] = (),  # noqa: ARG004 - for __init__, which Python gives the same arguments
+    ) -> Self:
         """Create the group; an exception group takes its members here."""
         return super().__new__(cls, message, exceptions)
 
-    def __init__(self, message: str, exceptions: Sequence[Exception]) -> None:
+    def __init__(
+        self, message: str, exceptions: Sequence[Exception], *, tiers: Sequence[str] = ()
+    ) -> None:
+        self.tiers = tuple(tiers)
+        named = [f"{clip(tier, 60)}: " if tier else "" for tier in self.tiers]
+        named += [""] * (len(exceptions) - len(named))
         self._text = f"{message}\n" + _bullets(
-            [f"{type(error).__name__}: {error}" for error in exceptions]
+            [
+                f"{name}{type(error).__name__}: {error}"
+                for name, error in zip(named, exceptions, strict=False)
+            ]
         )
 
     def __str__(self) -> str:
@@ -557,7 +574,9 @@ class AllTiersFailedError(MlkitError, ExceptionGroup[Exception]):
 
     def derive(self, excs: Sequence[Exception]) -> AllTiersFailedError:  # type: ignore[override]
         """Return a group of the same kind around *excs* (used by `split` and `except*`)."""
-        return AllTiersFailedError(self.message, excs)
+        named = {id(error): tier for error, tier in zip(self.exceptions, self.tiers, strict=False)}
+        tiers = [named.get(id(error), "") for error in excs] if named else []
+        return AllTiersFailedError(self.message, excs, tiers=tiers)
 
 
 # --- flags

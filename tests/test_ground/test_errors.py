@@ -18,7 +18,10 @@ LONG = "x" * 10_000
 # One way to raise each error, with hostile lengths where text comes from a user.
 EXAMPLES: dict[str, tuple[tuple, dict]] = {
     "AliasConflictError": (("churn@champion",), {"expected": 1, "got": None}),
-    "AllTiersFailedError": (("no tier answered", [ValueError(LONG), KeyError("b")]), {}),
+    "AllTiersFailedError": (
+        ("no tier answered", [ValueError(LONG), KeyError("b")]),
+        {"tiers": ["big", "small"]},
+    ),
     "BatcherClosedError": (("closed",), {}),
     "BreakerOpenError": (("ranker", LONG), {"retry_after": 2.5}),
     "BulkheadFullError": (("ranker", "8 calls in flight"), {}),
@@ -130,6 +133,23 @@ def test_a_group_can_be_split_and_stays_ours() -> None:
         assert len(caught.exceptions) == 1
     except* ValueError:
         pass
+
+
+def test_a_group_says_whose_error_each_is_also_after_a_split() -> None:
+    same = [ValueError("boom"), KeyError("k"), ValueError("boom")]
+    group = errors.AllTiersFailedError("no tier answered", same, tiers=["a", "b", "c"])
+    assert str(group).splitlines() == [
+        "no tier answered",
+        "  - a: ValueError: boom",
+        "  - b: KeyError: 'k'",
+        "  - c: ValueError: boom",
+    ]
+    values, rest = group.split(ValueError)
+    assert (values.tiers, rest.tiers) == (("a", "c"), ("b",))
+    assert pickle.loads(pickle.dumps(values)).tiers == ("a", "c")
+    unnamed, _ = errors.AllTiersFailedError("no tier answered", same).split(KeyError)
+    assert unnamed.tiers == ()
+    assert str(unnamed) == "no tier answered\n  - KeyError: 'k'"
 
 
 def test_unknown_names_come_with_the_near_ones() -> None:

@@ -79,7 +79,23 @@ class TestWhole:
             chain(1)
         kinds = [type(error) for error in info.value.exceptions]
         assert kinds == [ConnectionError, ResultRejectedError, LookupError]
+        assert info.value.tiers == ("a", "b", "stale")
+        head, *lines = str(info.value).splitlines()
+        assert head == "fallback 'score': no tier answered"
+        assert [line.split(":")[0] for line in lines] == ["  - a", "  - b", "  - stale"]
         assert info.value.__context__ is None
+
+    def test_tiers_that_fail_alike_can_be_told_apart(self):
+        def fail(x):
+            raise ValueError(f"boom {x}")
+
+        with pytest.raises(AllTiersFailedError) as info:
+            fallback(tier(fail, name="a"), tier(fail, name="b"))(1)
+        assert str(info.value).splitlines() == [
+            "fallback 'a': no tier answered",
+            "  - a: ValueError: boom 1",
+            "  - b: ValueError: boom 1",
+        ]
 
     def test_arguments_are_handed_on_untouched(self):
         seen = []
@@ -543,7 +559,7 @@ class TestPerRow:
             constant(0.5),
             per_row=True,
         )
-        with pytest.raises(AllTiersFailedError):
+        with pytest.raises(AllTiersFailedError, match="no tier answered 1 of 2 rows"):
             chain(np.zeros(2))
 
     def test_a_constant_row_is_spread(self):

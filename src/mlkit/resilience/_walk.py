@@ -28,33 +28,38 @@ class Ledger:
     __slots__ = ("_errors", "reasons")
 
     def __init__(self) -> None:
-        self._errors: list[Callable[[], Exception]] = []
+        self._errors: list[tuple[str, Callable[[], Exception]]] = []
         self.reasons: list[str] = []
 
     def failed(self, tier: Tier[..., Any], error: Exception) -> None:
         """A tier raised, or gave what cannot be used."""
         forget_frames(error)
-        self._errors.append(lambda: error)
+        self._errors.append((tier.name, lambda: error))
         self.reasons.append(f"{tier.name}: {type(error).__name__}")
 
     def skipped(self, tier: Tier[..., Any], retry_after: float) -> None:
         """A tier's breaker is open; nobody pays for an exception."""
         name = tier.breaker.name if tier.breaker is not None else tier.name
         self._errors.append(
-            lambda: BreakerOpenError(name, "the breaker is open", retry_after=retry_after)
+            (
+                tier.name,
+                lambda: BreakerOpenError(name, "the breaker is open", retry_after=retry_after),
+            )
         )
         self.reasons.append(f"{tier.name}: BreakerOpenError")
 
     def rejected(self, tier: Tier[..., Any], share: str = "") -> None:
         """A tier's gate did not accept its answer."""
         gate = repr(tier.accept)
-        self._errors.append(lambda: ResultRejectedError(gate, tier.name))
+        self._errors.append((tier.name, lambda: ResultRejectedError(gate, tier.name)))
         self.reasons.append(f"{tier.name}: did not pass {gate}{share}")
 
-    def exhausted(self, name: str) -> AllTiersFailedError:
+    def exhausted(self, name: str, rows: str = "") -> AllTiersFailedError:
         """Return the error that holds all of them."""
         return AllTiersFailedError(
-            f"every tier of {name} failed", [make() for make in self._errors]
+            f"fallback {name!r}: no tier answered{rows}",
+            [make() for _, make in self._errors],
+            tiers=[tier for tier, _ in self._errors],
         )
 
     def drop(self) -> None:
@@ -237,7 +242,8 @@ class RowWalk:
     def finish(self, name: str) -> tuple[Any, dict[int, int]]:
         """Return the answer, and how many rows which tier gave; raise if a row has none."""
         if self._out is None or len(self._pending):
-            raise self.ledger.exhausted(name)
+            rows_left = f" {len(self._pending)} of {len(self._where)} rows"
+            raise self.ledger.exhausted(name, rows_left)
         counts = {at: int((self._where == at).sum()) for at in range(self._at + 1)}
         for position, store in self._stores:
             store.like = rows.copied(self._out[:0])
