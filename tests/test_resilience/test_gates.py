@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlkit.errors import ConfigurationError
-from mlkit.resilience import Gate, confidence, finite, in_range
+from mlkit.resilience import Gate, confidence, constant, fallback, finite, in_range, tier
 
 torch.set_num_threads(1)
 matrices = hnp.arrays(
@@ -21,15 +21,36 @@ matrices = hnp.arrays(
     st.tuples(st.integers(1, 6), st.integers(1, 4)),
     elements=st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0, -1.0, math.nan, math.inf]),
 )
-gates = st.recursive(
-    st.sampled_from([finite, confidence(0.6), in_range(0, 1), in_range(-math.inf, 0.5)]),
-    lambda inner: st.one_of(
-        st.tuples(inner, inner).map(lambda pair: pair[0] & pair[1]),
-        st.tuples(inner, inner).map(lambda pair: pair[0] | pair[1]),
-        inner.map(lambda gate: ~gate),
+probabilities = hnp.arrays(
+    np.float64,
+    st.tuples(st.integers(1, 6), st.integers(1, 4)),
+    elements=st.sampled_from(
+        [0.0, 0.2, 0.5, 0.9, 1.0, -1e-4, 1.0004, math.nan, math.inf, -math.inf]
     ),
-    max_leaves=4,
 )
+
+
+def algebra(*leaves):
+    return st.recursive(
+        st.sampled_from(leaves),
+        lambda inner: st.one_of(
+            st.tuples(inner, inner).map(lambda pair: pair[0] & pair[1]),
+            st.tuples(inner, inner).map(lambda pair: pair[0] | pair[1]),
+            inner.map(lambda gate: ~gate),
+        ),
+        max_leaves=4,
+    )
+
+
+plain = (finite, in_range(0, 1), in_range(-math.inf, 0.5))
+
+
+def judged(n_gates):
+    """Gates, and a matrix that each of them can judge."""
+    return st.one_of(
+        st.tuples(*[algebra(*plain)] * n_gates, matrices),
+        st.tuples(*[algebra(confidence(0.6), *plain)] * n_gates, probabilities),
+    )
 
 
 @given(matrices)
@@ -38,11 +59,17 @@ def test_masks_say_what_numpy_says(x):
     assert (finite.mask(x, n) == np.isfinite(x).all(1)).all()
     with np.errstate(invalid="ignore"):
         assert (in_range(0, 1).mask(x, n) == ((x >= 0) & (x <= 1)).all(1)).all()
-        assert (confidence(0.6).mask(x, n) == (x.max(1) >= 0.6)).all()
 
 
-@given(gates, matrices)
-def test_a_row_is_judged_alone_and_alike_in_every_container(gate, x):
+@given(probabilities)
+def test_confidence_is_the_largest_of_a_row_of_numbers(x):
+    expected = np.isfinite(x).all(1) & (x.max(1) >= 0.6)
+    assert (confidence(0.6).mask(x, len(x)) == expected).all()
+
+
+@given(judged(1))
+def test_a_row_is_judged_alone_and_alike_in_every_container(gate_and_x):
+    gate, x = gate_and_x
     mask = gate.mask(x, len(x))
     assert mask.dtype == bool
     assert (mask == gate.mask(torch.from_numpy(x), len(x))).all()
@@ -50,8 +77,9 @@ def test_a_row_is_judged_alone_and_alike_in_every_container(gate, x):
     assert mask.tolist() == [gate(row) for row in x]
 
 
-@given(gates, gates, matrices)
-def test_the_laws_of_and_or_not(a, b, x):
+@given(judged(2))
+def test_the_laws_of_and_or_not(gates_and_x):
+    a, b, x = gates_and_x
     n = len(x)
     assert ((a & b).mask(x, n) == (~(~a | ~b)).mask(x, n)).all()
     assert ((a | b).mask(x, n) == (b | a).mask(x, n)).all()
@@ -59,8 +87,9 @@ def test_the_laws_of_and_or_not(a, b, x):
     assert (~(a & b))(x) is not (a & b)(x)
 
 
-@given(gates, matrices)
-def test_gates_pickle(gate, x):
+@given(judged(1))
+def test_gates_pickle(gate_and_x):
+    gate, x = gate_and_x
     copy = pickle.loads(pickle.dumps(gate))
     assert repr(copy) == repr(gate)
     assert (copy.mask(x, len(x)) == gate.mask(x, len(x))).all()
@@ -86,13 +115,78 @@ def test_the_whole_passes_if_every_row_does():
         ({"a": 1.0, "b": (2.0,)}, True),
         ({"a": math.nan}, False),
         ([], True),
-        (("label", 0.3), True),
         (np.float32("nan"), False),
         (torch.tensor(1.0), True),
     ],
 )
 def test_finite_looks_everywhere(answer, passes):
     assert finite(answer) is passes
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "nan",
+        "any text",
+        b"1.0",
+        ("label", 0.3),
+        {"label": "cat", "score": 0.3},
+        [["nan"]],
+        np.array(["nan", "1.0"]),
+        np.array([1.0, "a"], dtype=object),
+        np.str_("text"),
+    ],
+)
+def test_finite_refuses_what_is_no_number(answer):
+    with pytest.raises(ConfigurationError, match=r"finite\(answer\): expected numbers, ") as info:
+        finite(answer)
+    assert "cat" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [[3.0, -1.0]],
+        [[0.9, 0.1], [-3.0, 1.0]],
+        np.array([[3, 0]]),
+        torch.tensor([[3.0, -1.0]], dtype=torch.float16),
+        torch.tensor(3),
+        np.float32(3.0),
+        3.0,
+        [[math.nan, 3.0]],
+        [[-math.inf, 3.0]],
+    ],
+)
+def test_logits_are_no_confidence(answer):
+    with pytest.raises(
+        ConfigurationError, match=r"in \[0, 1\], got -?3(\.0)?; apply softmax first"
+    ):
+        confidence(0.6)(answer)
+
+
+def test_logits_stop_a_fallback_instead_of_going_down_its_tiers():
+    logits = np.array([[3.0, -1.0], [0.1, 0.2]])
+    score = fallback(
+        tier(lambda _: logits, accept=finite & confidence(0.6), name="big"),
+        constant(np.array([0.5, 0.5])),
+        per_row=True,
+    )
+    with pytest.raises(ConfigurationError, match="softmax"):
+        score(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("gate", [confidence(0.5), in_range(0, 1)], ids=repr)
+def test_text_is_not_read_as_numbers(gate):
+    for answer in ("0.7", ["0.7", "0.3"], np.array(["0.7"]), [0.7, "nan"]):
+        with pytest.raises(ConfigurationError, match="expected numbers"):
+            gate(answer)
+    assert not gate([0.7, None])
+
+
+def test_rounding_beyond_one_is_no_mistake():
+    half = torch.tensor([[5.0, 0.0, 0.1]]).softmax(-1).half()
+    assert confidence(0.6)(half)
+    assert confidence(0.6)([1.0005, -0.0005])
 
 
 def test_empty_batches_pass():

@@ -70,7 +70,8 @@ class Gate:
         """Return whether all of *answer* passes.
 
         Raises:
-            ConfigurationError: If the check gives something else than bools.
+            ConfigurationError: If the check gives something else than bools, or is one of mlkit's that cannot judge the
+                answer.
         """
         return _all(self._check(answer), self.name)
 
@@ -82,7 +83,8 @@ class Gate:
             n: The number of rows.
 
         Raises:
-            ConfigurationError: If the check gives neither one bool nor one per row.
+            ConfigurationError: If the check gives neither one bool nor one per row, or is one of mlkit's that cannot
+                judge the answer.
         """
         if self._of_rows is not None:
             return self._of_rows(answer, n)
@@ -143,13 +145,13 @@ def _is_finite(answer: Any) -> Any:
         return math.isfinite(answer)
     if answer is None:
         return False
-    if isinstance(answer, (int, str, bytes)):
+    if isinstance(answer, int):
         return True
     if isinstance(answer, complex):
         return cmath.isfinite(answer)
     if is_tensor(answer):
         return answer.isfinite()
-    if is_array(answer):
+    if is_array(answer) and answer.dtype.kind not in "OSU":
         import numpy as np
 
         return np.isfinite(answer)
@@ -158,21 +160,30 @@ def _is_finite(answer: Any) -> Any:
     if isinstance(answer, dict):
         return all(_all(_is_finite(item), "finite") for item in answer.values())
     raise ConfigurationError(
-        "finite(answer)", type(answer), "numbers, arrays, tensors, or lists and dicts of them"
+        "finite(answer)",
+        _kind(answer),
+        "numbers, arrays, tensors, or lists and dicts of them",
+        hint="to judge a part of an answer, pass a function: lambda answer: finite(answer['score'])",
     )
 
 
 finite: Gate = Gate(_is_finite, name="finite")
-"""Passes numbers that are neither NaN nor infinite, in arrays, tensors, lists, tuples and dicts; None does not pass."""
+"""Passes numbers that are neither NaN nor infinite, in arrays, tensors, lists, tuples and dicts; None does not pass.
+
+What is no number (text, also beside numbers, or an array of text or objects) it cannot judge: `ConfigurationError`.
+"""
 
 
 def _finite_gate() -> Gate:
     return finite
 
 
+_ROUNDING = 1e-3  # what half precision may add up to beyond 0 and 1
+
+
 @final
 class _Confidence:
-    """Largest probability along the last axis against a bound; a NaN among them never passes."""
+    """Largest probability along the last axis against a bound; a NaN or an infinity among them never passes."""
 
     __slots__ = ("minimum",)
 
@@ -180,12 +191,13 @@ class _Confidence:
         self.minimum = minimum
 
     def __call__(self, answer: Any) -> Any:
-        probabilities = _numeric("confidence", answer)
-        if not probabilities.ndim:
-            return probabilities >= self.minimum
-        if is_tensor(probabilities):
-            return probabilities.amax(-1) >= self.minimum
-        return probabilities.max(-1) >= self.minimum
+        values = _numeric("confidence", answer)
+        known = _known_probabilities(values)
+        if not values.ndim:
+            return known & (values >= self.minimum)
+        if is_tensor(values):
+            return known.all(-1) & (values.amax(-1) >= self.minimum)
+        return known.all(-1) & (values.max(-1) >= self.minimum)
 
     def of_rows(self, answer: Any, n: int) -> Any:
         probabilities = _numeric("confidence", answer)
@@ -198,11 +210,33 @@ class _Confidence:
         return _row_mask(self(probabilities), n, "confidence")
 
 
+def _known_probabilities(values: Any) -> Any:
+    """Return which of *values* are numbers, or raise if a number among them is clearly no probability."""
+    if is_tensor(values):
+        known = values.isfinite()
+    else:
+        import numpy as np
+
+        known = np.isfinite(values)
+    outside = known & ((values < -_ROUNDING) | (values > 1 + _ROUNDING))
+    if outside.any():
+        raise ConfigurationError(
+            "confidence(answer)",
+            values[outside].reshape(-1)[0].item(),
+            "probabilities in [0, 1]",
+            hint="apply softmax first",
+        )
+    return known
+
+
 def confidence(minimum: float) -> Gate:
     """Return a gate that passes probabilities whose largest along the last axis is at least *minimum*.
 
+    The gate raises `ConfigurationError` for a number clearly outside of [0, 1] (by more than 0.001): it was given logits
+    or a score, of which the largest says nothing.
+
     Args:
-        minimum: In (0, 1]. A row with a NaN does not pass.
+        minimum: In (0, 1]. A row with a NaN or an infinity does not pass.
 
     Raises:
         ConfigurationError: If *minimum* is not a fraction.
@@ -250,16 +284,29 @@ def in_range(low: float, high: float) -> Gate:
 
 
 def _numeric(gate: str, answer: Any) -> Any:
-    if is_tensor(answer) or is_array(answer):
+    if is_tensor(answer):
         return answer
     import numpy as np
 
     try:
-        return np.asarray(answer, dtype=float)
+        values = answer if is_array(answer) else np.asarray(answer)
+        if values.dtype.kind == "O":  # decimals, or None, which becomes NaN
+            values = values.astype(float)
     except (TypeError, ValueError):
+        values = None
+    if values is None or values.dtype.kind in "SU":  # which NumPy would read as numbers
         raise ConfigurationError(
-            f"{gate}(answer)", type(answer), "numbers, or a regular array, tensor or list of them"
-        ) from None
+            f"{gate}(answer)",
+            _kind(answer),
+            "numbers, or a regular array, tensor or list of them",
+        )
+    return values
+
+
+def _kind(answer: Any) -> str:
+    """Return what *answer* is, in words without its data."""
+    name = type(answer).__name__
+    return f"an array of {answer.dtype}" if is_array(answer) else f"an answer of type {name}"
 
 
 def _all(verdict: Any, gate: str) -> bool:
