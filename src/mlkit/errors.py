@@ -716,13 +716,22 @@ class VersionNotFoundError(ModelStoreError, LookupError):
         ref: What was asked for, `"churn@7"`.
         known: The nearest kind of name that exists: models, or versions and aliases of the model.
         hint: What else there is to say.
+        before: The version that holds the alias *ref*, if it was its holder before this one that was asked for.
     """
 
     ref: str
 
-    def __init__(self, ref: str, known: Iterable[str] = (), *, hint: str = "") -> None:
+    def __init__(
+        self, ref: str, known: Iterable[str] = (), *, hint: str = "", before: int | None = None
+    ) -> None:
         known = list(known)
         self.ref = ref
+        if before is not None:
+            super().__init__(
+                f"{clip(ref, 120)} cannot be rolled back: no version that still exists held it before version "
+                f"{before}; promote the version that it should point at"
+            )
+            return
         near = did_you_mean(ref, known)
         if not near and (known or not hint):
             near = f"; the store has {listing(known)}"

@@ -203,8 +203,13 @@ def test_rollback_goes_back_step_by_step(store):
     store.promote("m", 4)
     assert store.rollback("m").previous == 4
     assert store.rollback("m").version == 1
-    with pytest.raises(VersionNotFoundError, match="before version 1"):
+    with pytest.raises(VersionNotFoundError) as caught:
         store.rollback("m")
+    assert str(caught.value) == (
+        "m@champion cannot be rolled back: no version that still exists held it before version 1; "
+        "promote the version that it should point at"
+    )
+    assert pickle.loads(pickle.dumps(caught.value)).ref == "m@champion"
     with pytest.raises(VersionNotFoundError, match="challenger"):
         store.rollback("m", "challenger")
     assert store.aliases("m") == {"champion": 1}

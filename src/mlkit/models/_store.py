@@ -393,7 +393,7 @@ class ModelStore:
 
         Raises:
             ConfigurationError: If an argument is wrong.
-            VersionNotFoundError: If nobody holds the alias, or nobody held it before.
+            VersionNotFoundError: If nobody holds the alias, or no version that still exists held it before.
             AliasConflictError: If another version than expected holds it.
             IntegrityError: If the history was tampered with.
             OSError: If the folder cannot be written; nothing was changed.
@@ -414,9 +414,7 @@ class ModelStore:
             if expected is not ... and held[-1] != expected:
                 raise AliasConflictError(f"{name}@{alias}", expected=expected, got=held[-1])
             if len(held) < 2:
-                raise VersionNotFoundError(
-                    f"{name}@{alias} before version {held[-1]}", hint="it was the first to hold it"
-                )
+                raise VersionNotFoundError(f"{name}@{alias}", before=held[-1])
             event = self._event("rolled_back", held[-2], why)
             event |= {"alias": alias, "previous": held[-1]}
             change = _copy(log.append(state, event).changes[-1])
