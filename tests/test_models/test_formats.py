@@ -264,6 +264,31 @@ def test_weights_that_do_not_fit_are_refused(store):
     assert pickle.loads(pickle.dumps(caught.value)).ref == "net@1"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what torch.compile imports
+def test_a_wrapper_is_refused_with_what_it_wraps(store):
+    net = torch.nn.Linear(2, 3)
+    compiled, parallel = torch.compile(net), torch.nn.DataParallel(net)
+    with pytest.raises(ConfigurationError, match=r"save net\._orig_mod, the module that was comp"):
+        store.save("m", compiled, spec={})
+    for wrapper in (parallel, torch.nn.DataParallel(compiled)):
+        with pytest.raises(ConfigurationError, match=r"save net\.module"):
+            store.save("m", wrapper, spec={}, trust="pickle")
+    store.save("m", compiled._orig_mod, spec={})
+    store.save("m", parallel.module, spec={})
+    assert equal_modules(store.load("m@2", build=lambda spec: torch.nn.Linear(2, 3)), net)
+
+
+def test_a_module_may_call_its_part_module(store):
+    class Outer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = torch.nn.Linear(2, 3)
+
+    net = Outer()
+    store.save("m", net, spec={})
+    assert equal_modules(store.load("m@1", build=lambda spec: Outer()), net)
+
+
 def test_an_error_of_build_says_where_it_was(store):
     store.save("net", Net(4), spec={"type": "other"})
     with pytest.raises(AssertionError) as caught:

@@ -99,6 +99,7 @@ def write(model: object, path: str, *, has_spec: bool, trust: Trust | None) -> W
         return Written("bytes", rebuild=False, ties={})
     state: object = model
     if is_object := isinstance(model, Stateful) and not isinstance(model, type):
+        _refuse_wrapper(model)
         state = model.state_dict()
     if is_object or isinstance(model, Mapping):
         problem = _problem(state)
@@ -193,6 +194,22 @@ def _restore(ref: str, rebuilt: object, state: dict[str, Any]) -> None:
         rebuilt.load_state_dict(state)
     except RuntimeError as error:
         raise RebuildError(ref, str(error)) from error
+
+
+def _refuse_wrapper(model: object) -> None:
+    """Refuse a module that wraps the one to save: its names have a prefix that what a spec builds does not take."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(model, torch.nn.Module):
+        return
+    parallel = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    if isinstance(getattr(model, "_orig_mod", None), torch.nn.Module):
+        hint = "save net._orig_mod, the module that was compiled"
+    elif isinstance(model, parallel):
+        hint = "save net.module, the module that was made parallel"
+    else:
+        return
+    kind = f"a {type(model).__name__}"
+    raise ConfigurationError("save(model)", kind, "a module, not a wrapper of one", hint=hint)
 
 
 def _pickled(model: object) -> bytes:
