@@ -659,6 +659,32 @@ def test_a_module_runs_on_one_thread_with_the_settings_of_its_starter():
     assert seen[0][0] != threading.get_ident()
 
 
+def test_a_device_that_is_not_there_is_refused_at_the_start(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    batcher = Batcher(upper, device="cuda")
+    with pytest.raises(ConfigurationError, match=r"Batcher\(device=.*torch sees 0 cuda devices"):
+        batcher.start()
+    batcher.close()
+
+
+@pytest.mark.parametrize("isolate", [True, False])
+def test_rows_of_another_dtype_than_the_module_are_explained_to_callers(isolate):
+    words = "rows are float64, the module's parameters float32: pass row.astype('float32')"
+
+    async def main():
+        async with Batcher(torch.nn.Linear(2, 1).eval(), max_wait=5.0, isolate=isolate) as batcher:
+            return await asyncio.gather(
+                *[batcher.submit(np.ones(2)) for _ in range(2)], return_exceptions=True
+            )
+
+    for error in asyncio.run(main()):
+        if isolate:  # the model's own error keeps its own words
+            assert error.__notes__ == [words]
+        else:
+            assert isinstance(error, InferenceError)
+            assert str(error).endswith(words)
+
+
 def test_close_drains():
     gate = Gate()
     batcher = Batcher(gate, max_batch_size=2).start()

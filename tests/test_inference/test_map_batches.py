@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mlkit.errors import (
     CollateError,
     ConfigurationError,
+    DegradedWarning,
     MissingDependencyError,
     OutputShapeError,
     RowError,
@@ -212,10 +213,13 @@ def test_other_errors_are_not_taken_for_out_of_memory():
         calls.append(len(batch))
         raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED")
 
-    with record_events("inference.") as events:
+    with (
+        record_events("inference.") as events,
+        pytest.warns(DegradedWarning, match="all 2 rows of the first batch failed alike"),
+    ):
         list(map_batches(model, numbers(2), on_error="skip"))
     assert calls == [2, 1, 1]
-    assert events == []
+    assert [event.kind for event in events] == ["inference.rows.failed"]
 
 
 def test_nothing_of_the_failed_attempt_is_alive_when_the_smaller_one_runs():
@@ -338,6 +342,108 @@ def test_a_module_in_training_mode_is_refused():
         map_batches(torch.nn.Linear(1, 1), [])
 
 
+def test_a_part_in_training_mode_is_named():
+    part = torch.nn.Sequential(torch.nn.Dropout(0.9), torch.nn.Linear(4, 1))
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU()).eval()
+    net[1] = part
+    for fn in (net, net.forward):
+        with pytest.raises(
+            ConfigurationError, match=r"Sequential\.1\.0 \(Dropout\).*model\.eval\(\)"
+        ):
+            map_batches(fn, [])
+    part.eval()
+    part.training = True  # the container alone
+    with pytest.raises(ConfigurationError, match=r"Sequential\.1 \(Sequential\)"):
+        map_batches(net, [])
+    net.eval()
+    assert list(map_batches(net, [])) == []
+
+
+@pytest.mark.parametrize(("device", "n_devices"), [("cuda", 0), ("cuda:2", 2)])
+def test_a_device_that_is_not_there_is_refused_at_the_call(monkeypatch, device, n_devices):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_devices > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_devices)
+    with pytest.raises(
+        ConfigurationError, match=rf"'{device}'; torch sees {n_devices} cuda devices"
+    ):
+        map_batches(double, [], device=device)
+
+
+def test_rows_of_another_dtype_than_the_module_are_explained():
+    net = torch.nn.Linear(2, 1).eval()
+
+    def error(row, module=net):
+        with pytest.raises(RowError) as caught:
+            list(map_batches(module, [row]))
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+        return str(caught.value)
+
+    words = "float64, the module's parameters float32: pass"
+    assert error(np.ones(2)).endswith(f"; rows are {words} row.astype('float32')")
+    assert error(torch.ones(2).double()).endswith(f"; rows are {words} row.to(torch.float32)")
+    half = torch.nn.Linear(2, 1).to(torch.bfloat16).eval()
+    assert error(np.ones(2, "f4"), half).endswith("pass torch.tensor(row, dtype=torch.bfloat16)")
+    assert "rows are" not in error(np.ones(3, "f4"))
+
+    # A module that has worked on such rows is not doubted.
+    class Casts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = net
+
+        def forward(self, batch):
+            if batch.isnan().any():
+                raise ValueError("not a number")
+            return self.layer(batch.float())
+
+    rows = [np.ones(2), np.full(2, np.nan)]
+    (_, bad) = map_batches(Casts().eval(), rows, batch_size=1, on_error="return")
+    assert str(bad) == "row 1: ValueError: not a number"
+
+
+def test_rows_that_are_lists_are_explained_where_the_function_wants_an_array():
+    words = "lists, so that the function gets one column per position; pass np.array rows"
+    with pytest.raises(RowError, match=f"has no attribute 'sum'; rows are {words}"):
+        list(map_batches(lambda batch: batch.sum(), [[1.0, 2.0]]))
+    with pytest.raises(RowError, match=f"has no attribute 'sum'; rows hold {words}"):
+        list(map_batches(lambda batch: batch["x"].sum(), [{"x": [1.0, 2.0]}]))
+    with pytest.raises(RowError, match=r"row 0: ValueError: other$"):
+        list(map_batches(raising(ValueError("other")), [[1.0, 2.0]]))
+
+
+def raising(error):
+    def model(batch):
+        raise error
+
+    return model
+
+
+@pytest.mark.parametrize("on_error", ["skip", "return"])
+def test_a_function_that_fails_alike_on_all_of_the_first_batch_is_doubted_once(on_error):
+    job = map_batches(
+        raising(TypeError("secret")), numbers(8), batch_size=4, on_error=on_error, name="job"
+    )
+    with record_events("inference.") as events, pytest.warns(DegradedWarning) as caught:
+        results = list(job)
+    assert len(results) == (8 if on_error == "return" else 0)
+    assert [str(warning.message) for warning in caught] == [
+        "all 4 rows of the first batch failed alike: TypeError: secret; is the function broken?"
+    ]
+    assert caught[0].filename == __file__
+    assert [(event.kind, event.name, dict(event.fields)) for event in events] == [
+        ("inference.rows.failed", "job", {"rows": 4, "failed": 4, "error_type": "TypeError"})
+    ]
+
+
+def test_bad_rows_that_say_nothing_about_the_function_warn_of_nothing():
+    # Warnings are errors here: one row alone, rows that fail differently, and rows of a later batch.
+    assert list(map_batches(raising(ValueError("x")), numbers(1), on_error="skip")) == []
+    assert list(map_batches(lambda batch: {}[batch[0]], ["a", "b"], on_error="skip")) == []
+    assert len(list(map_batches(fussy({2}), numbers(3), batch_size=2, on_error="skip"))) == 2
+    with pytest.raises(RowError):
+        list(map_batches(raising(ValueError("x")), numbers(4)))
+
+
 def test_bfloat16_outputs_come_back_as_float32_arrays():
     model = torch.nn.Linear(2, 2).to(torch.bfloat16).eval()
 
@@ -405,9 +511,9 @@ def test_a_failing_collate_of_your_own_is_isolated_like_the_model():
 
 def test_without_isolation_the_whole_batch_fails_and_the_model_is_called_once():
     calls = []
-    results = list(
-        map_batches(fussy({1}, calls), numbers(6), batch_size=3, isolate=False, on_error="return")
-    )
+    job = map_batches(fussy({1}, calls), numbers(6), batch_size=3, isolate=False, on_error="return")
+    with pytest.warns(DegradedWarning, match="or one of the rows"):
+        results = list(job)
     assert [isinstance(result, RowError) for result in results] == [True] * 3 + [False] * 3
     assert [result.index for result in results[:3]] == [0, 1, 2]
     assert len(calls) == 2
@@ -474,6 +580,8 @@ def test_progress_counts_every_row(monkeypatch, capsys):
         ({"rows": "text"}, "iterable of rows"),
         ({"rows": {"x": [1, 2]}}, "columns"),
         ({"rows": 3}, "iterable of rows"),
+        ({"rows": np.array(1.0)}, "iterable of rows, got array"),
+        ({"rows": torch.tensor(1.0)}, "iterable of rows, got tensor"),
         ({"fn": 3}, "callable"),
     ],
 )

@@ -181,6 +181,7 @@ class Batcher(Generic[_Row, _Result]):
 
         Raises:
             BatcherClosedError: If it was closed, or started in another process.
+            ConfigurationError: If *device* is not there; asked now, as the answer may start the device's driver.
             RuntimeError: If the system has no thread to give; the batcher may be started later.
         """
         if self._forked():

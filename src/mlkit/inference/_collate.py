@@ -36,7 +36,8 @@ def collate(rows: Iterable[Any], *, pad: Pad = None) -> Any:
 
     Dicts, tuples, named tuples, lists and dataclasses are kept, and their leaves become columns: arrays and tensors are
     stacked along a new first axis and keep their dtype, numbers and booleans become an array (a tensor where the row
-    also holds tensors), strings and all other objects become a list. None stays None. Rows must agree in structure,
+    also holds tensors), strings and all other objects become a list. None stays None. A list row `[1.0, 2.0]` thus
+    becomes a list of two columns; only an array row becomes one array. Rows must agree in structure,
     dtype and shape; nothing is promoted or cut to make them agree.
 
     Args:

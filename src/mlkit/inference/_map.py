@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from mlkit._arguments import one_of
 from mlkit._optional import require
-from mlkit.errors import ConfigurationError, RowError
+from mlkit._suggest import clip
+from mlkit.errors import ConfigurationError, DegradedWarning, RowError
 from mlkit.inference._runner import Failure, Runner
+from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,7 +99,8 @@ def map_batches(
             is a bad row.
         batch_size: Rows per call, at least 1.
         on_error: What to do about a row that breaks *fn*: `"raise"` a `RowError` in its turn, `"skip"` it, or
-            `"return"` the `RowError` in its place.
+            `"return"` the `RowError` in its place. If all rows of the first batch, two or more, fail alike, a
+            `DegradedWarning` asks whether *fn* is broken, and `inference.rows.failed` is emitted.
         buckets: Batch sizes to keep to, e.g. `[8, 32]`: a smaller batch is filled up to the next one by repeating its
             last row, and the surplus is cut off. The largest must reach *batch_size*.
         pad: Fills up sequences of different lengths, see `mlkit.inference.collate`. They reach *fn* as `Padded`.
@@ -113,7 +116,7 @@ def map_batches(
         An iterator over the results. Those made of arrays and tensors are views into their batch.
 
     Raises:
-        ConfigurationError: If an argument is wrong; at the call, not at the first result.
+        ConfigurationError: If an argument is wrong or *device* is not there; at the call, not at the first result.
         RowError: For a bad row, with its index and the model's own error as `__cause__`.
         OutputShapeError: If *fn* does not return one output per row, whatever *on_error* says: no row is to blame.
         MissingDependencyError: If *device* or *progress* needs a package that is not installed.
@@ -156,8 +159,13 @@ def map_batches(
         isolate=isolate,
         group=False,
     )
+    runner.check_device()
+    try:
+        source = iter(rows)
+    except TypeError as error:  # an array without axes, for one
+        raise ConfigurationError("map_batches(rows)", rows, "an iterable of rows") from error
     finished, close = _progress(progress, rows, runner.name)
-    results = _stream(runner, iter(rows), batch_size, on_error, finished)
+    results = _stream(runner, source, batch_size, on_error, finished)
     return results if close is None else _closing(results, close)
 
 
@@ -173,6 +181,8 @@ def _stream(
         n_rows = len(batch)
         results = runner.run(batch)
         del batch
+        if not index and on_error != "raise":
+            _doubt(runner, results)
         results.reverse()
         for place in range(n_rows):
             if not isinstance(results[-1], Failure):
@@ -182,6 +192,8 @@ def _stream(
             if failure.of_the_program:
                 raise failure.error
             error = RowError(index + place, failure.error)
+            if failure.hint:
+                error.args = (f"{error}; {failure.hint}",)
             if on_error == "raise":
                 raise error
             if on_error == "return":
@@ -190,6 +202,39 @@ def _stream(
         index += n_rows
         if finished is not None:
             finished(n_rows)
+
+
+def _doubt(runner: Runner, results: list[Any]) -> None:
+    """Say so when all rows of the first batch failed alike, which hides a function that never works."""
+    if len(results) < 2 or any(
+        not isinstance(result, Failure) or result.of_the_program for result in results
+    ):
+        return
+    try:
+        said = {(type(result.error), str(result.error)) for result in results}
+    except Exception:  # noqa: BLE001 - errors that cannot be shown cannot be compared
+        return
+    if len(said) > 1:
+        return
+    (kind, text), hint = said.pop(), results[0].hint
+    emit(
+        "inference.rows.failed",
+        runner.name,
+        rows=len(results),
+        failed=len(results),
+        error_type=kind.__name__,
+    )
+    import warnings
+
+    question = "is the function broken?"
+    if results[0].n_rows > 1:  # not run one by one
+        question = "is the function broken, or one of the rows? isolate=False does not tell"
+    warnings.warn(
+        f"all {len(results)} rows of the first batch failed alike: {kind.__name__}: {clip(text, 400)}; "
+        f"{hint + '; ' if hint else ''}{question}",
+        DegradedWarning,
+        stacklevel=3,
+    )
 
 
 def _progress(

@@ -32,17 +32,18 @@ class Model:
         owner: The public call, for error messages: `"map_batches"`.
     """
 
-    __slots__ = ("_fn", "_module", "device", "name", "tensors")
+    __slots__ = ("_fn", "_owner", "device", "module", "name", "tensors")
 
     def __init__(self, fn: Callable[[Any], Any], device: object, *, owner: str) -> None:
         plain_callable(f"{owner}(fn)", fn)
-        self._fn = fn
+        self._fn, self._owner = fn, owner
         self.name = name_of(fn)
-        self._module = _module_of(fn)
-        if self._module is not None and self._module.training:
+        self.module = _module_of(fn)
+        left = _in_training(self.module)
+        if left is not None:
             raise ConfigurationError(
                 f"{owner}(fn)",
-                self.name,
+                left or self.name,
                 "a torch module in evaluation mode",
                 hint="call model.eval() first; to run in training mode on purpose, pass `lambda batch: model(batch)`",
             )
@@ -55,14 +56,36 @@ class Model:
                 raise ConfigurationError(
                     f"{owner}(device=...)", device, "a torch device such as 'cpu' or 'cuda:0'"
                 ) from error
-        elif self._module is not None:
-            parameter = next(iter(self._module.parameters()), None)
+        elif self.module is not None:
+            parameter = next(iter(self.module.parameters()), None)
             if parameter is not None and parameter.device.type not in ("cpu", "meta"):
                 self.device = parameter.device
-        self.tensors = self._module is not None or self.device is not None
+        self.tensors = self.module is not None or self.device is not None
+
+    def check_device(self) -> None:
+        """Refuse a device that this machine has not.
+
+        Not done in the constructor: asking may start the driver, and then a forked child cannot use it.
+        """
+        if self.device is None or self.device.type == "cpu":
+            return
+        import torch
+
+        backend: Any = getattr(torch, self.device.type, None)  # torch.cuda, torch.xpu, ...
+        if not hasattr(backend, "is_available"):
+            return  # a backend that cannot be asked says it itself, at the first batch
+        n_devices = backend.device_count() if backend.is_available() else 0
+        if (self.device.index or 0) >= n_devices:
+            raise ConfigurationError(
+                f"{self._owner}(device=...)",
+                str(self.device),
+                "a device that is there",
+                hint=f"torch sees {n_devices} {self.device.type} device{'s'[: n_devices != 1]}",
+            )
 
     def leave_thread(self) -> None:
         """Before another thread runs the model: fix which device `"cuda"` means, which is this thread's current one."""
+        self.check_device()
         if self.device is not None and self.device.type == "cuda" and self.device.index is None:
             import torch
 
@@ -83,7 +106,7 @@ class Model:
         if not self.tensors:
             return self._fn(batch)
         batch = map_leaves(self._place, batch)
-        if self._module is None:
+        if self.module is None:
             output = self._fn(batch)
         else:
             import torch
@@ -115,6 +138,20 @@ class Model:
 def name_of(fn: Any) -> str:
     """Return the name of *fn* for messages and metrics."""
     return getattr(fn, "__qualname__", None) or type(fn).__qualname__
+
+
+def _in_training(module: Any) -> str | None:
+    """Return which part of *module* is in training mode: empty for all of it, None for no part."""
+    if module is None:
+        return None
+    if module.training:
+        return ""
+    left = [(path, part) for path, part in module.named_modules() if part.training]
+    if not left:
+        return None
+    # A part without parts of its own says more than the container around it.
+    path, part = next((each for each in left if not any(each[1].children())), left[0])
+    return f"{type(module).__qualname__}.{path} ({type(part).__qualname__})"
 
 
 def _module_of(fn: Any) -> Any:

@@ -29,11 +29,15 @@ def error_for(name: str, failure: Failure, seen: set[int]) -> BaseException:
             return copy(error)
     # StopIteration means something else to whoever awaits; what is no Exception would end their task or loop.
     if alone and isinstance(error, Exception) and not isinstance(error, StopIteration):
+        if failure.hint and failure.hint not in getattr(error, "__notes__", ()):
+            error.add_note(failure.hint)
         return error
     try:
         words = f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001 - an error that cannot be shown must not end this thread
         words = type(error).__name__
+    if failure.hint:
+        words = f"{words}; {failure.hint}"
     fresh = InferenceError(
         f"{name} failed on a batch of {failure.n_rows} row{'s'[: failure.n_rows != 1]}: {words}"
     )

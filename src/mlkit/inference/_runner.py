@@ -30,11 +30,13 @@ class Failure(NamedTuple):
         error: The error.
         n_rows: How many rows it was raised for; 1 if it is this row's own.
         misfit: Whether the rows could not be put into one batch.
+        hint: What about the rows may explain the error; empty if nothing is known.
     """
 
     error: BaseException
     n_rows: int
     misfit: bool = False
+    hint: str = ""
 
     @property
     def of_the_program(self) -> bool:
@@ -105,12 +107,17 @@ class Runner:
         self._example: list[Any] = []  # empty, or the row that all others must fit
         self._asked = self._limit
         self._streak, self._patience, self._probing = 0, _PATIENCE, False
+        self._worked = False  # some rows have had results
         self.calls = 0
 
     @property
     def limit(self) -> int:
         """The most rows in one call of the function: what was asked for, or what memory turned out to allow."""
         return self._limit
+
+    def check_device(self) -> None:
+        """Refuse a device that this machine has not."""
+        self._model.check_device()
 
     def leave_thread(self) -> None:
         """Prepare for running the model in another thread."""
@@ -241,6 +248,7 @@ class Runner:
         if self._buckets:
             size = self._buckets[bisect_left(self._buckets, n_rows)]
             rows += rows[-1:] * (size - n_rows)
+        batch = output = None
         try:
             if self._collate is not None:
                 batch = self._collate(rows)
@@ -251,12 +259,23 @@ class Runner:
                     return Failure(error, n_rows, misfit=True)
             self.calls += 1
             output = self._model(batch, rows[0])
-            return split_output(output, len(rows), self._model.name)[:n_rows]
+            results = split_output(output, len(rows), self._model.name)[:n_rows]
         except Exception as error:  # noqa: BLE001 - it is given to the row that it belongs to
-            return Failure(error, n_rows)
+            return Failure(error, n_rows, hint="" if self._worked else self._hint(error, batch))
+        else:
+            self._worked = True
+            return results
         finally:
             batch = output = None
             del rows
+
+    def _hint(self, error: Exception, batch: Any) -> str:
+        from mlkit.inference._hints import hint_for
+
+        try:
+            return hint_for(error, batch, self._model.module)
+        except Exception:  # noqa: BLE001 - whatever the batch is made of, the error itself must come through
+            return ""
 
     def _join(self, rows: list[Any]) -> Any:
         batch = stack(rows, self._pad, tensors=self._model.tensors)
