@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import difflib
 import enum
 import pickle
 import subprocess
@@ -54,6 +55,70 @@ def test_each_type_and_its_trouble():
         with pytest.raises(FlagTypeError) as caught:
             wrong()
         assert pickle.loads(pickle.dumps(caught.value)).key == caught.value.key
+
+
+def test_a_missing_flag_names_itself_and_the_nearest(monkeypatch):
+    flags = Flags.in_memory({"new-tokeniser": True, "ranker": "v1"})
+    flag = flags.bool("new-tokenizer", default=False)
+    looked = []
+    real = difflib.get_close_matches
+    monkeypatch.setattr(
+        difflib, "get_close_matches", lambda *args, **kw: looked.append(1) or real(*args, **kw)
+    )
+    for _ in range(5):
+        details = flag.details()
+        assert details[:4] == (False, None, "ERROR", "FLAG_NOT_FOUND")
+        assert details.message == (
+            "there is no flag 'new-tokenizer'; did you mean 'new-tokeniser'?"
+        )
+    assert len(looked) == 1
+    assert flags.bool("zzz", default=False).details().message == "there is no flag 'zzz'"
+    broken = Flags.from_dict({"flags": {"ranker": None}})
+    assert broken.str("rankr", default="").details().message.endswith("did you mean 'ranker'?")
+
+
+def test_a_handle_may_be_made_before_its_flag():
+    flags = Flags.in_memory({})
+    flag = flags.int("later", default=1, le=9)
+    assert flag() == 1
+    flags.replace(document(later={"variants": {"v": 5}, "defaultVariant": "v"}))
+    assert flag() == 5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda flags: flags.bool("a", default="False"),
+            "Flags.bool(default=...): expected a bool, got 'False'",
+        ),
+        (
+            lambda flags: flags.int("a", default="3", ge=1),
+            "Flags.int(default=...): expected a finite int >= 1, got '3'",
+        ),
+        (
+            lambda flags: flags.float("a", default=2.0, ge=0.0, le=1.0),
+            "Flags.float(default=...): expected a finite float >= 0.0 and <= 1.0, got 2.0",
+        ),
+        (
+            lambda flags: flags.model("a", default=""),
+            "Flags.model(default=...): expected the URI of a model, got ''",
+        ),
+        (
+            lambda flags: flags.json("a", default="{}"),
+            "Flags.json(default=...): expected an object or a list, got '{}'",
+        ),
+    ],
+)
+def test_a_wrong_default_is_said_once(make, message):
+    with pytest.raises(ConfigurationError) as caught:
+        make(Flags.in_memory({}))
+    assert str(caught.value) == message
+
+
+def test_texts_are_quoted_in_messages():
+    with pytest.raises(FlagTypeError, match="expected a bool, got 'False'"):
+        Flags.in_memory({"a": "False"}).bool("a", default=False)
 
 
 def test_a_type_that_changes_later_is_trouble_not_an_error():
@@ -228,7 +293,7 @@ def test_override_nests_and_is_local():
     assert (flag(), seen) == (False, [False])
     with pytest.raises(ConfigurationError, match="did you mean 'f'"):
         flags.override({"F": True})
-    with pytest.raises(ConfigurationError, match="valid bool"):
+    with pytest.raises(ConfigurationError, match="a variant or a bool, got 'maybe'"):
         flags.override({"f": "maybe"})
 
 

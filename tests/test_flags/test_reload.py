@@ -146,6 +146,36 @@ def test_problems_are_located(flag, pointer):
     assert flags.int("x", default=3).details()[:4] == (3, None, "ERROR", "PARSE_ERROR")
 
 
+def test_a_misspelt_state_is_a_problem_with_the_nearest():
+    flags = Flags.from_dict(
+        {"flags": {"x": {"state": "ENABLD", "variants": {"a": 1}, "defaultVariant": "a"}}}
+    )
+    assert [(problem.flag, problem.pointer, problem.message) for problem in flags.problems] == [
+        (
+            "x",
+            "/flags/x/state",
+            "expected 'ENABLED' or 'DISABLED', got 'ENABLD'; did you mean 'ENABLED'?",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({}, "expected an object with a key 'flags'"),
+        (
+            {"flag": {}, "metadata": {}},
+            "expected an object with a key 'flags'; it has flag, metadata",
+        ),
+    ],
+)
+def test_a_file_without_flags_says_what_it_lacks(document, message, path):
+    path.write_text(json.dumps(document))
+    with pytest.raises(FlagFileError) as caught:
+        Flags.from_file(path)
+    assert str(caught.value) == f"{path}: {message}"
+
+
 @pytest.mark.parametrize("depth", [50, 150, 300, 600, 900])
 def test_deep_values_are_a_value_or_a_problem(depth, path):
     good = '{"state": "ENABLED", "variants": {"a": 1}, "defaultVariant": "a"}'

@@ -96,7 +96,10 @@ class Definition:
         self.key, self.document, self.shared = key, document, shared
         state = document.get("state")
         if type(state) is not str or state not in {"ENABLED", "DISABLED"}:
-            raise RuleError("/state", f"expected 'ENABLED' or 'DISABLED', got {clip(state, 40)}")
+            shown, near = clip(state, 40), ""
+            if type(state) is str:
+                shown, near = repr(shown), did_you_mean(state, ("ENABLED", "DISABLED"))
+            raise RuleError("/state", f"expected 'ENABLED' or 'DISABLED', got {shown}{near}")
         self.enabled = state == "ENABLED"
         self.kind, self.variants = _variants(document.get("variants"))
         self.default_variant = _default(document.get("defaultVariant"), self.variants)

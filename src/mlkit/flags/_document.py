@@ -201,9 +201,8 @@ def _split(data: bytes, source: str) -> tuple[dict[str, bytes], tuple[bytes, byt
     try:
         top = decode(data, type=dict[str, Raw])
         if "flags" not in top:
-            raise FlagFileError(
-                source, f"an object with 'flags' is expected, it has {listing(top)}"
-            )
+            has = f"; it has {listing(top)}" if top else ""
+            raise FlagFileError(source, f"expected an object with a key 'flags'{has}")
         flags = decode(top["flags"], type=dict[str, Raw])
     except FlagFileError:
         raise

@@ -50,7 +50,7 @@ class Explanation(NamedTuple):
 class _AnyKind:
     """Whatever a variant holds."""
 
-    name = "any"
+    name = wanted = "any"
     names_default = False
 
     def accept(self, value: Any, variant: str | None, metadata: Mapping[str, Any]) -> Any:

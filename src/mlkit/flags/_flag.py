@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, final
 from weakref import WeakKeyDictionary
 
+from mlkit._suggest import clip, did_you_mean
 from mlkit.flags._scope import SCOPES, view
 from mlkit.telemetry import emit
 
@@ -53,11 +54,15 @@ class Kind(Protocol[T_co]):
 
     Attributes:
         name: The type, for messages.
+        wanted: What it accepts, for messages.
         names_default: Whether the default is the name of a variant.
     """
 
     name: str
     names_default: bool
+
+    @property
+    def wanted(self) -> str: ...
 
     def accept(self, value: Any, variant: str | None, metadata: Mapping[str, Any]) -> T_co:
         """Return *value* as the type, or raise `TypeError`."""
@@ -98,7 +103,7 @@ class Bound(Generic[T]):
             broken = snapshot.broken.get(flag.key)
             self.fixed = self.fail(
                 *(
-                    ("FLAG_NOT_FOUND", "there is no such flag")
+                    ("FLAG_NOT_FOUND", _absent(flag.key, snapshot))
                     if broken is None
                     else ("PARSE_ERROR", broken)
                 )
@@ -329,6 +334,10 @@ class Flag(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.key!r}: {self.kind.name}, default {self.default!r}>"
+
+
+def _absent(key: str, snapshot: Snapshot) -> str:
+    return f"there is no flag {clip(key, 60)!r}{did_you_mean(key, [*snapshot.definitions, *snapshot.broken])}"
 
 
 def _no_rule(_: Any) -> None:

@@ -31,10 +31,8 @@ def handle(store: Store, form: type[F], key: str, default: Any, kind: Kind[Any])
         raise ConfigurationError(f"{call}(key)", key, "the key of a flag, a non-empty text")
     try:
         default = kind.accept(default, None, {})
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{call}(default=...)", default, f"a valid {kind.name}", hint=str(error)
-        ) from None
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"{call}(default=...)", default, kind.wanted) from None
     definition = store.current.definitions.get(key)
     if definition is not None:
         _check_variants(definition, kind)

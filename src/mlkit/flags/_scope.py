@@ -114,11 +114,10 @@ def _check_override(store: Store, key: str, value: Any) -> None:
         return
     try:
         declared.kind.accept(value, None, {})
-    except (TypeError, ValueError) as error:
-        there = f"; there are variants {listing(variants)}" if variants else ""
+    except (TypeError, ValueError):
         raise ConfigurationError(
             f"Flags.override({{{key!r}: ...}})",
             value,
-            f"a variant or a valid {declared.kind.name}",
-            hint=f"{error}{there}",
+            f"a variant or {declared.kind.wanted}",
+            hint=f"there are variants {listing(variants)}" if variants else "",
         ) from None
