@@ -291,9 +291,36 @@ def test_a_module_may_call_its_part_module(store):
 
 def test_an_error_of_build_says_where_it_was(store):
     store.save("net", Net(4), spec={"type": "other"})
-    with pytest.raises(AssertionError) as caught:
+    with pytest.raises(RebuildError, match="net@1 cannot be rebuilt: build raised Asser") as caught:
         store.load("net@1", build=build)
+    assert isinstance(caught.value.__cause__, AssertionError)
+    with pytest.raises(RebuildError, match="build raised KeyError: 'units'; build it") as caught:
+        store.load("net@1", build=lambda spec: Net(spec["units"]))
+    assert pickle.loads(pickle.dumps(caught.value)).ref == "net@1"
+
+
+def test_an_error_of_build_that_is_mlkits_own_comes_through(store):
+    def refuse(spec):
+        raise ConfigurationError("build(spec)", spec, "another type")
+
+    store.save("net", Net(4), spec={"type": "other"})
+    with pytest.raises(ConfigurationError, match="build") as caught:
+        store.load("net@1", build=refuse)
     assert "net@1" in "".join(caught.value.__notes__)
+
+
+def test_a_model_is_no_build(store):
+    store.save("net", Net(4), spec={})
+    for model in (Net(4), Centroids(2)):
+        with pytest.raises(ConfigurationError, match=r"pass a function of the spec.*not the mod"):
+            store.load("net@1", build=model)
+
+    class FromSpec(Net):  # a class has state_dict too, and is a builder
+        def __init__(self, spec):
+            super().__init__(**spec)
+
+    store.save("own", FromSpec({"width": 4}), spec={"width": 4})
+    assert isinstance(store.load("own@1", build=FromSpec), FromSpec)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast, runt
 
 from mlkit._optional import require
 from mlkit._suggest import clip
-from mlkit.errors import ConfigurationError, RebuildError, UntrustedFormatError
+from mlkit.errors import ConfigurationError, MlkitError, RebuildError, UntrustedFormatError
 from mlkit.models._folder import write_file
 
 if TYPE_CHECKING:
@@ -159,9 +159,12 @@ def decode(
         return state
     try:
         rebuilt = build(spec or {})
-    except Exception as error:
+    except MlkitError as error:  # says what is wrong itself, as a registry does of a spec
         error.add_note(f"while rebuilding {ref} from its spec")
         raise
+    except Exception as error:
+        raised = clip(f"{type(error).__name__}: {error}", 300)
+        raise RebuildError(ref, f"build raised {raised}") from error
     _restore(ref, rebuilt, state)
     return rebuilt
 

@@ -265,12 +265,13 @@ class ModelStore:
             VersionNotFoundError: If there is no such version.
             IntegrityError: If what is stored is not what was saved.
             UntrustedFormatError: If it was stored with pickle and *trust* does not say so.
-            RebuildError: If what *build* returned has no `load_state_dict`, or is a torch module that does not take the
-                weights. What another object raises comes through, and so does what *build* raises.
+            RebuildError: If *build* raises (its error is the cause; one of mlkit's own comes through), or what it
+                returned has no `load_state_dict`, or is a torch module that does not take the weights. What the
+                `load_state_dict` of another object raises comes through.
         """
         _check_trust("load(trust=...)", trust)
-        if build is not None and not callable(build):
-            raise ConfigurationError("load(build=...)", build, "a callable of the spec")
+        if build is not None:
+            _check_build("load(build=...)", build)
         version = self._catalog.resolve("load(ref)", ref)
         document = self._catalog.reading(version, lambda: read_document(version))
         payload = parse_payload(document)
@@ -482,6 +483,18 @@ def _checked_path(path: object) -> str:
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", text):  # it would become a folder named "s3:"
         raise ConfigurationError("ModelStore(path)", path, "the path of a local folder, not a URL")
     return os.path.abspath(text)  # noqa: PTH100 - does not look at the disk
+
+
+def _check_build(where: str, build: object) -> None:
+    if not isinstance(build, type) and callable(getattr(build, "state_dict", None)):
+        raise ConfigurationError(
+            where,
+            f"a {type(build).__name__}",
+            "a callable of the spec",
+            hint="pass a function of the spec, such as a registry's build, not the model",
+        )
+    if not callable(build):
+        raise ConfigurationError(where, build, "a callable of the spec")
 
 
 def _check_trust(where: str, trust: object) -> None:
