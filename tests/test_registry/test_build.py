@@ -553,3 +553,36 @@ def test_a_mapping_of_specs_has_text_as_keys():
     for value in ("enc", Encoder()):
         with pytest.raises(SpecError, match="parts: expected text as keys, got 1"):
             models.build({"type": "net", "parts": {1: value}})
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ("{type: conv}", "the text of a spec"),
+        ('{"type": "conv"}', "the text of a spec"),
+        ("type: conv", "the text of a spec"),
+        ("type: conv\nwidth: 3\n", "the text of a spec"),
+        ("train.yaml", "a file"),
+    ],
+)
+def test_text_that_is_no_name_leads_to_load(given, what):
+    for spec, where in ((given, ""), ({"type": "wrap", "encoder": given}, "encoder")):
+        wraps = Registry("wraps")
+
+        @wraps.register("wrap")
+        def wrap(encoder: Annotated[Encoder, encoders]) -> Encoder:
+            return encoder
+
+        with pytest.raises(SpecError) as caught:
+            (wraps if where else encoders).build(spec)
+        (problem,) = caught.value.problems
+        assert (problem.path, problem.kind, problem.suggestions) == (where, "unknown_name", ())
+        assert problem.message == (
+            f"expected a name, got {given!r}, which looks like {what}; pass Spec.load(...) of it"
+        )
+
+
+def test_what_may_be_a_name_is_still_an_unknown_name():
+    for spec in ("convv", {"type": "{type: conv}"}):
+        with pytest.raises(SpecError, match="unknown name"):
+            encoders.build(spec)

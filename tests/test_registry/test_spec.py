@@ -144,6 +144,11 @@ def test_load_takes_paths_and_text(tmp_path):
     for wrong in (tmp_path / "none.yaml", str(tmp_path), "none.yaml", 3, None, "a\0b"):
         with pytest.raises(ConfigurationError, match=r"Spec\.load"):
             Spec.load(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError) as empty:
+        Spec.load("")
+    assert str(empty.value) == (
+        "Spec.load(path_or_text): expected a file that exists, or YAML or JSON text, got ''; it is empty"
+    )
     with pytest.raises(ConfigurationError):
         Spec.load("type: a", at=3)  # type: ignore[arg-type]
     (tmp_path / "latin.yaml").write_bytes("type: é".encode("latin-1"))

@@ -12,6 +12,7 @@ from mlkit.registry._planned import Many, Planned, write
 from mlkit.registry._shape import Choose, Items, Node, Shape, Values
 from mlkit.registry._spec import Spec
 from mlkit.registry._target import base_name, qualified
+from mlkit.registry._text import is_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,7 +106,12 @@ class Checker:
             if plan is None:
                 plan = record.plan = make_plan(registry.name, entry, factory)
         except UnknownNameError as error:
-            self._problem(path, "unknown_name", str(error), error.suggestions)
+            what = _loadable(name) if path == at else ""
+            if what:
+                message = f"expected a name, got {shown(name)}, which looks like {what}; pass Spec.load(...) of it"
+                self._problem(path, "unknown_name", message)
+            else:
+                self._problem(path, "unknown_name", str(error), error.suggestions)
             return None
         except (EntryError, DuplicateNameError) as error:
             self.cause = self.cause or error
@@ -226,6 +232,13 @@ class Checker:
             self._problem((*path, *mismatch.path), "value", mismatch.message)
         planned.arguments.update(checked.arguments)
         return checked.made
+
+
+def _loadable(name: str) -> str:
+    """Return what a bare text is that was meant for `Spec.load`, or an empty text."""
+    if is_text(name):
+        return "the text of a spec"
+    return "a file" if name.endswith((".yaml", ".yml", ".json")) else ""
 
 
 def _is_for(shape: Shape, value: Any) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mlkit.registry._plain import Found, Path
 
-__all__ = ["Source", "dump_json", "dump_yaml", "parse", "read", "spec_error"]
+__all__ = ["Source", "dump_json", "dump_yaml", "is_text", "parse", "read", "spec_error"]
 
 
 class Source(NamedTuple):
@@ -32,15 +32,20 @@ class Source(NamedTuple):
     at: Path
 
 
+def is_text(given: str) -> bool:
+    """Return whether *given* is YAML or JSON rather than a path or a name."""
+    return "\n" in given or ": " in given or given.lstrip()[:1] in {"{", "["}
+
+
 def read(where: str | PathLike[str]) -> tuple[str, str]:
     """Return the name and the text of what was passed to `Spec.load`."""
-    if isinstance(where, str) and (
-        "\n" in where or ": " in where or where.lstrip()[:1] in {"{", "["}
-    ):
+    if isinstance(where, str) and is_text(where):
         return "<text>", where
     from pathlib import Path
 
     wanted = "a file that exists, or YAML or JSON text"
+    if where == "":  # as a path it would be the current folder
+        raise ConfigurationError("Spec.load(path_or_text)", where, wanted, hint="it is empty")
     try:
         raw = Path(where).read_bytes()
     except (TypeError, ValueError, OSError) as error:
