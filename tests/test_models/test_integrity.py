@@ -14,7 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlkit.errors import IntegrityError, ModelStoreError, VersionNotFoundError
+from mlkit.errors import (
+    ConfigurationError,
+    IntegrityError,
+    ModelStoreError,
+    VersionNotFoundError,
+)
 from mlkit.models import ModelStore
 
 
@@ -401,10 +406,40 @@ def test_a_store_that_may_only_be_read():
             reader = ModelStore(store.path)
             assert reader.load("m@champion") == b"second"
             for change in (lambda: reader.save("m", b"x"), lambda: reader.rollback("m")):
-                with pytest.raises(PermissionError):
+                with pytest.raises(ConfigurationError, match=r"can be written.*Permission"):
                     change()
         for path in everything:
             path.chmod(path.stat().st_mode | 0o700)
+
+
+def test_a_store_that_may_not_be_read_is_a_wrong_path():
+    with tempfile.TemporaryDirectory() as root:
+        store = make(Path(root) / "s")
+        Path(root).chmod(0o755)
+        Path(store.path).chmod(0)
+        with as_nobody():
+            reader = ModelStore(store.path)
+            for read in (reader.names, lambda: reader.load("m@1"), lambda: reader.rollback("m")):
+                with pytest.raises(ConfigurationError, match=r"can be read, got .*; Permission"):
+                    read()
+        Path(store.path).chmod(0o700)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("file", ["tmp", "lock"])
+def test_a_disk_that_fails_is_no_wrong_path(tmp_path, monkeypatch, number, file):
+    store, real = make(tmp_path), os.open
+
+    def fail(path, *args, **kwargs):
+        if str(path).startswith(store.path + "/" + file):
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            store.save("m", b"third")
+    assert len(store.versions("m")) == 2
 
 
 def test_a_history_that_may_not_be_read_is_in_nobody_elses_way():

@@ -47,10 +47,43 @@ def test_the_folder_itself_is_as_durable_as_what_is_in_it(tmp_path, monkeypatch)
 
 def test_a_store_where_a_file_is(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"x")
-    with pytest.raises(FileExistsError):
-        ModelStore(tmp_path / "model.pt").save("m", b"x")
-    with pytest.raises(OSError, match=r"model\.pt"):
-        ModelStore(tmp_path / "model.pt" / "below").save("m", b"x")
+    for path in (tmp_path / "model.pt", tmp_path / "model.pt" / "below"):
+        store = ModelStore(path)
+        expected = r"ModelStore\(path\): expected a folder that can be "
+        for change in (lambda: store.save("m", b"x"), lambda: store.save("m", {"a": np.ones(2)})):
+            with pytest.raises(ConfigurationError, match=f"{expected}written, got .*model.pt"):
+                change()
+        for read in (store.names, lambda: store.load("m@1"), lambda: store.promote("m", 1)):
+            with pytest.raises(ConfigurationError, match=f"{expected}read.*; Not a directory"):
+                read()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that takes nothing")
+def test_a_store_that_cannot_be_made():
+    with pytest.raises(ConfigurationError, match="written, got '/proc/x'; No such file") as caught:
+        ModelStore("/proc/x").save("m", b"x")
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_another_file_that_is_missing_is_not_blamed_on_the_store(store, tmp_path):
+    class Model:
+        def state_dict(self):
+            return (tmp_path / "weights").read_bytes()
+
+        def load_state_dict(self, state):
+            """Not called."""
+
+    with pytest.raises(FileNotFoundError, match="weights"):
+        store.save("m", Model(), spec={})
+
+
+def test_a_store_without_the_model_says_where_it_is(store):
+    with pytest.raises(VersionNotFoundError) as caught:
+        store.load("m@1")
+    assert str(caught.value) == f"no model version 'm'; there are no models in {store.path}"
+    store.save("churn", b"x")
+    with pytest.raises(VersionNotFoundError, match=f"mean 'churn'.*; the store is {store.path}"):
+        store.load("chrun@1")
 
 
 def test_a_version_says_what_it_is(store):

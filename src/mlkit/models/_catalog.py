@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar, final
 
 from mlkit.errors import ConfigurationError, IntegrityError, ModelStoreError, VersionNotFoundError
-from mlkit.models._folder import blob_path
+from mlkit.models._folder import READABLE, blob_path
 from mlkit.models._log import Log, name_of
 from mlkit.models._names import parse
 from mlkit.models._version import ModelVersion
@@ -50,18 +50,24 @@ class Catalog:
             name: A checked name.
 
         Raises:
+            ConfigurationError: If the folder cannot be read.
             VersionNotFoundError: If it has none.
         """
-        state = self.log(name).read()
+        with self._folder.fit(READABLE):
+            state = self.log(name).read()
         if not state.changes:
             # Names that were only asked for must not pile up.
             self._logs.pop(name, None)
-            raise VersionNotFoundError(name, self.names())
+            names, root = self.names(), self._folder.root
+            hint = f"the store is {root}" if names else f"there are no models in {root}"
+            raise VersionNotFoundError(name, names, hint=hint)
         return state
 
     def names(self) -> list[str]:
         """Return the names of the models that have a history, sorted."""
-        return sorted(name for name in self._names_on_disk() if self._has_history(name))
+        with self._folder.fit(READABLE):
+            on_disk = self._names_on_disk()
+        return sorted(name for name in on_disk if self._has_history(name))
 
     def version(self, name: str, state: State, number: int) -> ModelVersion:
         """Return a version that a state knows.

@@ -9,13 +9,35 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, final
 
 from mlkit._digest import digest_bytes, digest_file
-from mlkit.errors import IntegrityError
+from mlkit.errors import ConfigurationError, IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Folder", "blob_path", "checked_digest", "write_all", "write_file"]
+__all__ = [
+    "READABLE",
+    "WRITABLE",
+    "Folder",
+    "blob_path",
+    "checked_digest",
+    "write_all",
+    "write_file",
+]
 
+READABLE, WRITABLE = "a folder that can be read", "a folder that can be written"
+
+# What the path of a store or the rights on it can be wrong by; a full or a broken disk is not a wrong argument.
+_UNFIT = frozenset(
+    [
+        errno.EACCES,
+        errno.EEXIST,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    ]
+)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block us
 
 
@@ -85,13 +107,35 @@ class Folder:
         return os.path.join(self.root, relative)  # noqa: PTH118 - paths are on the way of every load
 
     @contextmanager
+    def fit(self, expected: str) -> Iterator[None]:
+        """Report a folder that cannot be used as what it is, a wrong argument, if the block finds that out.
+
+        What is wrong with one file of one model, and the errors of other paths, come through.
+
+        Args:
+            expected: What the folder must be for the block.
+
+        Raises:
+            ConfigurationError: If the path or the rights on it are wrong.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _UNFIT or not self._stands_for_all(error.filename):
+                raise
+            raise ConfigurationError(
+                "ModelStore(path)", self.root, expected, hint=str(error.strerror)
+            ) from error
+
+    @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the store against every other writer, in this process and others, while the block runs."""
         from fcntl import LOCK_EX, LOCK_UN, flock
 
-        self.make("")
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self.path("lock"), flags, 0o666)
+        with self.fit(WRITABLE):
+            self.make("")
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(self.path("lock"), flags, 0o666)
         try:
             flock(descriptor, LOCK_EX)
             try:
@@ -243,6 +287,15 @@ class Folder:
             return sorted(os.listdir(self.path(relative)))  # noqa: PTH208 - as above
         except FileNotFoundError:
             return []
+
+    def _stands_for_all(self, path: object) -> bool:
+        """Return whether *path* is the folder, one above it, or one that no call does without."""
+        if not isinstance(path, str):
+            return False
+        if self.root == path or self.root.startswith(os.path.join(path, "")):  # noqa: PTH118 - as above
+            return True
+        top, _, rest = path.removeprefix(self.path("")).partition("/")
+        return path.startswith(self.path("")) and (not rest or top == "tmp")
 
     def _refuse_links_above(self, relative: str) -> None:
         parts = relative.split("/")

@@ -89,7 +89,8 @@ class Log:
             try:
                 with self._folder.lock():
                     return self.read_locked()
-            except OSError:  # a store that we may only read has no other writer's lock for us
+            # A store that we may only read has no other writer's lock for us.
+            except (ConfigurationError, OSError):
                 pass
             raise
 

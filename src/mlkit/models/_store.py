@@ -17,7 +17,7 @@ from mlkit.errors import (
 )
 from mlkit.models._catalog import Catalog
 from mlkit.models._checks import PASSED, Check, ask, named
-from mlkit.models._folder import Folder
+from mlkit.models._folder import WRITABLE, Folder
 from mlkit.models._formats import Trust, decode
 from mlkit.models._names import check_alias, check_name, check_text
 from mlkit.models._plain import check_metrics, check_tags, plain_mapping
@@ -105,7 +105,11 @@ class ModelStore:
     # --- finding -----------------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
-        """Return the names of the models that have a history, sorted."""
+        """Return the names of the models that have a history, sorted.
+
+        Raises:
+            ConfigurationError: If the folder cannot be read.
+        """
         return self._catalog.names()
 
     def versions(self, name: str) -> list[ModelVersion]:
@@ -115,6 +119,7 @@ class ModelStore:
             name: The model.
 
         Raises:
+            ConfigurationError: If *name* is no name, or the folder cannot be read.
             VersionNotFoundError: If there is no such model.
             IntegrityError: If its history was tampered with.
         """
@@ -128,6 +133,7 @@ class ModelStore:
             name: The model.
 
         Raises:
+            ConfigurationError: If *name* is no name, or the folder cannot be read.
             VersionNotFoundError: If there is no such model.
             IntegrityError: If its history was tampered with.
         """
@@ -140,6 +146,7 @@ class ModelStore:
             name: The model.
 
         Raises:
+            ConfigurationError: If *name* is no name, or the folder cannot be read.
             VersionNotFoundError: If there is no such model.
             IntegrityError: If its history was tampered with.
         """
@@ -154,7 +161,7 @@ class ModelStore:
                 content has; of equal versions the newest), or a version.
 
         Raises:
-            ConfigurationError: If *ref* is none of these.
+            ConfigurationError: If *ref* is none of these, or the folder cannot be read.
             VersionNotFoundError: If there is no such version.
             IntegrityError: If what is stored is not what was saved.
         """
@@ -197,10 +204,10 @@ class ModelStore:
             The new version. Its digest covers weights, spec, signature and manifest, and nothing else.
 
         Raises:
-            ConfigurationError: If an argument is wrong.
+            ConfigurationError: If an argument is wrong, or the path is no folder that can be written.
             UntrustedFormatError: If only pickle could store it and *trust* does not say so.
             IntegrityError: If the history was tampered with.
-            OSError: If the folder cannot be written; nothing was saved.
+            OSError: If a file of it cannot be written, or the disk is full; nothing was saved.
         """
         from mlkit.models._draft import Draft  # a process that only loads never needs it
 
@@ -224,7 +231,8 @@ class ModelStore:
             "manifest": plain_mapping("save(manifest=...)", manifest),
         }
         with Draft(self._folder) as draft:
-            facts |= draft.write(model, parts, trust)
+            with self._folder.fit(WRITABLE):
+                facts |= draft.write(model, parts, trust)
             log = self._catalog.log(name)
             with self._folder.lock():
                 state = log.read_locked()
@@ -261,7 +269,8 @@ class ModelStore:
             arrays or tensors, or the bytes, that were saved.
 
         Raises:
-            ConfigurationError: If an argument is wrong, or *build* is missing or cannot apply.
+            ConfigurationError: If an argument is wrong, *build* is missing or cannot apply, or the folder cannot be
+                read.
             VersionNotFoundError: If there is no such version.
             IntegrityError: If what is stored is not what was saved.
             UntrustedFormatError: If it was stored with pickle and *trust* does not say so.
@@ -326,12 +335,12 @@ class ModelStore:
             written, and the change that put it there is returned.
 
         Raises:
-            ConfigurationError: If an argument is wrong.
+            ConfigurationError: If an argument is wrong, or the path is no folder that can be written.
             VersionNotFoundError: If there is no such version.
             AliasConflictError: If another version than expected holds the alias.
             ChecksFailedError: If a check did not let it pass; the history says which and why.
             IntegrityError: If the history was tampered with.
-            OSError: If the folder cannot be written; nothing was changed.
+            OSError: If a file of it cannot be written, or the disk is full; nothing was changed.
         """
         check_name("promote(name)", name)
         check_alias("promote(to=...)", to)
@@ -393,11 +402,11 @@ class ModelStore:
             The change as it was written down.
 
         Raises:
-            ConfigurationError: If an argument is wrong.
+            ConfigurationError: If an argument is wrong, or the path is no folder that can be written.
             VersionNotFoundError: If nobody holds the alias, or no version that still exists held it before.
             AliasConflictError: If another version than expected holds it.
             IntegrityError: If the history was tampered with.
-            OSError: If the folder cannot be written; nothing was changed.
+            OSError: If a file of it cannot be written, or the disk is full; nothing was changed.
         """
         check_name("rollback(name)", name)
         check_alias("rollback(alias)", alias)
@@ -440,11 +449,11 @@ class ModelStore:
             The change as it was written down.
 
         Raises:
-            ConfigurationError: If an argument is wrong.
+            ConfigurationError: If an argument is wrong, or the path is no folder that can be written.
             VersionNotFoundError: If there is no such version.
             VersionInUseError: If an alias points at it.
             IntegrityError: If the history was tampered with.
-            OSError: If the folder cannot be written; nothing was changed.
+            OSError: If a file of it cannot be written, or the disk is full; nothing was changed.
         """
         check_name("delete(name)", name)
         check_text("delete(why=...)", why)
