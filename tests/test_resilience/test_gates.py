@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -141,6 +142,7 @@ def test_finite_refuses_what_is_no_number(answer):
     with pytest.raises(ConfigurationError, match=r"finite\(answer\): expected numbers, ") as info:
         finite(answer)
     assert "cat" not in str(info.value)
+    assert re.search(r"got (<class '(str|bytes)'>|dtype\(.*\)); to judge a part", str(info.value))
 
 
 @pytest.mark.parametrize(

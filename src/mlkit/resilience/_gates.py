@@ -303,10 +303,9 @@ def _numeric(gate: str, answer: Any) -> Any:
     return values
 
 
-def _kind(answer: Any) -> str:
-    """Return what *answer* is, in words without its data."""
-    name = type(answer).__name__
-    return f"an array of {answer.dtype}" if is_array(answer) else f"an answer of type {name}"
+def _kind(answer: Any) -> object:
+    """Return what *answer* is, without its data."""
+    return answer.dtype if is_array(answer) else type(answer)
 
 
 def _all(verdict: Any, gate: str) -> bool:
