@@ -56,15 +56,27 @@ def _draw(benches: list[Bench], path: Path) -> None:
         layout="constrained",
     )
     for ax, (block, rows) in zip(axes if len(shown) > 1 else [axes], shown, strict=True):
+        ratios = [row.ratio or 1.0 for row in rows]
+        names = [
+            f"{row.contender} (baseline)" if row.contender == row.baseline else row.contender
+            for row in rows
+        ]
         colors = ["#2a6fbb" if "mlkit" in row.contender else "#b9bdc4" for row in rows]
-        ax.barh([row.contender for row in rows], [row.median or 0 for row in rows], color=colors)
-        ax.set_title(
-            f"{block}: {rows[0].work} ({rows[0].unit}, less is better)", loc="left", fontsize=9
-        )
+        bars = ax.barh(names, [ratio - 1 for ratio in ratios], left=1, color=colors)
+        labels = [
+            f" {ratio:.3g}x, {row.median:.3g} {row.unit}"
+            for ratio, row in zip(ratios, rows, strict=True)
+        ]
+        ax.bar_label(bars, labels, fontsize=8)
+        ax.set_title(f"{block}: {rows[0].work}", loc="left", fontsize=9)
         ax.set_xscale("log")
-        ax.tick_params(labelsize=8)
+        ax.set_xlim(min(0.5, min(ratios) / 4), max(ratios) ** 1.25 * 2)
+        ax.axvline(1, color="black", linewidth=0.8)
+        ax.tick_params(axis="y", labelsize=8)
+        ax.xaxis.set_visible(False)
         ax.invert_yaxis()
-        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["top", "right", "bottom", "left"]].set_visible(False)
+    figure.suptitle("Time per call over the baseline's, logarithmic; less is better", fontsize=9)
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
 

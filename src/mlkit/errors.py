@@ -53,7 +53,7 @@ MlkitError
 
 MlkitWarning (UserWarning)
 ├── NondeterminismWarning                    something here can change results between runs
-├── DegradedWarning                          a listener, watcher or helper failed; the work itself goes on
+├── DegradedWarning                          the work goes on, but something beside it failed, or most of it
 └── TrackingWarning                          a run was left open, or records could not be delivered
 ```
 """
@@ -857,7 +857,7 @@ class NondeterminismWarning(MlkitWarning):
 
 
 class DegradedWarning(MlkitWarning):
-    """A listener, watcher or other helper failed; the work itself goes on."""
+    """The work goes on, but a listener or watcher beside it failed, or it seems broken itself."""
 
 
 class TrackingWarning(MlkitWarning):
