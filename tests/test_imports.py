@@ -12,7 +12,7 @@ import pytest
 import mlkit
 
 BLOCKS = ("registry", "repro", "inference", "resilience", "flags", "tracking", "models")
-EXTRAS = ("matplotlib", "mlflow", "sklearn", "starlette", "torch", "tqdm", "uvicorn")
+EXTRAS = ("hypothesis", "matplotlib", "mlflow", "sklearn", "starlette", "torch", "tqdm", "uvicorn")
 
 
 def run(code: str, **environment: str) -> str:
@@ -85,11 +85,7 @@ def test_a_block_brings_no_sibling() -> None:
 
 
 def every_module() -> list[str]:
-    return [
-        info.name
-        for info in pkgutil.walk_packages(mlkit.__path__, "mlkit.")
-        if info.name not in {"mlkit.__main__", "mlkit.testing.strategies"}  # runs; needs Hypothesis
-    ]
+    return [info.name for info in pkgutil.walk_packages(mlkit.__path__, "mlkit.")]
 
 
 def test_without_extras_every_module_imports_and_star_works() -> None:

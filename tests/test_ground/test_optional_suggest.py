@@ -86,3 +86,12 @@ def test_a_slip_in_one_of_very_many_names_is_found(
     meant = names[number]
     typed = meant + slip if at_the_end else slip + meant
     assert meant in closest(typed, names)
+
+
+def test_strategies_without_hypothesis_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlkit.testing import strategies
+
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    monkeypatch.delitem(sys.modules, "hypothesis.strategies", raising=False)
+    with pytest.raises(MissingDependencyError, match=r"mlkit-blocks\[testing\]"):
+        strategies.names()

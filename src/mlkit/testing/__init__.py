@@ -1,7 +1,7 @@
 """What mlkit's own tests use and its users need too: virtual time, faults, contract suites.
 
-`mlkit.testing.strategies` needs Hypothesis and is imported by its own name; the rest needs the
-standard library only, and pytest where a contract suite is run.
+`mlkit.testing.strategies` needs Hypothesis, and a contract suite pytest (the extra `testing`); the
+rest needs the standard library only.
 """
 
 from __future__ import annotations

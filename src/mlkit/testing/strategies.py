@@ -1,10 +1,11 @@
-"""Hypothesis strategies for the values that mlkit takes; needs `pip install hypothesis`."""
+"""Hypothesis strategies for the values that mlkit takes; needs the extra `testing`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import strategies as st
+from mlkit._arguments import whole
+from mlkit._optional import require
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -18,9 +19,12 @@ def names(*, max_size: int = 20) -> SearchStrategy[str]:
     Args:
         max_size: The longest name, at least 1.
     """
-    return st.from_regex(r"[a-z][a-z0-9]{0,3}([-_./][a-z0-9]+){0,3}", fullmatch=True).filter(
-        lambda name: len(name) <= max_size
-    )
+    longest = whole("names(max_size=...)", max_size, low=1)
+    st = _strategies()
+    result: SearchStrategy[str] = st.from_regex(
+        r"[a-z][a-z0-9]{0,3}([-_./][a-z0-9]+){0,3}", fullmatch=True
+    ).filter(lambda name: len(name) <= longest)
+    return result
 
 
 def json_values(*, max_leaves: int = 20) -> SearchStrategy[Any]:
@@ -29,6 +33,7 @@ def json_values(*, max_leaves: int = 20) -> SearchStrategy[Any]:
     Args:
         max_leaves: Roughly how many leaves the largest value has.
     """
+    st = _strategies()
     leaves = (
         st.none()
         | st.booleans()
@@ -36,13 +41,14 @@ def json_values(*, max_leaves: int = 20) -> SearchStrategy[Any]:
         | st.floats(allow_nan=False, allow_infinity=False)
         | st.text(max_size=20)
     )
-    return st.recursive(
+    result: SearchStrategy[Any] = st.recursive(
         leaves,
         lambda inner: (
             st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=10), inner, max_size=5)
         ),
         max_leaves=max_leaves,
     )
+    return result
 
 
 def digestible(*, max_leaves: int = 20) -> SearchStrategy[Any]:
@@ -51,6 +57,7 @@ def digestible(*, max_leaves: int = 20) -> SearchStrategy[Any]:
     Args:
         max_leaves: Roughly how many leaves the largest value has.
     """
+    st = _strategies()
     leaves = (
         st.none()
         | st.booleans()
@@ -69,7 +76,7 @@ def digestible(*, max_leaves: int = 20) -> SearchStrategy[Any]:
         | st.uuids()
     )
     keys = st.text(max_size=10) | st.integers() | st.binary(max_size=5)
-    return st.recursive(
+    result: SearchStrategy[Any] = st.recursive(
         leaves,
         lambda inner: (
             st.lists(inner, max_size=5)
@@ -79,9 +86,14 @@ def digestible(*, max_leaves: int = 20) -> SearchStrategy[Any]:
         ),
         max_leaves=max_leaves,
     )
+    return result
 
 
 def _utc() -> Any:
     from datetime import UTC
 
     return UTC
+
+
+def _strategies() -> Any:
+    return require("hypothesis.strategies", extra="testing", feature="mlkit.testing.strategies")
