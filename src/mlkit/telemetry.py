@@ -2,8 +2,8 @@
 
 Success is counted. A `Counter` costs one dictionary update whether or not anybody ever reads it;
 `collect()` reads them all. Transitions (a breaker opened, flags changed, a batch was split after
-running out of memory) are pushed as one frozen `Event` to the listeners. structlog, OpenTelemetry,
-Prometheus and MLflow are listeners in `mlkit.integrations`.
+running out of memory) are pushed as one frozen `Event` to the listeners. Any callable can
+listen; ready-made listeners for structlog, OpenTelemetry and Prometheus are still to come.
 
 Arguments, rows and results never appear in either: a batch may be a patient.
 """

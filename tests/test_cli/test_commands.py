@@ -41,7 +41,7 @@ def test_a_sound_environment_has_no_trouble() -> None:
     }
     core = {check["name"] for check in report["checks"] if check["topic"] == "core"}
     assert core == {
-        "mmh3", "msgspec", "numpy", "pydantic", "pyyaml", "safetensors", "structlog", "tenacity",
+        "mmh3", "msgspec", "numpy", "pydantic", "pyyaml", "safetensors", "tenacity",
     }  # fmt: skip
 
 
