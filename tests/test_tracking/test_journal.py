@@ -122,6 +122,29 @@ def test_a_killed_process_group_loses_nothing_that_was_acknowledged(tmp_path):
     assert (data.status, data.params) == ("KILLED", {"lr": 0.1})
 
 
+def test_threads_whose_first_call_it_is_keep_equal_points_apart(tmp_path):
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    barrier = threading.Barrier(4)
+    try:
+        with start_run("threads", root=tmp_path) as run:
+
+            def work() -> None:
+                for fresh in range(100):
+                    barrier.wait()
+                    run.log_metrics({f"same{fresh}": 1.0})
+
+            threads = [threading.Thread(target=work) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    for points in read(run.dir).metrics.values():
+        assert len({round(point.time * 1e6) // 1000 for point in points}) == 4
+
+
 def test_threads_lose_and_mix_nothing(tmp_path):
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

@@ -214,7 +214,8 @@ class Journal:
                 )
             if len(self._series) >= _MAX_SERIES:
                 self._series.clear()  # keys that never come again must not fill the memory
-            self._series[keys] = series
+            # Threads whose first call this is must share one, or equal points would not stay apart.
+            series = self._series.setdefault(keys, series)
         return series, series.pack(*numbers)
 
     def _add(self, kind: int, content: dict[str, Any], records: int) -> bool:
