@@ -24,8 +24,10 @@ $(V)/.uv:
 $(V)/.demo: $(V)/.uv pyproject.toml constraints.txt
 	@$(INSTALL) --editable '.[demo]' && touch $@
 
+# flagd-core 1 decides by bucketing v2, 2 by v3: the tests ask both, so the older one lies beside the environment.
 $(V)/.test: $(V)/.demo
-	@$(INSTALL) --editable '.[all]' --group test && touch $@
+	@$(INSTALL) --editable '.[all]' --group test \
+		&& $(UV) install --quiet --python $(BIN)/python --target $(V)/flagd-core-1 openfeature-flagd-core==1.0.0 && touch $@
 
 $(V)/.dev: $(V)/.test
 	@$(INSTALL) --group dev && touch $@

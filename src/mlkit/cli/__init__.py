@@ -1,4 +1,4 @@
-"""The command line: `python -m mlkit demo | doctor`.
+"""The command line: `python -m mlkit COMMAND`, with one module of this package a command.
 
 It never installs anything, and prints an error of mlkit as one readable text, not as a traceback.
 """
@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["main"]
+
+# A command is the module `mlkit.cli.<name>` with `add_arguments(parser)` and `run(options) -> int`;
+# only the module of the command asked for is imported.
+_COMMANDS = {
+    "demo": "train, store, roll out, break, roll back and trace a real model",
+    "doctor": "say what is installed, what is missing and what threatens results",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,55 +34,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     import mlkit
 
+    words = sys.argv[1:] if argv is None else list(argv)
+    wanted = next((word for word in words if not word.startswith("-")), "")
+
     parser = argparse.ArgumentParser(
         prog="python -m mlkit", description="Machine-learning-engineering building blocks."
     )
     parser.add_argument("--version", action="version", version=f"mlkit {mlkit.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, purpose in _COMMANDS.items():
+        command = commands.add_parser(name, help=purpose)
+        if name == wanted:
+            import_module(f"mlkit.cli.{name}").add_arguments(command)
 
-    demo = commands.add_parser(
-        "demo",
-        help="train, store, roll out, break, roll back and trace a real model",
-        description="Train a small model on real data and serve it the way a team would want to.",
-    )
-    demo.add_argument(
-        "--out",
-        default="mlkit-demo",
-        metavar="DIR",
-        help="where everything is written (default: %(default)s)",
-    )
-    demo.add_argument(
-        "--seed", type=_seed, default=7, help="root of every random stream (default: %(default)s)"
-    )
-    demo.add_argument("--json", action="store_true", help="print the report as JSON")
-
-    doctor = commands.add_parser(
-        "doctor",
-        help="say what is installed, what is missing and what threatens results",
-        description="Look at this environment and say what is wrong with it. Exit status 1 on trouble.",
-    )
-    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
-
-    options = parser.parse_args(argv)
+    options = parser.parse_args(words)
     from mlkit.errors import MlkitError
 
     try:
-        if options.command == "demo":
-            from mlkit.demo import run_demo
-
-            return run_demo(options.out, seed=options.seed, as_json=options.json)
-        from mlkit.cli.doctor import run_doctor
-
-        return run_doctor(as_json=options.json)
+        status: int = import_module(f"mlkit.cli.{options.command}").run(options)
     except MlkitError as error:
         print(f"mlkit {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"mlkit {options.command}: interrupted", file=sys.stderr)
         return 130
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= 0")
-    return int(text)
+    return status

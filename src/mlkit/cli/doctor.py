@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from mlkit._optional import DISTRIBUTION
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
 
-__all__ = ["Check", "examine", "run_doctor"]
+__all__ = ["Check", "add_arguments", "examine", "run"]
 
 _MARKS = {"ok": "ok", "note": "--", "warning": "!!", "trouble": "XX"}
 
@@ -36,18 +37,30 @@ class Check(NamedTuple):
     fix: str = ""
 
 
-def run_doctor(*, as_json: bool = False) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command's words.
+
+    Args:
+        parser: The command's own parser.
+    """
+    parser.description = (
+        "Look at this environment and say what is wrong with it. Exit status 1 on trouble."
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
     """Print the findings.
 
     Args:
-        as_json: As one JSON object, for programs.
+        options: The words, parsed.
 
     Returns:
         1 if anything is in trouble, else 0.
     """
     checks = examine()
     trouble = any(check.status == "trouble" for check in checks)
-    if as_json:
+    if options.json:
         import json
 
         content = {"ok": not trouble, "checks": [check._asdict() for check in checks]}
