@@ -43,6 +43,7 @@ class Catalogue:
         base: What everything made must be an instance of.
         ready: Factories as they are called, by reference as written. Good only while `overriding` is 0; every change
             puts an empty one in its place, so that who began before the change writes into one that nobody reads.
+        plans: What `build` knows of a reference, under the same rule as `ready`.
         overriding: How many overrides are open, in whatever context.
     """
 
@@ -53,6 +54,7 @@ class Catalogue:
         "base",
         "name",
         "overriding",
+        "plans",
         "ready",
         "table",
     )
@@ -62,6 +64,7 @@ class Catalogue:
         self.table = Table()
         self._plugins: Table | None = None
         self.ready: dict[Any, Callable[..., Any]] = {}
+        self.plans: dict[str, Any] = {}
         self.overriding = 0
         self._imports = Counter("registry_imports_total", registry=name)
         register(self._imports)
@@ -82,7 +85,7 @@ class Catalogue:
                 if declared is not None and declared.owner == record.owner:
                     table = plugins
             table.put(self.name, record, replace=replace)
-            self.ready = {}
+            self.ready, self.plans = {}, {}
 
     def names(self) -> list[tuple[str, tuple[Record, ...]]]:
         """Return every name with its versions; a plugin never adds to a name that code registered."""
@@ -226,7 +229,7 @@ class Catalogue:
                     self._plugins = plugins = found
                     for record in moved:
                         self.table.remove(record)
-                    self.ready = {}
+                    self.ready, self.plans = {}, {}
         return plugins
 
     def _adopt(self, plugins: Table) -> list[Record]:
