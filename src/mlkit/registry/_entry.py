@@ -50,6 +50,7 @@ class Entry(Frozen):
         meta: Facts about it, read-only.
         requires: Distributions that the target needs beyond those of its own package.
         deprecated: What to use instead, or None if it is not deprecated.
+        extra: Whether a spec may give arguments that only the `**kwargs` of the factory takes.
         priority: Its rank among strategies; the highest is tried first.
         imported: Whether the factory was in memory when this entry was registered.
 
@@ -64,6 +65,7 @@ class Entry(Frozen):
     __slots__ = (
         "aliases",
         "deprecated",
+        "extra",
         "imported",
         "meta",
         "name",
@@ -84,6 +86,7 @@ class Entry(Frozen):
     meta: Mapping[str, Any]
     requires: tuple[str, ...]
     deprecated: str | None
+    extra: bool
     priority: float
     imported: bool
 
@@ -99,6 +102,7 @@ class Entry(Frozen):
         meta: Mapping[str, Any] = MappingProxyType({}),
         requires: tuple[str, ...] = (),
         deprecated: str | None = None,
+        extra: bool = False,
         priority: float = 0,
         imported: bool = False,
     ) -> None:
@@ -112,6 +116,7 @@ class Entry(Frozen):
         put(self, "meta", meta)
         put(self, "requires", requires)
         put(self, "deprecated", deprecated)
+        put(self, "extra", extra)
         put(self, "priority", priority)
         put(self, "imported", imported)
 

@@ -79,6 +79,7 @@ def _describe(
     meta: Mapping[str, Any],
     requires: Iterable[str],
     deprecated: str | None,
+    extra: bool,
     when: Callable[[Any], bool | str] | None,
     priority: float,
 ) -> tuple[Entry, Callable[[Any], bool | str] | None]:
@@ -95,6 +96,8 @@ def _describe(
         raise ConfigurationError(
             f"{where}(deprecated=...)", deprecated, "text that says what to use instead"
         )
+    if extra is not True and extra is not False:
+        raise ConfigurationError(f"{where}(extra=...)", extra, "True or False")
     if when is not None and not callable(when):
         raise ConfigurationError(f"{where}(when=...)", when, "a callable of the context")
     if aliases:
@@ -114,6 +117,7 @@ def _describe(
         meta=meta,
         requires=texts(f"{where}(requires=...)", requires) if requires else (),
         deprecated=deprecated,
+        extra=extra,
         priority=priority,
         imported=imported,
     )

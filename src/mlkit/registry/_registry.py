@@ -126,6 +126,7 @@ class Registry(Generic[T]):
         meta: Mapping[str, Any] = ...,
         requires: Iterable[str] = (),
         deprecated: str | None = None,
+        extra: bool = False,
         when: Callable[[Any], bool | str] | None = None,
         priority: float = 0,
         replace: bool = False,
@@ -140,6 +141,7 @@ class Registry(Generic[T]):
         meta: Mapping[str, Any] = NOTHING,
         requires: Iterable[str] = (),
         deprecated: str | None = None,
+        extra: bool = False,
         when: Callable[[Any], bool | str] | None = None,
         priority: float = 0,
         replace: bool = False,
@@ -157,6 +159,8 @@ class Registry(Generic[T]):
             meta: Facts to keep with the entry.
             requires: Distributions it needs, for the message when one is missing.
             deprecated: What to use instead; using the entry then warns (`FutureWarning`), and listings leave it out.
+            extra: Whether a spec may give arguments that only the factory's `**kwargs` takes. They are checked against
+                its annotation; a misspelt name is then nobody's to notice.
             when: For `select`: given the context, return True, or a reason why not.
             priority: For `select`: the highest accepted wins.
             replace: Take the name and the aliases even from another owner. An alias that was a name takes the place
@@ -183,6 +187,7 @@ class Registry(Generic[T]):
                 meta=meta,
                 requires=requires,
                 deprecated=deprecated,
+                extra=extra,
                 when=when,
                 priority=priority,
             )
@@ -205,6 +210,7 @@ class Registry(Generic[T]):
         meta: Mapping[str, Any] = NOTHING,
         requires: Iterable[str] = (),
         deprecated: str | None = None,
+        extra: bool = False,
         when: Callable[[Any], bool | str] | None = None,
         priority: float = 0,
         replace: bool = False,
@@ -220,6 +226,7 @@ class Registry(Generic[T]):
             meta: Facts to keep with the entry.
             requires: Distributions it needs, for the message when one is missing.
             deprecated: What to use instead.
+            extra: Whether a spec may give arguments that only the factory's `**kwargs` takes.
             when: For `select`; it is called without importing the target.
             priority: For `select`.
             replace: Take the name and the aliases even from another owner.
@@ -245,6 +252,7 @@ class Registry(Generic[T]):
             meta=meta,
             requires=requires,
             deprecated=deprecated,
+            extra=extra,
             when=when,
             priority=priority,
         )
