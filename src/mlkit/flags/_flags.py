@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from mlkit._arguments import seconds
 from mlkit.errors import ConfigurationError
-from mlkit.flags._document import Change, Problem, Snapshot, encode_document, static_document
+from mlkit.flags._document import (
+    MAX_BYTES,
+    Change,
+    Problem,
+    Snapshot,
+    encode_document,
+    static_document,
+)
 from mlkit.flags._flag import Flag
 from mlkit.flags._handle import check_bounds, handle
 from mlkit.flags._kinds import BoolKind, EnumKind, JsonKind, ModelKind, NumberKind, StrKind
 from mlkit.flags._scope import overridden, pinned
+from mlkit.flags._source import File
 from mlkit.flags._store import Store
 
 if TYPE_CHECKING:
@@ -79,7 +87,7 @@ class Flags:
         if not isinstance(path, (str, os.PathLike)):
             raise ConfigurationError("Flags.from_file(path)", path, "a path")
         pause = seconds("Flags.from_file(interval=...)", interval)
-        return cls(Store.open(os.fspath(path), pause if watch else None))
+        return cls(Store.open(File(path, MAX_BYTES), pause if watch else None))
 
     @classmethod
     def from_dict(cls, document: Mapping[builtins.str, Any]) -> Flags:
@@ -252,8 +260,7 @@ class Flags:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What is wrong with the source now, and what stays in force for it."""
-        failure = self._store.failure
-        return (*((failure,) if failure is not None else ()), *self._store.document.problems)
+        return self._store.problems
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """Return a context manager: this context sees one snapshot, whatever is reloaded meanwhile.

@@ -1,23 +1,56 @@
-"""Where a flag file comes from, and the thread that looks whether it changed."""
+"""Where a flag document comes from."""
 
 from __future__ import annotations
 
 import os
-import threading
-import weakref
-from contextvars import copy_context
-from typing import TYPE_CHECKING, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 
 from mlkit._clock import current
+from mlkit.errors import FlagFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["File", "Watcher"]
+__all__ = ["File", "Reading", "Source"]
 
 # Within this many seconds of a change, a second one may leave time stamps and size as they are.
 _RACY = 2.0
+
+
+class Reading(NamedTuple):
+    """What a look at a source gave.
+
+    Attributes:
+        data: The document, one byte more than allowed if it is larger; None if it is the one that the mark is of.
+        mark: What tells this state of the source from others; None if nothing does.
+    """
+
+    data: bytes | None
+    mark: Any
+
+
+class Source(Protocol):
+    """Where a document is read, again and again.
+
+    Laws: `unchanged(mark)` is true only if a look would give the bytes that the mark is of; what `prepare` returns may
+    be called from any thread, one at a time, and fails with `FlagFileError` alone. It pickles.
+
+    Attributes:
+        name: Where it is, for messages: without secrets.
+        spread: By which share an interval between two looks varies, so that many processes do not come at once.
+    """
+
+    name: str
+    spread: float
+
+    def unchanged(self, mark: Any) -> bool:
+        """Return at once whether the source surely has the bytes that *mark* is of."""
+        ...
+
+    def prepare(self) -> Callable[[Any], Reading]:
+        """Return a function that looks, given the mark of the last reading; code of the user runs here, if any."""
+        ...
 
 
 class _Signature(NamedTuple):
@@ -39,103 +72,43 @@ class File:
         max_bytes: Larger files are not read.
     """
 
+    spread = 0.0
+
     def __init__(self, path: str | os.PathLike[str], max_bytes: int) -> None:
         from pathlib import Path  # 5 ms that a program without a flag file need not pay
 
         self.path: Path = Path(path)
+        self.name = os.fspath(path)
         self._max_bytes = max_bytes
-        self._seen: _Signature | None = None
-        self._settled = False
 
-    def read(self) -> bytes:
-        """Return its bytes, one more than allowed if there are more.
+    def prepare(self) -> Callable[[Any], Reading]:
+        """Return the function that reads it."""
+        return self._read
 
-        Raises:
-            OSError: If it cannot be read.
-        """
-        self._seen = None
-        with self.path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            data = file.read(self._max_bytes + 1)
-        newest = max(status.st_mtime, status.st_ctime)
-        self._settled = current().time() - newest > _RACY
-        self._seen = _signature(status)
-        return data
-
-    def unchanged(self) -> bool:
-        """Return whether it surely still has the bytes read last."""
+    def _read(self, mark: Any) -> Reading:
+        del mark  # whoever asks for a reading wants the bytes
         try:
-            return self._settled and _signature(self.path.stat()) == self._seen
+            with self.path.open("rb") as file:
+                before = os.fstat(file.fileno())
+                data = file.read(self._max_bytes + 1)
+                after = os.fstat(file.fileno())
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or type(error).__name__}"
+            raise FlagFileError(self.name, reason) from error
+        # Written to meanwhile, or so lately that it may be again within one tick: look at the bytes the next time.
+        newest = max(after.st_mtime, after.st_ctime)
+        settled = _signature(before) == _signature(after) and current().time() - newest > _RACY
+        return Reading(data, _signature(after) if settled else None)
+
+    def unchanged(self, mark: Any) -> bool:
+        """Return whether it surely still has the bytes that *mark* is of."""
+        try:
+            return mark is not None and _signature(self.path.stat()) == mark
         except OSError:
             return False
 
-
-class _Watched(Protocol):
-    def poll(self) -> None:
-        """Look once."""
-        ...
-
-
-@final
-class Watcher:
-    """A daemon thread that calls `poll` of an object every few seconds for as long as the object lives.
-
-    A thread does not survive a fork; the child calls `restart`.
-
-    Args:
-        watched: The object; held weakly.
-        interval: Seconds between two looks.
-    """
-
-    def __init__(self, watched: _Watched, interval: float) -> None:
-        self._watched = weakref.ref(watched, self._gone)
-        self.interval = interval
-        self._begin()
-
-    def _begin(self) -> None:
-        self._wake = threading.Condition()
-        self._stopped = False
-        context = copy_context()
-        # A daemon: a program ends without having closed its flags.
-        self._thread = threading.Thread(
-            target=context.run,
-            args=(_watch, self._watched, self._wait),
-            name="mlkit-flags",
-            daemon=True,
-        )
-        self._thread.start()
-
-    def _wait(self) -> bool:
-        with self._wake:
-            if not self._stopped:
-                current().wait(self._wake, self.interval)
-            return not self._stopped
-
-    def _gone(self, _: object) -> None:
-        # Runs wherever the garbage collector does, so it takes no lock; the thread ends after its present wait.
-        self._stopped = True
-
-    def close(self) -> None:
-        """End the thread; it may be called more than once, and from the thread itself."""
-        with self._wake:
-            self._stopped = True
-            self._wake.notify_all()
-        if self._thread is not threading.current_thread():
-            self._thread.join(5)
-
-    def restart(self) -> None:
-        """Start anew after a fork, whose child has the object and not the thread."""
-        if not self._stopped and self._watched() is not None:
-            self._begin()
-
-
-def _watch(watched: weakref.ref[_Watched], wait: Callable[[], bool]) -> None:
-    while wait():
-        alive = watched()
-        if alive is None:
-            return
-        alive.poll()
-        del alive
+    def __reduce__(self) -> tuple[Any, ...]:
+        return File, (self.name, self._max_bytes)
 
 
 def _signature(status: os.stat_result) -> _Signature:

@@ -8,21 +8,25 @@ import threading
 import warnings
 import weakref
 from contextlib import suppress
+from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit import telemetry
 from mlkit._clock import current
 from mlkit._digest import digest_bytes
 from mlkit.errors import DegradedWarning, FlagFileError
-from mlkit.flags._document import MAX_BYTES, Change, Document, Problem, Snapshot, changed, parse
-from mlkit.flags._source import File, Watcher
+from mlkit.flags._document import Change, Document, Problem, Snapshot, changed, parse
+from mlkit.flags._source import File
+from mlkit.flags._watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlkit.flags._definition import Definition
     from mlkit.flags._flag import Kind
+    from mlkit.flags._kept import Kept
     from mlkit.flags._rollout import Rollout
+    from mlkit.flags._source import Reading, Source
 
 __all__ = ["Declared", "Store"]
 
@@ -42,6 +46,14 @@ class _News(NamedTuple):
     change: Change | None
     problems: tuple[Problem, ...]
     unusable: tuple[tuple[str, str], ...] = ()  # flags whose rollout cannot be applied, and why
+    recovered: bool = False  # whether the source can be used again
+
+
+class _Refused(NamedTuple):
+    """The bytes read last, if they cannot be used."""
+
+    content: str
+    error: FlagFileError
 
 
 @final
@@ -50,49 +62,89 @@ class Store:
 
     Args:
         data: The first document.
-        source: Where it comes from, for messages.
-        file: The file it was read from, if it was.
+        source: What to call its origin in messages.
+        origin: Where it can be read again, if it can.
+        mark: What the origin said of the reading.
+        age: How many seconds ago *data* was known to equal the origin.
 
     Raises:
         FlagFileError: If the document cannot be used.
     """
 
     source: str
-    file: File | None
+    origin: Source | None
     data: bytes
     document: Document
     current: Snapshot
+    failure: Problem | None
 
-    def __init__(self, data: bytes, source: str, file: File | None = None) -> None:
-        self.source, self.file, self.data = source, file, data
-        self._content = digest_bytes(data)
+    def __init__(
+        self,
+        data: bytes,
+        source: str,
+        origin: Source | None = None,
+        *,
+        mark: Any = None,
+        age: float = 0.0,
+    ) -> None:
+        self.source, self.origin, self.data = source, origin, data
+        self._content, self._mark = digest_bytes(data), mark
+        self._refused: _Refused | None = None
+        self._replaced = False
         self._lock = threading.Lock()
+        self._reading = threading.Lock()  # one look at a time; never taken while `_lock` is held
         self._patches: dict[str, Callable[[Definition], Definition]] = {}
         self._listeners: tuple[list[Callable[[Change], object]], ...] = ()
+        self._observers: tuple[list[Callable[[Problem | None], object]], ...] = ()
         self._watcher: Watcher | None = None
-        self.failure: Problem | None = None
+        self._kept: Kept | None = None
+        self.failure = None
         self.declared: dict[str, Declared] = {}
         self.rollouts: dict[str, Rollout] = {}
         self._members: weakref.WeakSet[Rollout] = weakref.WeakSet()
         self.document = parse(data, source, None)
-        self._confirmed = current().monotonic()
+        self._confirmed = current().monotonic() - age
         self.current = self._build(self.document)[0]
         telemetry.register(self)
         _stores.add(self)
         self._announce(_News(None, self.document.problems))
 
     @classmethod
-    def open(cls, path: str, interval: float | None) -> Store:
-        """Read a file, and watch it every *interval* seconds unless that is None."""
-        file = File(path, MAX_BYTES)
-        try:
-            data = file.read()
-        except OSError as error:
-            raise FlagFileError(path, _os_reason(error)) from error
-        store = cls(data, path, file)
+    def open(cls, origin: Source, interval: float | None, kept: Kept | None = None) -> Store:
+        """Read a source, and look at it every *interval* seconds unless that is None.
+
+        Args:
+            origin: The source.
+            interval: Seconds between two looks.
+            kept: Where the last good document outlives the process; it stands in if the source cannot be read now.
+
+        Raises:
+            FlagFileError: If there is no document that can be used.
+        """
+        store = None if kept is None else kept.restore(cls, origin)
+        if store is None:
+            reading = origin.prepare()(None)
+            store = cls(reading.data or b"", origin.name, origin, mark=reading.mark)
+        else:
+            with suppress(FlagFileError):  # it is in `failure`, and was emitted
+                store.reload()
+        store._kept = kept
+        store._keep()
         if interval is not None:
-            store._watcher = Watcher(store, interval)
+            store._watcher = Watcher(store, interval, origin.spread)
         return store
+
+    @property
+    def file(self) -> File | None:
+        """The file that the flags come from, if they come from one."""
+        return self.origin if isinstance(self.origin, File) else None
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong now: with the source, with keeping its last good document, with single flags."""
+        kept = None if self._kept is None else self._kept.problem
+        whole = tuple(problem for problem in (self.failure, kept) if problem is not None)
+        return (*whole, *self.document.problems)
 
     @property
     def age(self) -> float:
@@ -132,27 +184,70 @@ class Store:
         return owner
 
     def reload(self) -> Change | None:
-        """Read the file again."""
-        if self.file is None:
+        """Look at the source, and take over what changed."""
+        return self._look(asked=True)
+
+    def _look(self, *, asked: bool) -> Change | None:
+        if self.origin is None:
             return None
-        failed: FlagFileError | None = None
-        fresh, news = False, _News(None, ())
+        try:
+            read = self.origin.prepare()
+            with self._reading:
+                # Slow, maybe: `_lock` is free meanwhile, so that a rollback need not wait for a server.
+                reading = read(None if asked and self._replaced else self._mark)
+                news = self._take_over(reading, asked=asked)
+                self._keep()
+        except FlagFileError as error:
+            self._fail(str(error))
+            raise
+        change = self._announce(news)
+        self._notify()
+        return change
+
+    def _take_over(self, reading: Reading, *, asked: bool) -> _News:
         with self._lock:
+            refused, self._mark = self._refused, reading.mark
+            content = None if reading.data is None else digest_bytes(reading.data)
+            if refused is not None and content in {None, refused.content}:
+                raise copy(refused.error)
+            if content in {None, self._content} and not (asked and self._replaced and content):
+                return self._confirm()
             try:
-                news = self._read(self.file)
+                news = self._take(reading.data or b"")
             except FlagFileError as error:
-                problem = Problem(None, "", str(error), kept=True)
-                fresh, self.failure, failed = problem != self.failure, problem, error
-        if failed is None:
-            return self._announce(news)
+                self._refused = _Refused(content or "", error)
+                raise
+            # Last, so that a fork in between leaves the child to do it again.
+            self._content, self._replaced = content, False
+            return news._replace(recovered=self._confirm().recovered)
+
+    def _confirm(self) -> _News:
+        """Note that what is in force is what the source has."""
+        recovered, self.failure, self._refused = self.failure is not None, None, None
+        self._confirmed = current().monotonic()
+        return _News(None, (), recovered=recovered)
+
+    def _fail(self, reason: str) -> None:
+        """Note that the source cannot be used, and say so once."""
+        with self._lock:
+            problem = Problem(None, "", reason, kept=True)
+            fresh, self.failure = problem != self.failure, problem
         if fresh:
             telemetry.emit("flags.reload.failed", self.source, digest=self.current.digest)
-        raise failed
+        self._notify()
+
+    def _keep(self) -> None:
+        with self._lock:
+            document, data, mark = self.document, self.data, self._mark
+            usable = self.failure is None and not self._replaced
+        if self._kept is not None and usable:
+            self._kept.save(document, data, mark)
 
     def replace(self, data: bytes) -> Change | None:
         """Take another document."""
         with self._lock:
-            news = self._take(data, digest_bytes(data))
+            news = self._take(data)
+            self._replaced, self._confirmed = True, current().monotonic()
         return self._announce(news)
 
     def patch(self, key: str, patch: Callable[[Definition], Definition] | None) -> Change | None:
@@ -166,14 +261,42 @@ class Store:
         return self._announce(news)
 
     def poll(self) -> None:
-        """Reload if the file may have changed; never raises. What the watcher calls."""
-        if self.file is None:
+        """Look, unless the source is surely as it was; never raises. What the watcher calls."""
+        if self.origin is None:
             return
-        if self.failure is None and self.file.unchanged():
-            self._confirmed = current().monotonic()
+        failure, refused = self.failure, self._refused
+        stands = failure is None or (refused is not None and failure.message == str(refused.error))
+        if stands and self.origin.unchanged(self._mark):
+            if failure is None:
+                self._confirmed = current().monotonic()
+            self._notify()
             return
-        with suppress(FlagFileError):  # it is in `failure`, and was emitted
-            self.reload()
+        try:
+            self._look(asked=False)
+        except FlagFileError:
+            pass  # it is in `failure`, and was emitted
+        except Exception as error:  # noqa: BLE001 - else the thread would end, and the flags freeze in silence
+            self._fail(f"{self.source}: cannot be read: {type(error).__name__}")
+
+    def observe(self, observer: Callable[[Problem | None], object]) -> Callable[[], None]:
+        """Call *observer* after every look, with what is wrong with the source, until the returned function is called."""
+        entry = [observer]
+        with self._lock:
+            self._observers = (*self._observers, entry)
+
+        def stop() -> None:
+            with self._lock:
+                self._observers = tuple(other for other in self._observers if other is not entry)
+
+        return stop
+
+    def _notify(self) -> None:
+        for (observer,) in self._observers:
+            try:
+                observer(self.failure)
+            except Exception as error:  # noqa: BLE001 - an observer must not stop a reload
+                message = f"flags observer {observer!r} failed: {type(error).__name__}: {error}"
+                warnings.warn(message, DegradedWarning, stacklevel=2)
 
     def listen(self, listener: Callable[[Change], object]) -> Callable[[], None]:
         """Call *listener* after every change until the returned function is called."""
@@ -209,33 +332,19 @@ class Store:
 
     def after_fork(self) -> None:
         """Make a child's copy usable: a lock that a thread held stays locked, and threads are gone."""
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
         for rollout in list(self._members):
             rollout.after_fork()
         if self._watcher is not None:
             self._watcher.restart()
 
-    def _read(self, file: File) -> _News:
-        try:
-            data = file.read()
-        except OSError as error:
-            raise FlagFileError(self.source, _os_reason(error)) from error
-        content = digest_bytes(data)
-        if content != self._content:
-            return self._take(data, content)
-        self.failure = None
-        self._confirmed = current().monotonic()
-        return _News(None, ())
-
-    def _take(self, data: bytes, content: str) -> _News:
+    def _take(self, data: bytes) -> _News:
         document = parse(data, self.source, self.document)
         fresh = tuple(
             problem for problem in document.problems if problem not in self.document.problems
         )
         news = self._swap(document)
-        # Last, so that a fork in between leaves the child to do it again.
-        self.failure, self._content, self.data = None, content, data
-        self._confirmed = current().monotonic()
+        self.data = data
         return news._replace(problems=fresh)
 
     def _swap(self, document: Document) -> _News:
@@ -264,6 +373,8 @@ class Store:
         return Snapshot(definitions, document.broken, document.shared.metadata), tuple(unusable)
 
     def _announce(self, news: _News) -> Change | None:
+        if news.recovered:
+            telemetry.emit("flags.reload.recovered", self.source, digest=self.current.digest)
         for problem in news.problems:
             telemetry.emit(
                 "flags.flag.quarantined",
@@ -293,13 +404,9 @@ class Store:
         return change
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.file is None:
+        if self.origin is None:
             return Store, (self.data, self.source)
-        return Store.open, (str(self.file.path), self.watching)
-
-
-def _os_reason(error: OSError) -> str:
-    return f"cannot be read: {error.strerror or type(error).__name__}"
+        return Store.open, (self.origin, self.watching, self._kept)
 
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
