@@ -15,7 +15,15 @@ import mlkit
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = ("registry", "repro", "inference", "resilience", "flags", "tracking", "models")
-PUBLIC = (*BLOCKS, "errors", "telemetry", "testing", "testing.strategies", "integrations.mlflow")
+ROOMS = ("mlflow", "opentelemetry", "prometheus", "structlog")
+PUBLIC = (
+    *BLOCKS,
+    "errors",
+    "telemetry",
+    "testing",
+    "testing.strategies",
+    *(f"integrations.{room}" for room in ROOMS),
+)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

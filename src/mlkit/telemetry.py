@@ -3,13 +3,14 @@
 Success is counted. A `Counter` costs one dictionary update whether or not anybody ever reads it;
 `collect()` reads them all. Transitions (a breaker opened, flags changed, a batch was split after
 running out of memory) are pushed as one frozen `Event` to the listeners. Any callable can
-listen; ready-made listeners for structlog, OpenTelemetry and Prometheus are still to come.
+listen; `mlkit.integrations` has listeners for structlog, OpenTelemetry and Prometheus.
 
 Arguments, rows and results never appear in either: a batch may be a patient.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 import weakref
@@ -21,20 +22,53 @@ from mlkit._clock import current
 from mlkit.errors import ConfigurationError, DegradedWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
 __all__ = [
     "Counter",
     "Event",
+    "Reader",
     "Sample",
     "Source",
     "Subscription",
     "collect",
     "emit",
+    "known_metrics",
     "listen",
     "register",
 ]
+
+
+_Series = tuple[str, tuple[tuple[str, str], ...]]
+
+_METRICS: Mapping[str, str] = MappingProxyType({
+    "flags_errors_total": "Evaluations that ended in the default because of an error.",
+    "flags_evaluations_total": "Evaluations of a flag.",
+    "flags_snapshot_age_seconds": "Seconds since the flags in use were read or confirmed.",
+    "inference_batches_total": "Batches that ran, by their number of rows.",
+    "inference_calls_total": "Calls of the model, those that isolate a bad row included.",
+    "inference_rows_total": "Rows by how they ended.",
+    "inference_running_rows": "Rows in the batch that runs now.",
+    "inference_waiting_rows": "Rows in the queue now.",
+    "models_loads_total": "Versions loaded and verified.",
+    "models_log_repairs_total": "Torn ends of an event log that were cut off.",
+    "models_saves_total": "Versions saved.",
+    "registry_builds_total": "Objects built.",
+    "registry_imports_total": "Lazy entries imported.",
+    "resilience_answers_total": "Answers, or rows with per_row, by the tier that gave them.",
+    "resilience_breaker_state": "0 closed, 1 half-open, 2 open.",
+    "resilience_rejections_total": "Calls refused by a breaker, bulkhead or rate.",
+    "resilience_retries_total": "Attempts after the first.",
+    "telemetry_events_total": "Events by kind and by what they happened to.",
+    "tracking_lost_records_total": "Records that could not be written.",
+    "tracking_records_total": "Records written to a journal.",
+})  # fmt: skip
+
+
+def known_metrics() -> Mapping[str, str]:
+    """Return the stable names of what the blocks count and what each means; exporters put `mlkit` in front."""
+    return _METRICS
 
 
 class Event(NamedTuple):
@@ -57,7 +91,8 @@ class Sample(NamedTuple):
     """The value of one counter or gauge at the time of reading.
 
     Attributes:
-        name: The metric, `"<block>_<noun>_<unit>"`: `"inference_rows_total"`.
+        name: The metric, `"<block>_<noun>_<unit>"`: `"inference_rows_total"`. What only grows ends in
+            `_total`; everything else may go up and down.
         labels: What tells it from others of the same name, as sorted pairs.
         value: Its value.
     """
@@ -123,8 +158,9 @@ class Counter:
         return f"<Counter {self.name}{{{labels}}} = {self.value}>"
 
 
-_lock = threading.Lock()
-_sources: weakref.WeakSet[Source] = weakref.WeakSet()
+_lock = threading.RLock()  # reentrant: a finalizer may run, and register, while it is held
+_sources: dict[int, weakref.ref[Source]] = {}
+_retired: dict[_Series, float] = {}
 _everywhere: tuple[Callable[[Event], object], ...] = ()
 _here: ContextVar[tuple[Callable[[Event], object], ...]] = ContextVar("mlkit.listeners", default=())
 
@@ -135,22 +171,165 @@ def register(source: Source) -> None:
     Args:
         source: Any object with a `samples` method.
     """
+    place = id(source)
+
+    def forget(reference: weakref.ref[Source]) -> None:
+        with _lock:
+            if _sources.get(place) is reference:
+                del _sources[place]
+            if cells:
+                series = name, labels
+                _retired[series] = _retired.get(series, 0) + sum(cells.values())
+
+    # A counter that died has counted all the same: `Reader` goes on from there.
+    name, labels, cells = (
+        (source.name, source.labels, source._cells)  # noqa: SLF001 - one class of this module
+        if isinstance(source, Counter)
+        else ("", (), None)
+    )
     with _lock:
-        _sources.add(source)
+        known = _sources.get(place)
+        if known is None or known() is not source:
+            _sources[place] = weakref.ref(source, forget)
 
 
 def collect() -> list[Sample]:
     """Return the present value of every counter and gauge of every living source, sorted by name and labels.
 
-    Samples of the same name and labels are added up, so that two batchers of one model read as one.
+    Samples of the same name and labels read as one, so that two batchers of one model do: they are added up, except
+    for what has no sum (names that end in `_seconds` or `_state`), of which the largest is taken. A source that
+    raises is reported as a `DegradedWarning` and left out.
     """
+    totals: dict[_Series, float] = {}
+    for _, samples in _readings():
+        _add(totals, samples)
+    return _sorted(totals)
+
+
+def _readings() -> Iterator[tuple[Source, list[Sample]]]:
+    """Yield every living source and what it says."""
     with _lock:
-        sources = list(_sources)
-    totals: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        sources = [source for reference in _sources.values() if (source := reference()) is not None]
     for source in sources:
-        for name, labels, value in source.samples():
-            totals[name, labels] = totals.get((name, labels), 0) + value
+        try:
+            samples = list(source.samples())
+        except Exception as error:  # noqa: BLE001 - a broken source must not hide the others
+            _degraded(f"telemetry source {type(source).__name__}", "was left out", error)
+            continue
+        yield source, samples
+
+
+def _add(totals: dict[_Series, float], samples: Iterable[Sample]) -> None:
+    for name, labels, value in samples:
+        known = totals.get((name, labels))
+        if known is None:
+            totals[name, labels] = value
+        elif name.endswith(("_seconds", "_state")):
+            totals[name, labels] = max(known, value)
+        else:
+            totals[name, labels] = known + value
+
+
+def _sorted(totals: dict[_Series, float]) -> list[Sample]:
     return [Sample(name, labels, value) for (name, labels), value in sorted(totals.items())]
+
+
+@final
+class Reader:
+    """What an exporter reads: as `collect`, with totals that never go down, events counted, and a bounded number of series.
+
+    A source that dies takes its totals out of `collect`, which a metrics system would take for a restart. A reader
+    keeps them: exactly for a `Counter`; for another source, what it last said to this reader.
+
+    Thread-safe.
+
+    Args:
+        max_series: How many label sets of one metric are told apart; the totals of further ones are added up in a
+            series whose labels all are `"(other)"`, and their gauges are left out.
+
+    Examples:
+        >>> reader = Reader()
+        >>> reader.note(Event("resilience.breaker.opened", "ranker", 0.0, {}))
+        >>> [s.value for s in reader.read() if s.name == "telemetry_events_total"]
+        [1]
+    """
+
+    __slots__ = ("_events", "_gone", "_lock", "_names", "_seen", "max_series")
+    max_series: int
+
+    def __init__(self, *, max_series: int = 1_000) -> None:
+        if type(max_series) is not int or max_series < 1:
+            raise ConfigurationError(
+                "Reader(max_series=...)", max_series, "an integer of at least 1"
+            )
+        self.max_series = max_series
+        self._lock = threading.Lock()
+        self._events: dict[tuple[str, str], int] = {}
+        self._gone: dict[_Series, float] = {}
+        self._names: dict[str, dict[_Series, None]] = {}
+        self._seen: dict[int, tuple[weakref.ref[Source], dict[_Series, float]]] = {}
+
+    def note(self, event: Event) -> None:
+        """Count *event* in `telemetry_events_total{kind, name}`; to be given to `listen`.
+
+        Args:
+            event: What happened.
+        """
+        with self._lock:
+            key = event.kind, event.name
+            if key not in self._events and len(self._events) >= self.max_series:
+                key = _OTHER, _OTHER
+            self._events[key] = self._events.get(key, 0) + 1
+
+    def read(self) -> list[Sample]:
+        """Return every metric's present value, sorted by name and labels."""
+        readings = list(_readings())  # user code: before the lock
+        with self._lock:
+            self._bury()
+            totals = dict(self._gone)
+            for source, samples in readings:
+                _add(totals, samples)
+                if not isinstance(source, Counter):
+                    grown: dict[_Series, float] = {}
+                    _add(grown, (sample for sample in samples if _only_grows(sample.name)))
+                    self._seen[id(source)] = weakref.ref(source), grown
+            with _lock:
+                retired = list(_retired.items())
+            _add(totals, (Sample(*series, value) for series, value in retired))
+            _add(
+                totals,
+                (
+                    Sample("telemetry_events_total", (("kind", kind), ("name", name)), n)
+                    for (kind, name), n in self._events.items()
+                ),
+            )
+            return self._bounded(_sorted(totals))
+
+    def _bury(self) -> None:
+        """Keep the totals of the sources that died."""
+        for place, (reference, grown) in list(self._seen.items()):
+            if reference() is None:
+                del self._seen[place]
+                _add(self._gone, (Sample(*series, value) for series, value in grown.items()))
+
+    def _bounded(self, samples: list[Sample]) -> list[Sample]:
+        bounded: dict[_Series, float] = {}
+        for name, labels, value in samples:
+            known = self._names.setdefault(name, {})
+            if (name, labels) in known or len(known) < self.max_series:
+                known[name, labels] = None
+                _add(bounded, (Sample(name, labels, value),))
+            elif _only_grows(name):
+                other = tuple((key, _OTHER) for key, _ in labels)
+                _add(bounded, (Sample(name, other, value),))
+        return _sorted(bounded)
+
+
+_OTHER = "(other)"
+
+
+def _only_grows(name: str) -> bool:
+    return name.endswith("_total")
 
 
 def emit(kind: str, name: str, /, **fields: str | float | bool | None) -> None:
@@ -172,36 +351,40 @@ def emit(kind: str, name: str, /, **fields: str | float | bool | None) -> None:
         try:
             listener(event)
         except Exception as error:  # noqa: BLE001 - a broken listener must not break what it listens to
-            message = (
-                f"telemetry listener {listener!r} failed on {kind}: {type(error).__name__}: {error}"
-            )
-            warnings.warn(message, DegradedWarning, stacklevel=2)
+            _degraded(f"telemetry listener {listener!r}", f"failed on {kind}", error)
+
+
+def _degraded(who: str, what: str, error: Exception) -> None:
+    message = f"{who} {what}: {type(error).__name__}: {error}"
+    try:
+        warnings.warn(message, DegradedWarning, stacklevel=3)
+    except DegradedWarning:  # warnings are errors here; still, the caller has done nothing wrong
+        import logging
+
+        logging.getLogger("mlkit").error(message)  # noqa: TRY400 - the trace would be that of the warning
 
 
 @final
 class Subscription:
     """A listener at work. Call `close()`, or use it as a context manager, to stop listening.
 
-    Made by `listen`. `close()` may be called more than once, from any thread.
+    Made by `listen`. `close()` may be called more than once, from any thread; that of a listener of one context, in
+    that context.
+
+    Args:
+        stop: What `close` does, once.
     """
 
-    __slots__ = ("_listener", "_scope")
+    __slots__ = ("_stop",)
 
-    def __init__(self, listener: Callable[[Event], object], scope: str) -> None:
-        self._listener: Callable[[Event], object] | None = listener
-        self._scope = scope
+    def __init__(self, stop: Callable[[], object]) -> None:
+        self._stop: Callable[[], object] | None = stop
 
     def close(self) -> None:
         """Stop listening."""
-        global _everywhere  # noqa: PLW0603 - a copy-on-write tuple: readers never lock
-        listener, self._listener = self._listener, None
-        if listener is None:
-            return
-        if self._scope == "context":
-            _here.set(_without(_here.get(), listener))
-            return
-        with _lock:
-            _everywhere = _without(_everywhere, listener)
+        stop, self._stop = self._stop, None
+        if stop is not None:
+            stop()
 
     def __enter__(self) -> Subscription:
         return self
@@ -244,12 +427,18 @@ def listen(listener: Callable[[Event], object], *, scope: str = "process") -> Su
         raise ConfigurationError("listen(listener)", listener, "a callable of one Event")
     if scope == "context":
         _here.set((*_here.get(), listener))
-    elif scope == "process":
-        with _lock:
-            _everywhere = (*_everywhere, listener)
-    else:
+        return Subscription(lambda: _here.set(_without(_here.get(), listener)))
+    if scope != "process":
         raise ConfigurationError("listen(scope=...)", scope, "'process' or 'context'")
-    return Subscription(listener, scope)
+    with _lock:
+        _everywhere = (*_everywhere, listener)
+    return Subscription(lambda: _dismiss(listener))
+
+
+def _dismiss(listener: Callable[[Event], object]) -> None:
+    global _everywhere  # noqa: PLW0603 - a copy-on-write tuple: readers never lock
+    with _lock:
+        _everywhere = _without(_everywhere, listener)
 
 
 def _without(
@@ -261,3 +450,12 @@ def _without(
             del kept[index]
             break
     return tuple(kept)
+
+
+def _fresh_lock() -> None:
+    global _lock  # noqa: PLW0603 - whoever held it is in the parent
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fresh_lock)

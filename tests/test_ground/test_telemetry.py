@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import pickle
+import re
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 
 from mlkit import telemetry
 from mlkit.errors import ConfigurationError, DegradedWarning
-from mlkit.telemetry import Counter, Sample, collect, emit, listen, register
+from mlkit.telemetry import Counter, Reader, Sample, collect, emit, known_metrics, listen, register
 from mlkit.testing import record_events, virtual_time
 
 
@@ -144,3 +147,156 @@ def test_wrong_calls_are_refused() -> None:
 def test_samples_pickle() -> None:
     counter = Counter("rows_total", model="a")
     assert pickle.loads(pickle.dumps(counter.samples())) == counter.samples()
+
+
+class Says:
+    """A source that says what it is told to."""
+
+    def __init__(self, *samples: Sample) -> None:
+        self.said = samples
+
+    def samples(self) -> tuple[Sample, ...]:
+        return self.said
+
+
+def test_what_has_no_sum_is_not_added_up() -> None:
+    first = Says(Sample("test_breaker_state", (), 2.0), Sample("test_age_seconds", (), 9.0))
+    second = Says(Sample("test_breaker_state", (), 1.0), Sample("test_age_seconds", (), 4.0))
+    third = Says(Sample("test_waits_seconds_total", (), 2.0), Sample("test_waiting_rows", (), 1.0))
+    fourth = Says(Sample("test_waits_seconds_total", (), 3.0), Sample("test_waiting_rows", (), 5.0))
+    for source in (first, second, third, fourth):
+        register(source)
+    assert {sample.name: sample.value for sample in _mine()} == {
+        "test_breaker_state": 2.0,
+        "test_age_seconds": 9.0,
+        "test_waits_seconds_total": 5.0,
+        "test_waiting_rows": 6.0,
+    }
+
+
+def test_sources_need_neither_hash_nor_identity() -> None:
+    class Equal(Says):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+    first, second = (Equal(Sample("test_equal_total", (), 1)) for _ in range(2))
+    register(first)
+    register(second)
+    register(second)
+    assert [sample.value for sample in _mine()] == [2]
+
+
+def _read(reader: Reader) -> dict[str, float]:
+    return {sample.name: sample.value for sample in reader.read() if "test_read" in sample.name}
+
+
+def test_a_reader_keeps_the_totals_of_what_died_and_forgets_its_gauges() -> None:
+    reader = Reader()
+    counter = Counter("test_read_rows_total")
+    other = Says(Sample("test_read_calls_total", (), 7), Sample("test_read_waiting", (), 3))
+    register(counter)
+    register(other)
+    counter.add(5)
+    assert _read(reader) == {
+        "test_read_rows_total": 5, "test_read_calls_total": 7, "test_read_waiting": 3,
+    }  # fmt: skip
+    counter.add(1)
+    del counter, other
+    gc.collect()
+    expected = {"test_read_rows_total": 6, "test_read_calls_total": 7}
+    assert _read(reader) == expected
+    assert _read(reader) == expected
+    assert not [sample for sample in collect() if "test_read" in sample.name]
+
+
+def test_a_reader_counts_events_by_kind_and_name() -> None:
+    reader = Reader(max_series=3)
+    with listen(reader.note, scope="context"):
+        for i in range(10):
+            emit("test.user.seen", str(i % 5))
+    samples = [sample for sample in reader.read() if sample.name == "telemetry_events_total"]
+    assert sum(sample.value for sample in samples) == 10
+    assert len(samples) <= 4
+    with pytest.raises(ConfigurationError, match="max_series"):
+        Reader(max_series=0)
+
+
+def test_a_broken_listener_harms_nobody_where_warnings_are_errors(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(_: telemetry.Event) -> None:
+        raise ValueError("no disk")
+
+    seen: list[telemetry.Event] = []
+    with listen(broken, scope="context"), listen(seen.append, scope="context"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            emit("test.tick", "x")
+    assert len(seen) == 1
+    assert "no disk" in caplog.text
+
+
+def test_a_broken_source_is_left_out_and_reported() -> None:
+    class Broken:
+        def samples(self) -> list[Sample]:
+            raise ValueError("no disk")
+
+    broken, fine = Broken(), Says(Sample("test_fine_total", (), 1))
+    register(broken)
+    register(fine)
+    with pytest.warns(DegradedWarning, match="Broken was left out: ValueError: no disk"):
+        assert [sample.name for sample in _mine()] == ["test_fine_total"]
+    del broken
+    gc.collect()
+
+
+def test_a_finalizer_may_use_telemetry_while_telemetry_is_used() -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            register(kept)
+            with listen(print):
+                collect()
+
+    kept = Says()
+    with telemetry._lock:
+        Finalized()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_while_the_lock_is_held_does_not_hang() -> None:
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with telemetry._lock:
+            held.set()
+            release.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        collect()
+        os._exit(0)
+    release.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_every_metric_of_the_blocks_is_known() -> None:
+    source = Path(telemetry.__file__).parent
+    named = {
+        name
+        for path in source.rglob("*.py")
+        for name in re.findall(
+            r"\b(?:Counter|Sample)\(\s*\"((?:flags|inference|models|registry|repro|resilience|tracking)_\w+)\"",
+            path.read_text(encoding="utf-8"),
+        )
+    }
+    assert len(named) > 10
+    assert named <= set(known_metrics())
+    assert all(re.fullmatch(r"[a-z]+(_[a-z]+)+", name) for name in known_metrics())
