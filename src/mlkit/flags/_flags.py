@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from mlkit._arguments import seconds
+from mlkit._arguments import seconds, whole
 from mlkit.errors import ConfigurationError
 from mlkit.flags._document import (
     MAX_BYTES,
@@ -88,6 +88,64 @@ class Flags:
             raise ConfigurationError("Flags.from_file(path)", path, "a path")
         pause = seconds("Flags.from_file(interval=...)", interval)
         return cls(Store.open(File(path, MAX_BYTES), pause if watch else None))
+
+    @classmethod
+    def from_url(
+        cls,
+        url: builtins.str,
+        *,
+        watch: builtins.bool = False,
+        interval: builtins.float = 30.0,
+        keep: builtins.str | os.PathLike[builtins.str] | None = None,
+        headers: Mapping[builtins.str, builtins.str]
+        | Callable[[], Mapping[builtins.str, builtins.str]]
+        | None = None,
+        timeout: builtins.float = 10.0,
+        attempts: builtins.int = 3,
+        max_bytes: builtins.int = MAX_BYTES,
+        insecure: builtins.bool = False,
+    ) -> Flags:
+        """Get a flagd document by HTTP.
+
+        A document that did not change is not sent again (`ETag`, `Last-Modified`). Trouble that may pass (no connection,
+        no whole answer in time, 408, 425, 429, 5xx) is tried again with growing pauses, or after the pause that the
+        server asks for (`Retry-After`). Redirects are followed, but never from https to http. User and password of the
+        URL are sent as basic authentication; they, its query and the headers stand in no message. No evaluation waits
+        for the server.
+
+        Args:
+            url: `https://...`; `http://...` for a server on this machine.
+            watch: Whether a daemon thread looks for changes.
+            interval: Seconds between its looks, above 0, give or take a fifth at random.
+            keep: A file that the last good document is written to. If the server gives none at the start, the document
+                in the file is used; `problems` then says so, and `age` how old it is.
+            headers: Headers to send, such as `Authorization`, or a function that returns them and is called for each
+                look. Told to the URL's own server alone, not where a redirect leads.
+            timeout: Seconds that one look may take, with its attempts and pauses.
+            attempts: How often a look asks at most, at least 1.
+            max_bytes: A longer document is refused, packed or not.
+            insecure: Whether to take plain http from another machine.
+
+        Raises:
+            FlagFileError: If there is no document that can be used, from the server or kept.
+            ConfigurationError: If an argument is wrong.
+        """
+        from mlkit.flags._kept import Kept
+        from mlkit.flags._url import Url
+
+        pause = seconds("Flags.from_url(interval=...)", interval)
+        origin = Url(
+            url,
+            headers,
+            timeout=seconds("Flags.from_url(timeout=...)", timeout),
+            attempts=whole("Flags.from_url(attempts=...)", attempts, low=1),
+            max_bytes=whole("Flags.from_url(max_bytes=...)", max_bytes, low=1, high=MAX_BYTES),
+            insecure=insecure,
+        )
+        if keep is not None and not isinstance(keep, (str, os.PathLike)):
+            raise ConfigurationError("Flags.from_url(keep=...)", keep, "a path or None")
+        kept = None if keep is None else Kept(keep, origin.identity)
+        return cls(Store.open(origin, pause if watch else None, kept))
 
     @classmethod
     def from_dict(cls, document: Mapping[builtins.str, Any]) -> Flags:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
@@ -69,9 +68,16 @@ class Kept:
             made = store(data, origin.name, origin, mark=tuple(mark) if mark else None, age=age)
         except FileNotFoundError:
             return None
-        except (OSError, FlagFileError, ValueError, KeyError, TypeError) as error:
+        except (
+            OSError,
+            FlagFileError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RecursionError,
+        ) as error:
             reason = error.strerror if isinstance(error, OSError) else None
-            self._complain("read", reason or clipped(error))
+            self._complain("read", reason or str(error)[:200] or type(error).__name__)
             return None
         self._saved = (head["content"], float(head["confirmed"]))
         return made
@@ -87,9 +93,9 @@ class Kept:
             mark: What the source said of it.
         """
         now, content = current().time(), digest_bytes(data)
-        if self._saved is not None and self._saved[0] == content:
-            if 0 <= now - self._saved[1] < _REFRESH:
-                return
+        known, when = self._saved or ("", 0.0)
+        if known == content and 0 <= now - when < _REFRESH:
+            return
         body = _in_force(document)
         head = {
             "format": _FORMAT,
@@ -101,7 +107,9 @@ class Kept:
             "digest": digest_bytes(data if body is None else body),
         }
         try:
-            _replace(self.path, json.dumps(head).encode() + b"\n" + (data if body is None else body))
+            _replace(
+                self.path, json.dumps(head).encode() + b"\n" + (data if body is None else body)
+            )
         except OSError as error:
             self._complain("written", error.strerror or type(error).__name__)
             return
@@ -113,11 +121,6 @@ class Kept:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Kept, (str(self.path), self._source)
-
-
-def clipped(error: Exception) -> str:
-    """Return what is wrong in a few words."""
-    return str(error)[:200] or type(error).__name__
 
 
 def _in_force(document: Document) -> bytes | None:
@@ -145,11 +148,9 @@ def _replace(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
+        Path(beside).replace(path)
+    finally:
+        Path(beside).unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # else the new name may be gone after a power cut
