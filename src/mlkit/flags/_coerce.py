@@ -1,7 +1,8 @@
 """What JsonLogic's operators make of values of another type: the rules of ECMAScript, made total.
 
 Values are plain JSON (`None`, `bool`, `int`, `float`, `str`, `list`, `dict`); `plain` brings a caller's attributes into that
-form. JsonLogic names JavaScript as the tie-breaker where languages differ; an empty list is falsy, unlike there.
+form. JsonLogic's own tests come first, then flagd-core for Python where they say nothing and it has an answer, then
+ECMAScript, which JsonLogic names as the tie-breaker; an empty list or object is falsy, unlike there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 PLAIN = frozenset({str, int, float, bool, type(None)})
+_NUMERIC = frozenset({int, float, bool})
 MAX_TEXT = 65_536
 _MAX_ITEMS = 10_000
 _MAX_DEPTH = 32
@@ -43,11 +45,10 @@ class LimitError(Exception):
 
 
 def truthy(value: Any) -> bool:
-    """Return whether a condition holds: `0`, `NaN`, `""`, `[]`, null and false do not, `"0"` and `{}` do."""
-    kind = type(value)
-    if kind is float:
-        return bool(value == value and value != 0.0)  # noqa: PLR0124 - NaN test
-    return kind is dict or bool(value)
+    """Return whether a condition holds: `0`, `NaN`, `""`, `[]`, `{}`, null and false do not, `"0"` does."""
+    if type(value) is float:
+        return bool(value) and value == value  # noqa: PLR0124 - NaN test
+    return bool(value)
 
 
 def number(value: Any) -> float:
@@ -85,12 +86,13 @@ def text(value: Any) -> str:
 
 
 def loosely_equal(left: Any, right: Any) -> bool:
-    """Return whether `left == right` with coercion; null equals only null."""
+    """Return whether `left == right` with coercion; null is 0 to a number or boolean, and equals no text."""
     one, two = type(left), type(right)
     if one is two:
         return left is right if one is list or one is dict else bool(left == right)
     if left is None or right is None:
-        return False
+        other = two if left is None else one
+        return other in _NUMERIC and number(left) == number(right)
     if one is dict or two is dict:
         return "[object Object]" in {left if one is str else None, right if two is str else None}
     if (one is list and two is str) or (one is str and two is list):
@@ -211,7 +213,7 @@ def _double(value: int) -> float:
 def _parse(value: str) -> float:
     stripped = value.strip()
     if not stripped:
-        return 0
+        return _NAN
     if stripped[:2].lower() in {"0x", "0o", "0b"}:
         try:
             return _double(int(stripped, 0)) if "_" not in stripped else _NAN

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlkit.flags._coerce import PLAIN, loosely_equal, number, plain, strictly_equal, truthy
 from mlkit.flags._data import absent, lookup, walk
 from mlkit.flags._fractional import compile_fractional
-from mlkit.flags._operators import VALUE_OPERATORS, contains, spend
+from mlkit.flags._operators import SPREAD, VALUE_OPERATORS, contains, spend
 from mlkit.flags._rule import arguments, literal
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ def compile_rule(node: Any, scope: Scope) -> Code:
     special = _SPECIAL.get(name)
     if special is not None:
         return special(given, scope)
-    return _eager(VALUE_OPERATORS[name], [compile_rule(item, scope) for item in given])
+    function = VALUE_OPERATORS[name]
+    if name in SPREAD and type(node[name]) is dict and node[name]:
+        return _spread(function, compile_rule(given[0], scope))
+    return _eager(function, [compile_rule(item, scope) for item in given])
 
 
 def _constant(value: Any) -> Code:
@@ -60,6 +63,14 @@ def _eager(function: Callable[..., Any], codes: Sequence[Code]) -> Code:
         one, two = codes
         return lambda data: function(one(data), two(data))
     return lambda data: function(*[code(data) for code in codes])
+
+
+def _spread(function: Callable[..., Any], code: Code) -> Code:
+    def run(data: Any) -> Any:
+        value = code(data)
+        return function(*value) if type(value) is list else function(value)
+
+    return run
 
 
 # --- reading the data --------------------------------------------------------------------------------------------
@@ -181,12 +192,25 @@ def _equality(
     same: Callable[[Any, Any], bool], *, expected: bool
 ) -> Callable[[list[Any], Scope], Code]:
     def build(given: list[Any], scope: Scope) -> Code:
+        if len(given) > 2:
+            return chained([compile_rule(item, scope) for item in given])
         given = [*given, None, None][:2]
         for side, other in ((given[0], given[1]), (given[1], given[0])):
             if type(side) is str:
                 return against_text(side, compile_rule(other, scope))
         one, two = compile_rule(given[0], scope), compile_rule(given[1], scope)
         return lambda data: same(one(data), two(data)) is expected
+
+    def chained(codes: list[Code]) -> Code:
+        def run(data: Any) -> bool:
+            left = codes[0](data)
+            for code in codes[1:]:
+                left, before = code(data), left
+                if same(before, left) is not expected:
+                    return False
+            return True
+
+        return run
 
     def against_text(wanted: str, code: Code) -> Code:
         def run(data: Any) -> bool:

@@ -22,11 +22,10 @@ from mlkit.flags._version import compare
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_ITERATIONS", "VALUE_OPERATORS", "contains", "limited", "spend"]
+__all__ = ["MAX_ITERATIONS", "SPREAD", "VALUE_OPERATORS", "contains", "limited", "spend"]
 
 MAX_ITERATIONS = 100_000
 _room = threading.local()
-_ABSENT = object()  # an argument that is not there, which is not null
 
 
 def limited(code: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -54,8 +53,14 @@ def contains(needle: Any, haystack: Any) -> bool:
 
 
 def _ordering(test: Callable[[Any, Any], bool]) -> Callable[..., bool]:
-    def compare_all(one: Any = None, two: Any = None, three: Any = _ABSENT, *_: Any) -> bool:
-        return less(one, two, test) and (three is _ABSENT or less(two, three, test))
+    def compare_all(one: Any = None, two: Any = None, *more: Any) -> bool:
+        if not less(one, two, test):
+            return False
+        for three in more:
+            two, one = three, two
+            if not less(one, two, test):
+                return False
+        return True
 
     return compare_all
 
@@ -75,16 +80,31 @@ def _multiply(*values: Any) -> float:
 
 
 def _term(value: Any) -> float:
-    """Return *value* as a number to add or multiply; no text is no number here, where elsewhere it is 0."""
-    return math.nan if type(value) is str and not value.strip() else number(value)
+    """Return *value* as a number to calculate with: no text counts as 0, where a comparison has it as no number."""
+    if type(value) is str and not value.strip():
+        return 0
+    return math.nan if type(value) is list else number(value)
 
 
-def _subtract(one: Any = None, two: Any = _ABSENT, *_: Any) -> float:
-    return reduced(-number(one) if two is _ABSENT else number(one) - number(two))
+def _subtract(*values: Any) -> float:
+    if len(values) < 2:
+        return reduced(-_term(values[0])) if values else math.nan
+    left = _term(values[0])
+    for value in values[1:]:
+        left = reduced(left - _term(value))
+    return left
 
 
-def _divide(one: Any = None, two: Any = None, *_: Any) -> float:
-    above, below = number(one), number(two)
+def _divide(*values: Any) -> float:
+    if len(values) < 2:
+        return _quotient(1, _term(values[0])) if values else math.nan
+    left = _term(values[0])
+    for value in values[1:]:
+        left = _quotient(left, _term(value))
+    return left
+
+
+def _quotient(above: float, below: float) -> float:
     if below == 0:
         if above == 0 or above != above:  # noqa: PLR0124 - NaN test
             return math.nan
@@ -92,25 +112,30 @@ def _divide(one: Any = None, two: Any = None, *_: Any) -> float:
     return reduced(float(above) / float(below))
 
 
-def _modulo(one: Any = None, two: Any = None, *_: Any) -> float:
-    above, below = float(number(one)), float(number(two))
-    if below == 0 or math.isinf(above):
+def _modulo(*values: Any) -> float:
+    if len(values) < 2:
         return math.nan
-    return reduced(math.fmod(above, below))
+    left = float(_term(values[0]))
+    for value in values[1:]:
+        below = float(_term(value))
+        if below == 0 or math.isinf(left):
+            return math.nan
+        left = math.fmod(left, below)
+    return reduced(left)
 
 
-def _extreme(choose: Callable[..., float], empty: float) -> Callable[..., float]:
+def _extreme(choose: Callable[..., float]) -> Callable[..., float]:
     def run(*values: Any) -> float:
         numbers = [number(value) for value in values]
-        if any(value != value for value in numbers):  # noqa: PLR0124 - NaN test
+        if not numbers or any(value != value for value in numbers):  # noqa: PLR0124 - NaN test
             return math.nan
-        return choose(numbers) if numbers else empty
+        return choose(numbers)
 
     return run
 
 
 def _cat(*values: Any) -> str:
-    return _bounded("".join("" if value is None else text(value) for value in values))
+    return _bounded("".join(map(text, values)))
 
 
 def _bounded(value: str) -> str:
@@ -170,8 +195,8 @@ VALUE_OPERATORS: dict[str, Callable[..., Any]] = {
     "-": _subtract,
     "/": _divide,
     "%": _modulo,
-    "min": _extreme(min, math.inf),
-    "max": _extreme(max, -math.inf),
+    "min": _extreme(min),
+    "max": _extreme(max),
     "cat": _cat,
     "substr": _substr,
     "merge": _merge,
@@ -180,3 +205,5 @@ VALUE_OPERATORS: dict[str, Callable[..., Any]] = {
     "ends_with": _text_test(str.endswith),
     "sem_ver": _sem_ver,
 }
+# What they take may also come as one list that a rule makes: {"max": {"var": "scores"}}.
+SPREAD = frozenset({"+", "-", "*", "/", "%", "min", "max", "cat"})
