@@ -193,7 +193,7 @@ def test_problems_have_file_line_and_column(tmp_path):
         nets.build(spec)
 
 
-@pytest.mark.parametrize("value", [True, "64", 64.0, None, [64], {"a": 1}])
+@pytest.mark.parametrize("value", [True, "64", 64.5, None, [64], {"a": 1}])
 def test_an_int_is_nothing_else(value):
     registry = net(n=int)
     for spec in ({"type": "net", "n": value}, Spec({"type": "net", "n": value})):
@@ -347,11 +347,9 @@ def test_the_annotated_class_may_be_narrower_than_the_registry():
 @pytest.mark.parametrize(
     "annotation",
     [
-        set[Annotated[Encoder, encoders]],
-        tuple[Annotated[Encoder, encoders], int],
         dict[int, Annotated[Encoder, encoders]],
         Annotated[Encoder, encoders, nets],
-        Annotated[Encoder, encoders] | Annotated[Keep, nets],
+        list[Annotated[Encoder, encoders]] | tuple[Annotated[Keep, nets], ...],
     ],
 )
 def test_nesting_that_is_not_understood_is_refused_clearly(annotation):
@@ -386,7 +384,7 @@ def test_factories_of_every_kind():
     registry.register("classmethod")(Made.of)
     registry.register("instance")(Made())
     registry.register("partial")(functools.partial(positional, 1))
-    registry.register("open")(Keep)
+    registry.register("open", extra=True)(Keep)
     assert registry.build({"type": "dataclass", "part": "conv"}).part.width == 8
     assert registry.build({"type": "positional", "a": 1, "c": 9}).values == (1, 2, 9, 4)
     assert registry.build({"type": "partial", "d": 9}).values == (1, 2, 3, 9)

@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlkit._suggest import clip
 from mlkit.errors import RegistryError
 from mlkit.registry._spec import Spec
 from mlkit.registry._target import qualified
 
+if TYPE_CHECKING:
+    from mlkit.registry._planned import Planned
+
 __all__ = ["remember", "spec_of", "written_of"]
 
-# By identity: `==` and `hash` belong to the objects. The value is the resolved data, or why there is none.
-_built: dict[int, tuple[weakref.ref[Any], dict[str, Any] | str]] = {}
+# By identity: `==` and `hash` belong to the objects. The weak reference has no callback, which would cost as much as all
+# the rest of a build; entries of objects that are gone are swept out when there are twice as many as after the last time.
+_built: dict[int, tuple[weakref.ref[Any], Planned | dict[str, Any]]] = {}
+_FEW = 1_000
+_limit = _FEW
 
 
-def remember(made: object, written: dict[str, Any] | str) -> None:
+def remember(made: object, written: Planned | dict[str, Any]) -> None:
     """Note what *made* was built from, for as long as it lives; a no-op for what cannot be referenced weakly."""
-    key = id(made)
-
-    def forget(gone: weakref.ref[Any]) -> None:
-        found = _built.get(key)
-        if found is not None and found[0] is gone:  # the id may have been given to a younger object
-            _built.pop(key, None)
-
     try:
-        _built[key] = (weakref.ref(made, forget), written)
+        _built[id(made)] = (weakref.ref(made), written)
     except TypeError:
         return
+    if len(_built) > _limit:
+        _sweep()
+
+
+def _sweep() -> None:
+    """Forget the objects that are gone. Two threads may both do this."""
+    global _limit  # noqa: PLW0603 - a budget of the table above
+    for key, noted in list(_built.copy().items()):
+        if noted[0]() is None:
+            gone = _built.pop(key, noted)
+            if gone[0]() is not None:  # the id was given to a younger object in the meantime
+                _built[key] = gone
+    _limit = max(_FEW, 2 * len(_built))
 
 
 def written_of(made: object) -> dict[str, Any] | str | None:
     """Return the resolved data *made* was built from, why there is none, or None if `build` did not make it."""
     found = _built.get(id(made))
-    return found[1] if found is not None and found[0]() is made else None
+    if found is None or found[0]() is not made:
+        return None
+    return found[1] if isinstance(found[1], dict) else found[1].resolved()
 
 
 def spec_of(built: object) -> Spec:
@@ -77,4 +91,6 @@ def spec_of(built: object) -> Spec:
             f"specs of {kind} objects are not remembered, because Python cannot reference them weakly: "
             f"{clip(built, 60)}; keep the spec beside the object"
         ) from None
-    raise RegistryError(f"this {kind} was not made by Registry.build, so it has no spec")
+    raise RegistryError(
+        f"this {kind} was not made by Registry.build or a compiled spec, so it has no spec"
+    )

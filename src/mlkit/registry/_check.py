@@ -6,28 +6,43 @@ from typing import TYPE_CHECKING, Any
 
 from mlkit._suggest import clip, closest, did_you_mean, listing
 from mlkit.errors import DuplicateNameError, EntryError, UnknownNameError
-from mlkit.registry._plain import MAX_DEPTH, problem, shown
-from mlkit.registry._plan import ABSENT, Parameter, make_plan
-from mlkit.registry._planned import Many, Planned, write
-from mlkit.registry._shape import Choose, Items, Node, Shape, Values
+from mlkit.registry._members import Verdict, choose, is_for, is_live, may_make, wanted
+from mlkit.registry._plain import ATOMS, MAX_DEPTH, as_plain, copy_plain, normal, problem, shown
+from mlkit.registry._plan import make_plan
+from mlkit.registry._planned import (
+    Alive,
+    Given,
+    Known,
+    Many,
+    Planned,
+    plain_form,
+    written_form,
+)
+from mlkit.registry._shape import IT, Choose, Fixed, Items, Node, Plain, Shape
 from mlkit.registry._spec import Spec
-from mlkit.registry._target import base_name, qualified
+from mlkit.registry._target import qualified
 from mlkit.registry._text import is_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from mlkit.registry._entry import Entry
+    from mlkit.registry._origin import Origins
     from mlkit.registry._plain import Found, Path
+    from mlkit.registry._plan import Parameter
     from mlkit.registry._registry import Registry
 
 __all__ = ["Checker"]
 
-_PLAIN_KINDS = (type(None), bool, int, float, str, list, dict)
+_NONE: frozenset[type] = frozenset()
 
 
 class Checker:
     """One walk over one spec.
+
+    Args:
+        keep: Whether values that fit are handed on as the very objects; otherwise they are the spec's own, and copied.
+        origins: The modules that registered the names of an unpickled spec.
 
     Attributes:
         problems: What is wrong so far.
@@ -35,10 +50,10 @@ class Checker:
         cause: The first error of importing an entry, to be the cause of the SpecError.
     """
 
-    __slots__ = ("_keep", "cause", "deprecated", "problems")
+    __slots__ = ("_keep", "_origins", "cause", "deprecated", "problems")
 
-    def __init__(self, *, keep: bool) -> None:
-        self._keep = keep
+    def __init__(self, *, keep: bool, origins: Origins | None = None) -> None:
+        self._keep, self._origins = keep, origins
         self.problems: list[Found] = []
         self.deprecated: list[Entry] = []
         self.cause: Exception | None = None
@@ -54,155 +69,261 @@ class Checker:
             value = value.to_dict()
         bare = isinstance(value, str)
         data = {"type": value} if bare else value if type(value) is dict else dict(value)
-        planned = self._start(registry, data, path if bare else (*path, "type"), path)
-        if planned is None:
+        known = self._known(registry, data, path if bare else (*path, "type"), path)
+        if known is None:
             return None
-        if kind is not None and not _may_make(planned.ready, kind):
-            name = planned.entry.ref
-            message = f"expected a {qualified(kind)}, but {name!r} makes something else"
-            self._problem(path, "value", message)
-            return None
+        if known.entry.deprecated is not None:
+            self.deprecated.append(known.entry)
+        planned = Planned(known, path)
+        if kind is not None:
+            if not may_make(known, kind):
+                message = (
+                    f"expected a {qualified(kind)}, but {known.entry.ref!r} makes something else"
+                )
+                self._problem(path, "value", message)
+                return None
+            if not isinstance(known.ready, type):
+                planned.kind = kind
         before = len(self.problems)
-        plain = self._sort_out(planned, data, path)
-        made = self._check_plain(planned, plain, path)
-        if len(self.problems) > before:
-            order = {key: index for index, key in enumerate(data)}
-            late = len(order)
-            self.problems[before:] = sorted(
-                self.problems[before:],
-                key=lambda found: (
-                    order.get(found[0][len(path)], late) if len(found[0]) > len(path) else late
-                ),
-            )
-            return None
-        planned.written = write(planned, data, made)
-        return planned
+        self._arguments(planned, data, path)
+        if len(self.problems) == before:
+            return planned
+        order = {key: index for index, key in enumerate(data)}
+        here, late = len(path), len(order)
+        self.problems[before:] = sorted(
+            self.problems[before:],
+            key=lambda found: order.get(found[0][here], late) if len(found[0]) > here else late,
+        )
+        return None
 
     def _problem(
         self, path: Path, kind: str, message: str, suggestions: Sequence[str] = ()
     ) -> None:
         self.problems.append(problem(path, kind, message, suggestions))
 
-    def _start(
+    # --- what to call ------------------------------------------------------------------------------------------------
+
+    def _known(
         self, registry: Registry[Any], data: dict[Any, Any], path: Path, at: Path
-    ) -> Planned | None:
+    ) -> Known | None:
         """Find what `type` names."""
+        name = data.get("type")
+        catalogue = registry._catalogue  # noqa: SLF001 - the two are one mechanism
+        if type(name) is str and not catalogue.overriding and self._origins is None:
+            found: Known | None = catalogue.plans.get(name)
+            if found is not None:
+                return found
         if "type" not in data:
             message = (
                 f"there is no 'type', the name of what to build from registry {registry.name!r}"
             )
             self._problem(at, "type", message)
             return None
-        name = data["type"]
-        try:
-            if type(name) is not str or not name:
-                self._problem(path, "type", f"expected a name or 'name@version', got {shown(name)}")
-                return None
-            catalogue = registry._catalogue  # noqa: SLF001 - the two are one mechanism
-            entry, record = catalogue.find(name)
-            ready = catalogue.load(record)
-            factory: Any = record.factory
-            plan = record.plan
-            if plan is None:
-                plan = record.plan = make_plan(registry.name, entry, factory)
-        except UnknownNameError as error:
-            what = _loadable(name) if path == at else ""
-            if what:
-                message = f"expected a name, got {shown(name)}, which looks like {what}; pass Spec.load(...) of it"
-                self._problem(path, "unknown_name", message)
-            else:
-                self._problem(path, "unknown_name", str(error), error.suggestions)
+        if type(name) is not str or not name:
+            self._problem(path, "type", f"expected a name or 'name@version', got {shown(name)}")
             return None
+        try:
+            return self._load(registry, name)
+        except UnknownNameError as error:
+            self._unknown_name(registry, name, error, path, bare=path == at)
         except (EntryError, DuplicateNameError) as error:
             self.cause = self.cause or error
             self._problem(path, "entry", str(error))
-            return None
-        if entry.deprecated is not None:
-            self.deprecated.append(entry)
-        return Planned(registry.name, entry, ready, plan, at)
+        return None
 
-    def _sort_out(self, planned: Planned, data: dict[Any, Any], path: Path) -> dict[str, Any]:
-        """Check names and nested specs; return the plain arguments."""
-        plan, parameters = planned.plan, planned.plan.parameters
+    def _load(self, registry: Registry[Any], name: str) -> Known:
+        if self._origins is not None:
+            self._origins.fetch(registry.name, name)
+        catalogue = registry._catalogue  # noqa: SLF001 - as above
+        cache = catalogue.plans
+        entry, record = catalogue.find(name)
+        ready = catalogue.load(record)
+        plan = record.plan
+        if plan is None:
+            factory: Any = record.factory
+            plan = record.plan = make_plan(registry.name, entry, factory)
+        known = Known(registry.name, entry, ready, plan)
+        if not catalogue.overriding:
+            cache[name] = known
+        return known
+
+    def _unknown_name(
+        self,
+        registry: Registry[Any],
+        name: str,
+        error: UnknownNameError,
+        path: Path,
+        *,
+        bare: bool,
+    ) -> None:
+        what = _loadable(name) if bare else ""
+        if what:
+            message = f"expected a name, got {shown(name)}, which looks like {what}; pass Spec.load(...) of it"
+            self._problem(path, "unknown_name", message)
+            return
+        why = self._origins.why(registry.name, name) if self._origins is not None else ""
+        self._problem(path, "unknown_name", f"{error}{why}", error.suggestions)
+
+    # --- with which arguments ----------------------------------------------------------------------------------------
+
+    def _arguments(self, planned: Planned, data: dict[Any, Any], path: Path) -> None:
+        """Check names and values, and fill *planned*."""
+        plan = planned.known.plan
+        exact, parameters, atoms, parts = plan.exact, plan.parameters, planned.atoms, planned.parts
         plain: dict[str, Any] = {}
+        last, in_order = -1, True
         for name, value in data.items():
+            if type(value) in exact.get(name, _NONE):
+                atoms[name] = value
+                continue
             if name == "type":
                 continue
             parameter = parameters.get(name)
             if parameter is None:
-                if plan.open and type(name) is str:
-                    plain[name] = value
-                else:
+                parameter = plan.extras if type(name) is str else None
+                if parameter is None:
                     self._unknown_argument(planned, name, path)
-            elif parameter.obscure:
-                self._problem(
-                    (*path, name), "value", f"{name!r} cannot be checked: {parameter.obscure}"
+                    continue
+            if parameter.index < last:
+                in_order = False
+            last = parameter.index
+            node = parameter.node
+            if node is not None and type(value) is dict and "type" in value:  # the common case
+                parts[name] = planned.written[name] = self.node(
+                    node.registry, value, (*path, name), node.kind
                 )
-            elif parameter.shape is None:
+            elif parameter.shape is None and not parameter.obscure:
                 plain[name] = value
             else:
-                self._nested(planned, parameter, value, (*path, name), plain)
+                self._part(planned, parameter, name, value, (*path, name))
         for name in plan.required:
             if name not in data:
-                message = f"{planned.entry.ref} needs an argument {name!r}"
+                message = f"{planned.known.entry.ref} needs an argument {name!r}"
                 self._problem((*path, name), "missing_argument", message)
-        return plain
+        if plain:
+            self._plain(planned, plain, path)
+        if not in_order:  # what is built does not depend on the order of keys
+            planned.parts = {name: parts[name] for name in parameters if name in parts} | parts
+        if plan.extras is not None:
+            planned.order = [name for name in data if name != "type"]
 
     def _unknown_argument(self, planned: Planned, name: Any, path: Path) -> None:
-        known = list(planned.plan.parameters)
+        entry, plan = planned.known.entry, planned.known.plan
+        known = list(plan.parameters)
         near = closest(name, known) if isinstance(name, str) else []
-        message = f"{planned.entry.ref} has no argument {clip(name, 60)!r}"
+        message = f"{entry.ref} has no argument {clip(name, 60)!r}"
         if near:
             message += did_you_mean(name, known)
-        elif planned.plan.unsigned:
+        elif plan.unsigned:
             message += " that a spec could name, because Python knows no signature of it; wrap it in a function"
-        elif planned.plan.closed_kwargs:
-            message += f" of its own; it has {listing(known)}, and what only **kwargs takes is not accepted"
+        elif plan.swallows:
+            own = f"of its own; it has {listing(known)}, and" if known else "of its own, and"
+            message += (
+                f" {own} what only **kwargs takes must be allowed by registering it with extra=True"
+            )
         else:
             message += f"; it has {listing(known)}"
-        self._problem(
-            (*path, name if isinstance(name, str) else repr(name)),
-            "unknown_argument",
-            message,
-            near,
-        )
+        where = name if isinstance(name, str) else repr(name)
+        self._problem((*path, where), "unknown_argument", message, near)
 
-    def _nested(
-        self, planned: Planned, parameter: Parameter, value: Any, path: Path, plain: dict[str, Any]
+    def _plain(self, planned: Planned, plain: dict[str, Any], path: Path) -> None:
+        """Check arguments that nest nothing, all at once."""
+        given = plain if self._keep else copy_plain(plain)
+        checked = planned.known.plan.validator.check(given, keep=self._keep)
+        for mismatch in checked.mismatches:
+            self._problem((*path, *mismatch.path), "value", mismatch.message)
+        for name, value in checked.arguments.items():
+            planned.parts[name] = value
+            planned.note(name, _form(plain[name], checked.made.get(name, value)))
+
+    def _part(
+        self, planned: Planned, parameter: Parameter, name: str, value: Any, path: Path
     ) -> None:
-        if value is None and parameter.default is None:
-            planned.arguments[parameter.name] = None
+        """Check an argument that may nest specs."""
+        if parameter.obscure:
+            self._problem(path, "value", f"{name!r} cannot be checked: {parameter.obscure}")
             return
         shape: Any = parameter.shape
-        if parameter.rest is not ABSENT and not _is_for(shape.inner, value):
-            plain[parameter.name] = value
-            return
-        if (
-            parameter.node is not None and type(value) is dict and "type" in value
-        ):  # the common case
-            node = parameter.node
-            planned.arguments[parameter.name] = self.node(node.registry, value, path, node.kind)
-        else:
-            planned.arguments[parameter.name] = self._shaped(shape, value, path)
-        planned.nested.append(parameter.name)
+        before = len(self.problems)
+        part = self._shaped(shape, value, path)
+        if len(self.problems) == before:
+            planned.parts[name] = part
+            planned.note(name, written_form(part))
 
     def _shaped(self, shape: Shape, value: Any, path: Path) -> Any:
         if isinstance(shape, Node):
             return self._member(shape, value, path)
         if isinstance(shape, Choose):
-            return (
-                None if value is None and shape.optional else self._shaped(shape.inner, value, path)
-            )
+            return self._one_of(shape, value, path)
+        if isinstance(shape, Plain):
+            return self._leaf(shape, value, path)
         if isinstance(shape, Items):
-            if not isinstance(value, list | tuple):
-                self._problem(path, "value", f"expected a list of specs, got {shown(value)}")
-                return None
-            items = [
-                self._shaped(shape.inner, item, (*path, index)) for index, item in enumerate(value)
-            ]
-            if all(a is b for a, b in zip(items, value, strict=True)) and type(value) is shape.make:
-                return value  # nothing was built: the caller's own list
-            return Many(shape.make, items)
+            return self._items(shape, value, path)
+        if isinstance(shape, Fixed):
+            return self._fixed(shape, value, path)
+        return self._values(shape.inner, value, path)
+
+    def _member(self, shape: Node, value: Any, path: Path) -> Any:
+        if is_for(shape, value):
+            return self.node(shape.registry, value, path, shape.kind)
+        if is_live(shape, value):
+            return value
+        message = f"expected {wanted(shape)}, got {shown(value)}"
+        self._problem(path, "value", message)
+        return None
+
+    def _one_of(self, shape: Choose, value: Any, path: Path) -> Any:
+        if value is None and shape.optional:
+            return None
+        verdict, member = choose(shape, value, self._origins)
+        if verdict is Verdict.MEMBER:
+            return self._shaped(member, value, path)
+        if verdict is Verdict.LIVE:
+            return value
+        if verdict is Verdict.PROBLEM:
+            self._problem(path, "value", f"expected {member}, got {shown(value)}")
+            return None
+        if verdict is Verdict.AMBIGUOUS:
+            self._problem(path, "value", member)
+            return None
+        return self._leaf(member, value, path)
+
+    def _leaf(self, shape: Plain, value: Any, path: Path) -> Any:
+        own = value if self._keep else copy_plain(value)
+        checked = shape.validator.check({IT: own}, keep=self._keep)
+        for mismatch in checked.mismatches:
+            self._problem((*path, *mismatch.path[1:]), "value", mismatch.message)
+        made = checked.arguments[IT]
+        if type(made) in ATOMS:
+            return made
+        return Given(made, _form(value, checked.made.get(IT, made)), shape.validator)
+
+    def _items(self, shape: Items, value: Any, path: Path) -> Any:
+        kinds = (list, tuple) if shape.make in {list, tuple} else (list, tuple, set, frozenset)
+        if not isinstance(value, kinds):
+            self._problem(path, "value", f"expected a list of specs, got {shown(value)}")
+            return None
+        items = [
+            self._shaped(shape.inner, item, (*path, index)) for index, item in enumerate(value)
+        ]
+        if type(value) is shape.make and all(a is b for a, b in zip(items, value, strict=True)):
+            return value  # nothing was built: the caller's own list
+        return Many(shape.make, items)
+
+    def _fixed(self, shape: Fixed, value: Any, path: Path) -> Any:
+        n = len(shape.inner)
+        if not isinstance(value, list | tuple) or len(value) != n:
+            self._problem(path, "value", f"expected a list of {n} parts, got {shown(value)}")
+            return None
+        pairs = zip(shape.inner, value, strict=True)
+        items = [
+            self._shaped(inner, item, (*path, index)) for index, (inner, item) in enumerate(pairs)
+        ]
+        if type(value) is tuple and all(a is b for a, b in zip(items, value, strict=True)):
+            return value
+        return Many(tuple, items)
+
+    def _values(self, inner: Shape, value: Any, path: Path) -> Any:
         if not hasattr(value, "items"):
             self._problem(path, "value", f"expected a mapping of specs, got {shown(value)}")
             return None
@@ -211,27 +332,18 @@ class Checker:
             if not isinstance(key, str):
                 self._problem(path, "value", f"expected text as keys, got {shown(key)}")
                 return None
-        items = [self._shaped(shape.inner, item, (*path, str(key))) for key, item in value.items()]
+        items = [self._shaped(inner, item, (*path, str(key))) for key, item in value.items()]
         if all(a is b for a, b in zip(items, value.values(), strict=True)):
             return value
-        return Many(lambda made: dict(zip(keys, made, strict=True)), items)
+        return Many(list, items, keys)
 
-    def _member(self, shape: Node, value: Any, path: Path) -> Any:
-        if _is_for(shape, value):
-            return self.node(shape.registry, value, path, shape.kind)
-        if _is_live(shape, value):
-            return value
-        wanted = qualified(shape.kind) if shape.kind else base_name(shape.registry.base)
-        message = f"expected a mapping with a 'type' from registry {shape.registry.name!r}, or a {wanted}, got {shown(value)}"
-        self._problem(path, "value", message)
-        return None
 
-    def _check_plain(self, planned: Planned, plain: dict[str, Any], path: Path) -> dict[str, Any]:
-        checked = planned.plan.validator.check(plain, keep=self._keep)
-        for mismatch in checked.mismatches:
-            self._problem((*path, *mismatch.path), "value", mismatch.message)
-        planned.arguments.update(checked.arguments)
-        return checked.made
+def _form(value: Any, made: Any) -> Any:
+    """Return how a plain argument is written: as it was given, with floats where integers were made floats."""
+    if type(value) in ATOMS and type(value) is not int and type(value) is not float:
+        return value
+    form = plain_form(value)
+    return form if isinstance(form, Alive) else as_plain(normal(form, made))
 
 
 def _loadable(name: str) -> str:
@@ -239,44 +351,3 @@ def _loadable(name: str) -> str:
     if is_text(name):
         return "the text of a spec"
     return "a file" if name.endswith((".yaml", ".yml", ".json")) else ""
-
-
-def _is_for(shape: Shape, value: Any) -> bool:
-    """Return whether *value* is meant as a spec, or as a container of specs, for *shape*."""
-    if isinstance(shape, Node):
-        if isinstance(value, Spec):
-            return True
-        if isinstance(value, str):
-            base = shape.registry.base
-            return base is object or not isinstance(value, base)
-        return _has_type(value)
-    if isinstance(shape, Items):
-        return isinstance(value, list | tuple)
-    if isinstance(shape, Values):
-        return type(value) is dict
-    return _is_for(shape.inner, value)
-
-
-def _has_type(value: Any) -> bool:
-    if type(value) is dict:
-        return "type" in value
-    from collections.abc import Mapping
-
-    return isinstance(value, Mapping) and "type" in value
-
-
-def _is_live(shape: Node, value: Any) -> bool:
-    wanted: Any = shape.kind or shape.registry.base
-    if wanted is object:
-        return type(value) not in _PLAIN_KINDS
-    try:
-        return isinstance(value, wanted)
-    except TypeError:  # a protocol that cannot be checked at run time
-        return isinstance(value, shape.registry.base)
-
-
-def _may_make(ready: Callable[..., Any], kind: type) -> bool:
-    try:
-        return not isinstance(ready, type) or issubclass(ready, kind)
-    except TypeError:  # as above
-        return True

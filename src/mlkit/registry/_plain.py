@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "ATOMS",
     "Found",
     "NotPlainError",
     "Path",
@@ -29,7 +30,7 @@ Found = tuple[Path, SpecProblem]
 
 MAX_DEPTH = 100
 MAX_VALUES = 100_000
-_SCALARS = (str, int, float, bool, type(None))
+ATOMS: frozenset[type] = frozenset({str, int, float, bool, type(None)})
 _MAX_INT_BITS = 4096  # beyond about 14,000 bits Python refuses to write a number in decimal
 
 
@@ -60,7 +61,7 @@ def is_plain(value: object) -> bool:
 
 def _is_plain(value: object, depth: int) -> bool:
     kind = type(value)
-    if kind in _SCALARS:
+    if kind in ATOMS:
         return True
     if depth == 0:
         return False
@@ -91,7 +92,7 @@ def as_plain(value: Any, depth: int = MAX_DEPTH) -> Any:
         NotPlainError: If it has none.
     """
     kind = type(value)
-    if kind in _SCALARS:
+    if kind in ATOMS:
         return value
     if depth == 0:
         raise NotPlainError(f"nested deeper than {MAX_DEPTH} levels")
@@ -150,7 +151,7 @@ def _take(value: Any, path: Path, problems: list[Found], budget: list[int]) -> A
     if budget[0] < 0:
         return None
     kind = type(value)
-    if kind in _SCALARS:
+    if kind in ATOMS:
         if kind is int and value.bit_length() > _MAX_INT_BITS:
             problems.append(
                 problem(path, "value", f"expected an integer of at most {_MAX_INT_BITS} bits")

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlkit._suggest import clip
 from mlkit.errors import EntryError
-from mlkit.registry._plain import NotPlainError, as_plain, normal
-from mlkit.registry._shape import Choose, Node, Shape, UnsupportedError, shape_of
-from mlkit.registry._validate import Validator
+from mlkit.registry._plain import ATOMS, NotPlainError, as_plain, normal
+from mlkit.registry._shape import IT, Choose, Node, Plain, Shape, UnsupportedError, shape_of
+from mlkit.registry._signature import Unreadable, annotation_of, signature_of
+from mlkit.registry._validate import Validator, exact_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from inspect import Parameter as Declared
+    from inspect import Signature
 
     from mlkit.registry._entry import Entry
 
 __all__ = ["ABSENT", "Parameter", "Plan", "make_plan"]
 
 ABSENT: Any = object()
+_LAST = 1_000_000
 
 
 class Parameter:
@@ -26,38 +28,64 @@ class Parameter:
 
     Attributes:
         name: Its name.
-        required: Whether it has no default.
-        positional: Whether it can only be passed by position.
+        index: Its place in the signature.
         default: Its default, `ABSENT` if it has none.
         written: The default as plain data, `ABSENT` if it has no plain form that means the same.
+        annotation: As an object, `ABSENT` if it has none or it cannot be used.
         shape: How nested specs fit in, None if they do not.
-        obscure: Why its annotation cannot be used, empty if it can.
         node: The shape if it is one nested spec, or one or None.
-        rest: What else a nested parameter may be: an annotation, `ABSENT` if nothing.
+        obscure: Why its annotation cannot be used, empty if it can.
+        takes_none: Whether None passes unchecked: the default of a nested parameter, whatever its annotation.
     """
 
     __slots__ = (
+        "annotation",
         "default",
+        "index",
         "name",
         "node",
         "obscure",
-        "positional",
-        "required",
-        "rest",
         "shape",
+        "takes_none",
         "written",
     )
 
-    def __init__(self, declared: Declared) -> None:
-        self.name = declared.name
-        self.required = declared.default is declared.empty
-        self.positional = declared.kind is declared.POSITIONAL_ONLY
-        self.default = ABSENT if self.required else declared.default
+    def __init__(self, name: str, index: int, default: Any, annotation: Any) -> None:
+        self.name, self.index, self.default = name, index, default
+        self.annotation = annotation
         self.written: Any = ABSENT
         self.shape: Shape | None = None
         self.node: Node | None = None
         self.obscure = ""
-        self.rest: Any = ABSENT
+        self.takes_none = False
+        if isinstance(annotation, Unreadable):
+            self.obscure, self.annotation = annotation.reason, ABSENT
+        elif annotation is not ABSENT:
+            try:
+                self._place(shape_of(annotation))
+            except UnsupportedError as error:
+                self.obscure, self.annotation = str(error), ABSENT
+
+    def _place(self, shape: Shape | None) -> None:
+        self.shape = shape
+        if shape is None:
+            return
+        self.takes_none = self.default is None
+        if isinstance(shape, Choose):
+            self.takes_none = self.takes_none or shape.optional
+            if len(shape.members) == 1:
+                shape = shape.members[0]
+        if isinstance(shape, Node):
+            self.node = shape
+
+    @property
+    def exact(self) -> frozenset[type]:
+        """Types of which every value is right as it is."""
+        if self.obscure:
+            return frozenset()
+        if self.shape is not None:
+            return frozenset({type(None)}) if self.takes_none else frozenset()
+        return ATOMS if self.annotation is ABSENT else exact_types(self.annotation)
 
 
 class Plan:
@@ -65,50 +93,77 @@ class Plan:
 
     Attributes:
         parameters: By name, in the order of the signature.
+        exact: By name, the types of which every value is right as it is.
         required: Names without a default.
-        open: Whether any name is taken: the factory declares `**kwargs` and no name of its own.
+        extras: What a name that is no parameter's may be given; None if there are no such names.
+        swallows: Whether the factory has `**kwargs` that are not open to specs.
         unsigned: Whether Python knows no signature of it, so that it can be built without arguments only.
-        closed_kwargs: Whether it declares `**kwargs` besides names of its own; what they would swallow is refused.
-        positional: Names of positional-only parameters.
+        variadic: The name of `*args`; empty if there are none.
         validator: Checks the plain arguments.
+        returns: The class that a function says it returns, None if it does not say.
     """
 
     __slots__ = (
-        "closed_kwargs",
-        "open",
+        "_ordered",
+        "_positional",
+        "exact",
+        "extras",
         "parameters",
-        "positional",
         "required",
+        "returns",
+        "simple",
+        "swallows",
         "unsigned",
         "validator",
+        "variadic",
     )
 
     def __init__(
         self,
         parameters: dict[str, Parameter],
-        validator: Validator,
         *,
-        takes_any: bool,
+        positional: tuple[str, ...] = (),
+        ordered: tuple[str, ...] = (),
+        variadic: str = "",
+        extras: Parameter | None = None,
+        swallows: bool = False,
         unsigned: bool = False,
+        returns: type | None = None,
     ) -> None:
         self.parameters = parameters
-        self.required = tuple(p.name for p in parameters.values() if p.required)
-        self.positional = tuple(p.name for p in parameters.values() if p.positional)
-        self.open = takes_any and not parameters
-        self.closed_kwargs = takes_any and bool(parameters)
-        self.unsigned = unsigned
-        self.validator = validator
+        self.exact = {name: parameter.exact for name, parameter in parameters.items()}
+        self.required = tuple(
+            p.name for p in parameters.values() if p.default is ABSENT and p.name != variadic
+        )
+        self._positional, self._ordered = positional, ordered
+        self.variadic, self.extras, self.swallows = variadic, extras, swallows
+        self.unsigned, self.returns = unsigned, returns
+        self.simple = not positional and not variadic
+        self.validator = Validator(
+            {
+                name: parameter.annotation
+                for name, parameter in parameters.items()
+                if parameter.shape is None and parameter.annotation is not ABSENT
+            }
+        )
+        for parameter in parameters.values():
+            if parameter.default is not ABSENT:
+                parameter.written = _written(parameter, self)
 
     def call(self, factory: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Call *factory* with *arguments*, each as its parameter wants it."""
-        if not self.positional:
+        if self.simple:
             return factory(**arguments)
         by_name = dict(arguments)
-        last = max((i for i, name in enumerate(self.positional) if name in arguments), default=-1)
+        rest = by_name.pop(self.variadic, ())
+        names = self._ordered if rest else self._positional
+        last = len(names) - 1
+        if not rest:
+            last = max((i for i, name in enumerate(names) if name in arguments), default=-1)
         by_position = [
-            by_name.pop(name, self.parameters[name].default) for name in self.positional[: last + 1]
+            by_name.pop(name, self.parameters[name].default) for name in names[: last + 1]
         ]
-        return factory(*by_position, **by_name)
+        return factory(*by_position, *rest, **by_name)
 
 
 def make_plan(registry: str, entry: Entry, factory: Callable[..., Any]) -> Plan:
@@ -117,115 +172,107 @@ def make_plan(registry: str, entry: Entry, factory: Callable[..., Any]) -> Plan:
     Raises:
         EntryError: If it has a parameter called `type`.
     """
-    import inspect
-
-    try:
-        signature = inspect.signature(factory)
-    except (TypeError, ValueError):  # some classes written in C, and what inherits from them
-        return Plan({}, Validator({}), takes_any=False, unsigned=True)
-    parameters: dict[str, Parameter] = {}
-    annotations: dict[str, Any] = {}
-    takes_any = False
-    for declared in signature.parameters.values():
-        if declared.kind is declared.VAR_KEYWORD:
-            takes_any = True
-        elif declared.kind is not declared.VAR_POSITIONAL:
-            parameters[declared.name] = Parameter(declared)
-            annotations[declared.name] = declared.annotation
-    if "type" in parameters:
+    signature = signature_of(factory)
+    if signature is None:
+        return Plan({}, unsigned=True)
+    if "type" in signature.parameters:
         raise EntryError(
             registry,
             entry.ref,
             target=entry.target,
             reason="it has a parameter called 'type', the key that names what to build; rename the parameter",
         )
-    plain: dict[str, Any] = {}
-    for name, annotation in annotations.items():
-        if annotation is inspect.Parameter.empty:
+    return _read(factory, signature, extra=entry.extra)
+
+
+def _read(factory: Any, signature: Signature, *, extra: bool) -> Plan:
+    parameters: dict[str, Parameter] = {}
+    positional, ordered, variadic = [], [], ""
+    extras, swallows = None, False
+    for index, declared in enumerate(signature.parameters.values()):
+        name, kind = declared.name, declared.kind
+        annotation = _annotation(factory, declared)
+        if kind is declared.VAR_KEYWORD:
+            swallows = not extra
+            extras = _extras(annotation) if extra else None
             continue
-        _place(parameters[name], _evaluated(factory, annotation), plain)
-    validator = Validator(plain)
-    for parameter in parameters.values():
-        if parameter.default is not ABSENT:
-            parameter.written = _written(parameter, validator)
-    return Plan(parameters, validator, takes_any=takes_any)
-
-
-def _place(parameter: Parameter, annotation: Any, plain: dict[str, Any]) -> None:
-    """Decide whether *parameter* is nested or plain."""
-    if isinstance(annotation, NameError):
-        parameter.obscure = str(annotation)
-        return
-    try:
-        parameter.shape = shape_of(annotation)
-    except UnsupportedError as error:
-        parameter.obscure = str(error)
-        return
-    if parameter.shape is None:
-        plain[parameter.name] = annotation
-        return
-    shape = parameter.shape
-    if isinstance(shape, Choose):
-        if shape.rest is not None:
-            plain[parameter.name] = parameter.rest = shape.rest
-        shape = shape.inner
-    if isinstance(shape, Node):
-        parameter.node = shape
-
-
-def _evaluated(factory: Any, annotation: Any) -> Any:
-    """Return *annotation* as an object where it was written as text; a NameError if a name in it is unknown."""
-    if not isinstance(annotation, str):
-        return annotation
-    import typing
-
-    failure: Exception | None = None
-    for names in _namespaces(factory):
-        holder = typing.cast("Any", lambda: None)
-        holder.__annotations__ = {"it": annotation}
-        try:
-            return typing.get_type_hints(holder, globalns=names, include_extras=True)["it"]
-        except Exception as error:  # noqa: BLE001 - an annotation is any expression
-            failure = failure or error
-    return NameError(
-        f"its annotation {clip(annotation, 60)!r} cannot be evaluated ({failure}); define its names at module level "
-        f"and outside `if TYPE_CHECKING`"
+        if kind is declared.VAR_POSITIONAL:
+            variadic = name
+            annotation = _many(annotation)
+        elif kind is not declared.KEYWORD_ONLY:
+            ordered.append(name)
+            if kind is declared.POSITIONAL_ONLY:
+                positional.append(name)
+        default = ABSENT if declared.default is declared.empty else declared.default
+        parameters[name] = Parameter(name, index, default, annotation)
+    plan = Plan(
+        parameters,
+        positional=tuple(positional),
+        ordered=tuple(ordered),
+        variadic=variadic,
+        extras=extras,
+        swallows=swallows,
+        returns=_returns(factory, signature),
     )
+    for name, made in _empty_defaults(factory):
+        if name in parameters:
+            parameters[name].written = made
+    return plan
 
 
-def _namespaces(factory: Any) -> list[dict[str, Any]]:
-    """Return where the names in the annotations of *factory* may be defined, the likeliest first."""
-    import functools
-    import inspect
-    import sys
-
-    while isinstance(factory, functools.partial):
-        factory = factory.func
-    factory = inspect.unwrap(factory)
-    found = []
-    if isinstance(factory, type):
-        methods = [inspect.unwrap(getattr(factory, name)) for name in ("__init__", "__new__")]
-        found += [method.__globals__ for method in methods if inspect.isfunction(method)]
-        modules = [kind.__module__ for kind in factory.__mro__ if kind is not object]
-        found += [vars(sys.modules[name]) for name in modules if name in sys.modules]
-    else:
-        function = getattr(factory, "__func__", factory)
-        if not hasattr(function, "__globals__"):
-            function = type(factory).__call__
-        found.append(getattr(function, "__globals__", {}))
-    return found or [{}]
+def _annotation(factory: Any, declared: Declared) -> Any:
+    if declared.annotation is declared.empty:
+        return ABSENT
+    return annotation_of(factory, declared.annotation)
 
 
-def _written(parameter: Parameter, validator: Validator) -> Any:
+def _empty_defaults(factory: Any) -> list[tuple[str, Any]]:
+    """Return the fields of a dataclass that are an empty container by default, which the signature does not show."""
+    fields = getattr(factory, "__dataclass_fields__", {}) if isinstance(factory, type) else {}
+    return [
+        (name, {} if field.default_factory is dict else [])
+        for name, field in fields.items()
+        if field.default_factory in {list, dict, set, tuple, frozenset}
+    ]
+
+
+def _many(annotation: Any) -> Any:
+    """Return the annotation of `*args` as that of one list."""
+    if isinstance(annotation, Unreadable):
+        return annotation
+    kind: Any = tuple
+    return kind[Any if annotation is ABSENT else annotation, ...]
+
+
+def _extras(annotation: Any) -> Parameter:
+    """Return the parameter that stands for every name that only `**kwargs` takes."""
+    parameter = Parameter("", _LAST, ABSENT, annotation)
+    if parameter.shape is None and not parameter.obscure:
+        kind = Any if parameter.annotation is ABSENT else parameter.annotation
+        parameter.shape = Plain(Validator({IT: kind}))
+    return parameter
+
+
+def _returns(factory: Any, signature: Signature) -> type | None:
+    if isinstance(factory, type) or signature.return_annotation is signature.empty:
+        return None
+    found = annotation_of(factory, signature.return_annotation)
+    return found if isinstance(found, type) else None
+
+
+def _written(parameter: Parameter, plan: Plan) -> Any:
     """Return the default as plain data if giving that to the factory means the same as leaving it out."""
     default = parameter.default
+    if type(default) in plan.exact[parameter.name]:
+        return default
     try:
         plain = as_plain(default)
     except NotPlainError:
         return ABSENT
-    if parameter.shape is not None:
-        return plain if default is None or default in ((), [], {}) else ABSENT
-    checked = validator.check({parameter.name: plain})
+    if parameter.shape is not None or parameter.obscure:
+        same = default is None or default in ((), [], {})
+        return plain if same and not parameter.obscure else ABSENT
+    checked = plan.validator.check({parameter.name: plain})
     if checked.mismatches:
         return ABSENT
     again = checked.arguments[parameter.name]

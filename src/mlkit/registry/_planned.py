@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlkit.registry._built import written_of
-from mlkit.registry._plain import NotPlainError, as_plain, normal
+from mlkit.registry._plain import ATOMS, NotPlainError, as_plain, copy_plain
 from mlkit.registry._plan import ABSENT, Plan
 
 if TYPE_CHECKING:
@@ -13,85 +12,150 @@ if TYPE_CHECKING:
 
     from mlkit.registry._entry import Entry
     from mlkit.registry._plain import Path
+    from mlkit.registry._validate import Validator
 
-__all__ = ["Many", "Planned", "write"]
+__all__ = ["Alive", "Given", "Known", "Many", "Planned", "plain_form", "written_form"]
 
-_ATOMS = frozenset({type(None), bool, int, float, str})
+
+class Known(NamedTuple):
+    """What one name of one registry stands for."""
+
+    registry: str
+    entry: Entry
+    ready: Callable[..., Any]
+    plan: Plan
 
 
 class Planned:
     """One checked node: what to call with which arguments.
 
     Attributes:
-        written: The resolved data of the node, or why it cannot be written as data.
+        known: What to call.
+        path: Where the node is in the spec.
+        atoms: Arguments that are text, numbers, booleans or None.
+        parts: All other arguments: checked nodes, containers of them, and values; in the order of the signature.
+        written: The data of arguments that is not what they are called with.
+        alive: Why the node cannot be written as data; empty if it can.
+        kind: What a function must return, where the annotation is narrower than the registry; else None.
+        order: The names as they were given, where the factory can see their order; else None.
     """
 
-    __slots__ = ("arguments", "entry", "nested", "path", "plan", "ready", "registry", "written")
+    __slots__ = ("alive", "atoms", "kind", "known", "order", "parts", "path", "written")
 
-    def __init__(
-        self, registry: str, entry: Entry, ready: Callable[..., Any], plan: Plan, path: Path
-    ) -> None:
-        self.registry, self.entry, self.path = registry, entry, path
-        self.ready, self.plan = ready, plan
-        self.arguments: dict[str, Any] = {}
-        self.nested: list[str] = []
-        self.written: dict[str, Any] | str = ""
+    def __init__(self, known: Known, path: Path) -> None:
+        self.known, self.path = known, path
+        self.atoms: dict[str, Any] = {}
+        self.parts: dict[str, Any] = {}
+        self.written: dict[str, Any] = {}
+        self.alive = ""
+        self.kind: type | None = None
+        self.order: list[str] | None = None
+
+    def note(self, name: str, form: Any) -> None:
+        """Remember how the argument *name* is written, or that it cannot be."""
+        if isinstance(form, Alive):
+            self.alive = self.alive or f"its argument {name!r} was passed alive: {form.reason}"
+        else:
+            self.written[name] = form
+
+    def resolved(self) -> dict[str, Any] | str:
+        """Return the data of the node with versions and defaults written out, or why it has none."""
+        if self.alive:
+            return self.alive
+        data: dict[str, Any] = {"type": self.known.entry.ref}
+        parameters = self.known.plan.parameters
+        names = [*parameters]
+        if self.known.plan.extras is not None:
+            names += [name for name in self.order or () if name not in parameters]
+        for name in names:
+            if name in self.atoms:
+                data[name] = self.atoms[name]
+            elif name in self.written:
+                value = _resolved(self.written[name])
+                if isinstance(value, Alive):
+                    return f"its argument {name!r} was passed alive: {value.reason}"
+                data[name] = value
+            elif name in parameters and parameters[name].written is not ABSENT:
+                data[name] = copy_plain(parameters[name].written)
+        return data
 
 
 class Many:
-    """A container of nested specs and live objects."""
+    """A container of checked nodes and values: a mapping if there are keys, otherwise what *make* makes of a list."""
 
-    __slots__ = ("items", "make")
+    __slots__ = ("items", "keys", "make")
 
-    def __init__(self, make: Callable[[Any], Any], items: list[Any]) -> None:
-        self.make, self.items = make, items
-
-
-def write(planned: Planned, data: dict[str, Any], made: dict[str, Any]) -> dict[str, Any] | str:
-    """Return the resolved data of a node, or why it has none."""
-    written: dict[str, Any] = {"type": planned.entry.ref}
-    for name, parameter in planned.plan.parameters.items():
-        if name not in data:
-            default = parameter.written
-            if default is not ABSENT:
-                written[name] = default if type(default) in _ATOMS else as_plain(default)
-            continue
-        value = data[name]
-        try:
-            if name not in made:
-                written[name] = _write_value(planned.arguments[name])
-            elif type(value) in _ATOMS and type(value) is not int:
-                written[name] = value
-            else:
-                written[name] = as_plain(normal(value, made[name]))
-        except NotPlainError as error:
-            return f"its argument {name!r} was passed alive: {error}"
-    if planned.plan.open:
-        for name, value in data.items():
-            if name != "type":
-                try:
-                    written[name] = as_plain(value)
-                except NotPlainError as error:
-                    return f"its argument {name!r} was passed alive: {error}"
-    return written
+    def __init__(
+        self,
+        make: Callable[[list[Any]], Any],
+        items: list[Any],
+        keys: list[str] | None = None,
+    ) -> None:
+        self.make, self.items, self.keys = make, items, keys
 
 
-def _write_value(value: Any) -> Any:
+class Given(NamedTuple):
+    """A value beside nested specs, the data it is written as, and what checked it."""
+
+    value: Any
+    form: Any
+    validator: Validator
+
+
+class Alive(NamedTuple):
+    """In place of data: why there is none."""
+
+    reason: str
+
+
+def written_form(value: Any) -> Any:
+    """Return how a checked value is written: data with checked nodes in it, or `Alive`. It holds no live object."""
     if isinstance(value, Planned):
-        if isinstance(value.written, str):
-            raise NotPlainError(value.written)
-        return value.written
-    if isinstance(value, Many):
-        items = [_write_value(item) for item in value.items]
-        made = value.make(items)
-        return made if isinstance(made, dict) else items
-    if type(value) in _ATOMS:
         return value
-    known = written_of(value)  # a live object that was itself built from a spec
+    if isinstance(value, Given):
+        return value.form
+    if isinstance(value, Many):
+        forms = [written_form(item) for item in value.items]
+        odd = next((form for form in forms if isinstance(form, Alive)), None)
+        if odd is not None:
+            return odd
+        return forms if value.keys is None else dict(zip(value.keys, forms, strict=True))
+    return plain_form(value)
+
+
+def plain_form(value: Any) -> Any:
+    """Return *value* as data, `Alive` if it has no such form; what was itself built is written as its spec."""
+    if type(value) in ATOMS:
+        return value
+    from mlkit.registry._built import written_of
+
+    known = written_of(value)
     if isinstance(known, dict):
         return known
-    if isinstance(value, list | tuple):
-        return [_write_value(item) for item in value]
-    if type(value) is dict:
-        return {key: _write_value(item) for key, item in value.items()}
-    return as_plain(value)
+    if isinstance(known, str):
+        return Alive(known)
+    if type(value) is list or type(value) is tuple:
+        forms = [plain_form(item) for item in value]
+        return next((form for form in forms if isinstance(form, Alive)), forms)
+    try:
+        if type(value) is dict:
+            as_keys = {key: plain_form(item) for key, item in value.items()}
+            odd = next((form for form in as_keys.values() if isinstance(form, Alive)), None)
+            return odd or as_plain(as_keys)
+        return as_plain(value)
+    except NotPlainError as error:
+        return Alive(str(error))
+
+
+def _resolved(form: Any) -> Any:
+    """Return *form* with data for the nodes in it."""
+    if isinstance(form, Planned):
+        data = form.resolved()
+        return Alive(data) if isinstance(data, str) else data
+    if type(form) is list:
+        items = [_resolved(item) for item in form]
+        return next((item for item in items if isinstance(item, Alive)), items)
+    if type(form) is dict:
+        made = {key: _resolved(item) for key, item in form.items()}
+        return next((item for item in made.values() if isinstance(item, Alive)), made)
+    return form

@@ -5,10 +5,25 @@ from __future__ import annotations
 import types
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, get_origin
 
+from mlkit.registry._validate import Validator
+
 if TYPE_CHECKING:
     from mlkit.registry._registry import Registry
 
-__all__ = ["Choose", "Items", "Node", "Shape", "UnsupportedError", "Values", "shape_of"]
+__all__ = [
+    "IT",
+    "Choose",
+    "Fixed",
+    "Items",
+    "Node",
+    "Plain",
+    "Shape",
+    "UnsupportedError",
+    "Values",
+    "shape_of",
+]
+
+IT = "it"
 
 
 class UnsupportedError(TypeError):
@@ -22,36 +37,47 @@ class Node(NamedTuple):
     kind: type | None  # the annotated class, which may be narrower than the registry's base
 
 
+class Plain(NamedTuple):
+    """A part beside nested specs that is checked like any argument, under the name `IT`."""
+
+    validator: Validator
+
+
 class Items(NamedTuple):
-    """A list or tuple of nested specs."""
+    """A list, tuple or set of parts."""
 
     inner: Shape
-    make: type
+    make: Any
+
+
+class Fixed(NamedTuple):
+    """A tuple of so many parts."""
+
+    inner: tuple[Shape, ...]
 
 
 class Values(NamedTuple):
-    """A mapping of text to nested specs."""
+    """A mapping of text to parts."""
 
     inner: Shape
 
 
 class Choose(NamedTuple):
-    """A nested spec or something else: `None`, or what the rest of the union says."""
+    """One of several: nested specs, containers of them, `None`, or what the rest of a union says."""
 
-    inner: Shape
+    members: tuple[Shape, ...]
     optional: bool
-    rest: Any  # an annotation, None if there is nothing but None
+    rest: Plain | None
 
 
-Shape = Node | Items | Values | Choose
+Shape = Node | Plain | Items | Fixed | Values | Choose
 
 
 def shape_of(annotation: Any) -> Shape | None:
     """Return how *annotation* nests specs, or None if it does not.
 
     Raises:
-        UnsupportedError: If it does so where no spec can be told from data: in sets, callables, two registries in one
-            union.
+        UnsupportedError: If it does so where no spec can be told from data: in a callable, in the keys of a mapping.
     """
     annotation = getattr(annotation, "__value__", annotation)  # `type X = ...`
     origin, args = get_origin(annotation), get_args(annotation)
@@ -61,11 +87,14 @@ def shape_of(annotation: Any) -> Shape | None:
         return None
     if origin is Union or origin is types.UnionType:
         return _union(annotation, args)
-    inner = [shape_of(arg) for arg in args if arg is not Ellipsis and not isinstance(arg, list)]
-    nested = [shape for shape in inner if shape is not None]
-    if not nested:
+    shapes = [shape_of(arg) for arg in args if arg is not Ellipsis and not isinstance(arg, list)]
+    if all(shape is None for shape in shapes):
         return None
-    return _container(annotation, origin, args, nested)
+    return _container(annotation, origin, args)
+
+
+def _part(annotation: Any) -> Shape:
+    return shape_of(annotation) or Plain(Validator({IT: annotation}))
 
 
 def _annotated(annotation: Any) -> Shape | None:
@@ -75,7 +104,9 @@ def _annotated(annotation: Any) -> Shape | None:
     if not found:
         return shape_of(annotation.__origin__)
     if len(found) > 1:
-        raise UnsupportedError(f"{annotation} names two registries")
+        raise UnsupportedError(
+            f"{annotation} names two registries; write Annotated[A, a] | Annotated[B, b]"
+        )
     kind = annotation.__origin__
     plain = get_origin(kind) or kind
     is_class = isinstance(plain, type) and plain is not object and plain is not Any
@@ -84,35 +115,37 @@ def _annotated(annotation: Any) -> Shape | None:
 
 def _union(annotation: Any, args: tuple[Any, ...]) -> Shape | None:
     shapes = [shape_of(arg) for arg in args]
-    nested = [shape for shape in shapes if shape is not None]
-    if not nested:
+    members = tuple(shape for shape in shapes if shape is not None)
+    if not members:
         return None
-    if len(nested) > 1:
-        raise UnsupportedError(f"{annotation} has two parts that are built from specs")
+    for kind in (Items, Fixed, Values):
+        if sum(isinstance(member, kind) for member in members) > 1:
+            raise UnsupportedError(f"{annotation} has two members that look the same in a spec")
     rest = [
         arg
         for arg, shape in zip(args, shapes, strict=True)
         if shape is None and arg is not type(None)
     ]
-    return Choose(nested[0], type(None) in args, Union[tuple(rest)] if rest else None)  # noqa: UP007 - rest is a list
+    plain = Plain(Validator({IT: Union[tuple(rest)]})) if rest else None  # noqa: UP007 - rest is a list
+    return Choose(members, type(None) in args, plain)
 
 
-def _container(annotation: Any, origin: Any, args: tuple[Any, ...], nested: list[Shape]) -> Shape:
-    from collections.abc import (
-        Collection,
-        Iterable,
-        Mapping,
-        MutableMapping,
-        MutableSequence,
-        Sequence,
-    )
+def _container(annotation: Any, origin: Any, args: tuple[Any, ...]) -> Shape:
+    from collections import abc
 
-    if origin in {list, Sequence, MutableSequence, Collection, Iterable}:
-        return Items(nested[0], list)
-    if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
-        return Items(nested[0], tuple)
-    if origin in {dict, Mapping, MutableMapping} and args[0] is str and len(nested) == 1:
-        return Values(nested[0])
+    lists = {list, abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable}
+    if origin in lists:
+        return Items(_part(args[0]), list)
+    if origin in {set, abc.MutableSet}:
+        return Items(_part(args[0]), set)
+    if origin in {frozenset, abc.Set}:
+        return Items(_part(args[0]), frozenset)
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return Items(_part(args[0]), tuple)
+        return Fixed(tuple(_part(arg) for arg in args))
+    if origin in {dict, abc.Mapping, abc.MutableMapping} and args[0] is str:
+        return Values(_part(args[1]))
     raise UnsupportedError(
-        f"{annotation} is not understood; nest a registry in list[...], tuple[..., ...], dict[str, ...] or Optional[...]"
+        f"{annotation} is not understood; nest a registry in list, tuple, set, dict[str, ...] or a union"
     )

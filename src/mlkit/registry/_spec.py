@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from mlkit._suggest import clip, closest, did_you_mean
 from mlkit.errors import ConfigurationError
@@ -10,14 +11,18 @@ from mlkit.registry._entry import Frozen, parse_ref
 from mlkit.registry._plain import copy_plain, problem, shown, take
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from os import PathLike
 
+    from mlkit.registry._origin import Origins
     from mlkit.registry._plain import Found, Path
     from mlkit.registry._registry import Registry
     from mlkit.registry._text import Source
 
 __all__ = ["Spec"]
+
+T = TypeVar("T")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @final
@@ -25,7 +30,9 @@ class Spec(Frozen):
     r"""What to build, as plain data: a `type`, which is a name in a registry, and arguments beside it.
 
     Specs are immutable values: equal if their digests are, hashable, safe to share between threads, and picklable with
-    the lines of the file they were read from. Holding a spec runs and imports nothing.
+    the lines of the file they were read from. Holding a spec runs and imports nothing. A pickled one knows the modules
+    that registered its names in the process it comes from; building it imports those of them that it needs, and no
+    data can add to them.
 
     Args:
         data: A mapping with a `type` key; inside it only text, numbers, booleans, None, lists, mappings with text as
@@ -42,11 +49,12 @@ class Spec(Frozen):
         True
     """
 
-    __slots__ = ("_digest", "_plain_data", "_source")
+    __slots__ = ("_digest", "_origins", "_plain_data", "_source")
 
     _plain_data: dict[str, Any]
     _source: Source | None
     _digest: str | None
+    _origins: Origins | None  # only of one that was unpickled
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         from collections.abc import Mapping
@@ -65,6 +73,7 @@ class Spec(Frozen):
         put(self, "_plain_data", copy)
         put(self, "_source", source)
         put(self, "_digest", None)
+        put(self, "_origins", None)
         if problems:
             from mlkit.registry._text import spec_error
 
@@ -138,11 +147,65 @@ class Spec(Frozen):
             ConfigurationError: If *registry* is not one.
         """
         from mlkit.registry._build import resolve
-        from mlkit.registry._registry import Registry
 
-        if not isinstance(registry, Registry):
-            raise ConfigurationError("Spec.resolved(registry)", registry, "a Registry")
+        _check_registry("Spec.resolved(registry)", registry)
         return Spec(resolve(registry, self))
+
+    def compile(self, registry: Registry[T]) -> Callable[[], T]:
+        """Return a function that builds the spec, each time afresh, without checking it again.
+
+        A spec is data and belongs to no registry, so the registry is said here, as in `resolved`. The factories are
+        those of now: what is registered or overridden later does not change what the function builds. It may be called
+        by several threads; to send it to another process, send the spec and compile it there.
+
+        Args:
+            registry: The registry to build with.
+
+        Returns:
+            A function without arguments. `spec_of` knows what it built.
+
+        Raises:
+            SpecError: If the registry could not build it; every problem at once.
+            ConfigurationError: If *registry* is not one.
+
+        Examples:
+            >>> from mlkit.registry import Registry
+            >>> models = Registry("models")
+            >>> models.lazy("fraction", "fractions:Fraction")
+            >>> half = Spec({"type": "fraction", "numerator": 1, "denominator": 2}).compile(models)
+            >>> half(), half() is half()
+            (Fraction(1, 2), False)
+        """
+        from mlkit.registry._compile import compiled
+
+        _check_registry("Spec.compile(registry)", registry)
+        return compiled(registry, self)
+
+    def with_(self, changes: Mapping[str, Any] = _NOTHING, /, **arguments: Any) -> Spec:
+        """Return the spec with other values in some places.
+
+        Args:
+            changes: New values by dotted path, as problems name it: `"encoder.width"`, `"layers[0].width"`. A last
+                name that is not there yet is added.
+            **arguments: The same, for arguments of the spec itself.
+
+        Returns:
+            A new spec; it has no `source`, because what it says is no longer in that file.
+
+        Raises:
+            SpecError: If a path leads nowhere, or a value is not plain data; every problem at once.
+            ConfigurationError: If *changes* is not a mapping of paths.
+
+        Examples:
+            >>> spec = Spec({"type": "net", "encoder": {"type": "conv", "width": 8}})
+            >>> spec.with_({"encoder.width": 16}, depth=3)
+            Spec({'type': 'net', 'encoder': {'type': 'conv', 'width': 16}, 'depth': 3})
+        """
+        from mlkit.registry._change import changed
+
+        made = Spec(changed(self._plain_data, changes, arguments))
+        object.__setattr__(made, "_origins", self._origins)
+        return made
 
     @property
     def type(self) -> str:
@@ -176,13 +239,32 @@ class Spec(Frozen):
         return f"Spec({clip(repr(self._plain_data), 200)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self._plain_data, tuple(self._source) if self._source else None)
+        from mlkit.registry._origin import origins_of
+
+        known = self._origins.modules if self._origins is not None else {}
+        origins = {**known, **origins_of(self._plain_data)}
+        return _restore, (self._plain_data, tuple(self._source) if self._source else None, origins)
 
 
-def _restore(data: dict[str, Any], source: tuple[str, str, Path] | None) -> Spec:
+def _restore(
+    data: dict[str, Any],
+    source: tuple[str, str, Path] | None,
+    origins: dict[tuple[str, str], tuple[str, ...]],
+) -> Spec:
+    from mlkit.registry._origin import Origins
     from mlkit.registry._text import Source
 
-    return _make(data, Source(*source) if source else None)
+    spec = _make(data, Source(*source) if source else None)
+    if origins:
+        object.__setattr__(spec, "_origins", Origins(origins))
+    return spec
+
+
+def _check_registry(where: str, registry: object) -> None:
+    from mlkit.registry._registry import Registry
+
+    if not isinstance(registry, Registry):
+        raise ConfigurationError(where, registry, "a Registry")
 
 
 def _make(data: dict[str, Any], source: Source | None) -> Spec:

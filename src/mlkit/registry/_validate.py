@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlkit.registry._plain import is_plain, shown
+from mlkit.registry._plain import ATOMS, is_plain, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mlkit.registry._plain import Path
 
-__all__ = ["Checked", "Mismatch", "Validator"]
+__all__ = ["Checked", "Mismatch", "Validator", "exact_types"]
 
-_SCALARS = frozenset({str, int, float, bool, type(None)})
 _PYDANTIC = "pydantic_core._pydantic_core"
 _NAMES = {
     "bool_type": "bool",
@@ -77,7 +76,7 @@ class Validator:
         result = arguments.copy()
         for name, value in made.items():
             old = given[name]
-            plain = value is old or type(old) in _SCALARS
+            plain = value is old or type(old) in ATOMS
             result[name] = value if plain else _kept(old, value, keep=keep)
         return Checked(result, made, [])
 
@@ -91,8 +90,6 @@ class Validator:
         keep: bool,
     ) -> Checked:
         """Accept what only failed for want of a JSON form, and collect the rest."""
-        import json
-
         result, everything, mismatches = dict(arguments), {}, list[Mismatch]()
         failed = {row["loc"][0] for row in rows}
         for name, value in given.items():
@@ -101,7 +98,7 @@ class Validator:
                 if name not in failed:
                     made = schema.validate_python({name: value})
                 elif is_plain(value):
-                    made = schema.validate_json(json.dumps({name: value}))
+                    made = self._as_json(schema, name, value)
                 else:
                     mismatches += _mismatches(value, own)
                     continue
@@ -116,6 +113,22 @@ class Validator:
             result[name] = made[name] if name in failed else _kept(value, made[name], keep=keep)
         return Checked(result, everything, mismatches)
 
+    def _as_json(self, schema: Any, name: str, value: Any) -> Any:
+        """Check *value* as the JSON text of it; to JSON, 8.0 and 8 are one number."""
+        import json
+
+        try:
+            return schema.validate_json(json.dumps({name: value}))
+        except self._error:
+            whole = _whole(value)
+            if whole is value:
+                raise
+            try:
+                return schema.validate_json(json.dumps({name: whole}))
+            except self._error:
+                pass
+            raise
+
     def _compile(self) -> Any:
         # Two threads may both do this, to the same effect; a lock could be held by a third one at a fork.
         from pydantic_core import ValidationError
@@ -123,6 +136,39 @@ class Validator:
         self._error = ValidationError
         self._schema = schema = _compile(self._annotations)
         return schema
+
+
+def exact_types(annotation: Any) -> frozenset[type]:
+    """Return the built-in types of which every value fits *annotation* as it is, without asking pydantic.
+
+    An int fits `float` too, but not as it is.
+    """
+    import types
+    from typing import Union, get_args, get_origin
+
+    if annotation is Any or annotation is object:
+        return ATOMS
+    if annotation is None:
+        return frozenset({type(None)})
+    if isinstance(annotation, type):
+        return ATOMS & {annotation}
+    if get_origin(annotation) in {Union, types.UnionType}:
+        return frozenset().union(*map(exact_types, get_args(annotation)))
+    return frozenset()
+
+
+def _whole(value: Any) -> Any:
+    """Return *value* with integers for floats that are whole; *value* itself if there are none."""
+    kind = type(value)
+    if kind is float:
+        return int(value) if value.is_integer() else value
+    if kind is list:
+        made = [_whole(item) for item in value]
+        return value if all(a is b for a, b in zip(made, value, strict=True)) else made
+    if kind is dict:
+        items = {key: _whole(item) for key, item in value.items()}
+        return value if all(items[key] is value[key] for key in value) else items
+    return value
 
 
 def _compile(annotations: dict[str, Any]) -> Any:
@@ -152,7 +198,7 @@ def _adapter(annotations: dict[str, Any]) -> Any:
 
 def _kept(value: Any, made: Any, *, keep: bool) -> Any:
     """Return which of two to hand on: what was given, or what pydantic made of it."""
-    if made is value or type(value) in _SCALARS:
+    if made is value or type(value) in ATOMS:
         return made
     if type(made).__module__ == _PYDANTIC:
         return value  # made is a view of an iterable, good for one reading

@@ -1,0 +1,104 @@
+"""What a factory says about its parameters: names, kinds, defaults, and annotations as objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlkit._suggest import clip
+
+if TYPE_CHECKING:
+    import inspect
+
+__all__ = ["Unreadable", "annotation_of", "signature_of"]
+
+
+class Unreadable:
+    """In place of an annotation that cannot be evaluated.
+
+    Attributes:
+        reason: Why.
+    """
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def signature_of(factory: Any) -> inspect.Signature | None:
+    """Return the signature of *factory*, or None if Python knows none (some classes written in C)."""
+    import inspect
+
+    keys = getattr(factory, "__required_keys__", None)
+    if keys is not None and isinstance(factory, type):
+        return _typed_dict(factory, keys)
+    try:
+        return inspect.signature(factory)
+    except (TypeError, ValueError):
+        return None
+
+
+def _typed_dict(factory: Any, required: frozenset[str]) -> inspect.Signature:
+    import inspect
+    import typing
+
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=kind,
+                default=inspect.Parameter.empty if name in required else ...,
+            )
+            for name, kind in typing.get_type_hints(factory, include_extras=True).items()
+        ]
+    )
+
+
+def annotation_of(factory: Any, annotation: Any) -> Any:
+    """Return *annotation* as an object where it was written as text, `Unreadable` if a name in it is unknown."""
+    if isinstance(annotation, str):
+        annotation = _evaluated(factory, annotation)
+    if type(annotation).__name__ == "InitVar" and hasattr(annotation, "type"):
+        return annotation_of(factory, annotation.type)  # an argument of `__init__` that is no field
+    return annotation
+
+
+def _evaluated(factory: Any, annotation: str) -> Any:
+    import typing
+
+    failure: Exception | None = None
+    for names in _namespaces(factory):
+        holder = typing.cast("Any", lambda: None)
+        holder.__annotations__ = {"it": annotation}
+        try:
+            return typing.get_type_hints(holder, globalns=names, include_extras=True)["it"]
+        except Exception as error:  # noqa: BLE001 - an annotation is any expression
+            failure = failure or error
+    return Unreadable(
+        f"its annotation {clip(annotation, 60)!r} cannot be evaluated ({failure}); define its names at module level "
+        f"and outside `if TYPE_CHECKING`"
+    )
+
+
+def _namespaces(factory: Any) -> list[dict[str, Any]]:
+    """Return where the names in the annotations of *factory* may be defined, the likeliest first."""
+    import functools
+    import inspect
+    import sys
+
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    factory = inspect.unwrap(factory)
+    found = []
+    if isinstance(factory, type):
+        methods = [inspect.unwrap(getattr(factory, name)) for name in ("__init__", "__new__")]
+        found += [method.__globals__ for method in methods if inspect.isfunction(method)]
+        modules = [kind.__module__ for kind in factory.__mro__ if kind is not object]
+        found += [vars(sys.modules[name]) for name in modules if name in sys.modules]
+    else:
+        function = getattr(factory, "__func__", factory)
+        if not hasattr(function, "__globals__"):
+            function = type(factory).__call__
+        found.append(getattr(function, "__globals__", {}))
+    return found or [{}]
