@@ -13,6 +13,7 @@ MlkitError
 │   ├── UnknownNameError (KeyError)          nothing is registered under the name
 │   ├── DuplicateNameError (ValueError)      two owners register one name
 │   ├── EntryError (ImportError)             a registered entry cannot be imported or is not what it must be
+│   ├── RegistryFrozenError (RuntimeError)   something is registered after `freeze()`
 │   ├── SpecError (ValueError)               a spec does not fit: every problem at once
 │   └── NoCandidateError (LookupError)       no strategy accepts the context: why each one declined
 ├── ReproError
@@ -102,6 +103,7 @@ __all__ = [
     "RateLimitedError",
     "RebuildError",
     "RegistryError",
+    "RegistryFrozenError",
     "RejectedError",
     "ReproError",
     "ResultRejectedError",
@@ -283,6 +285,25 @@ class EntryError(RegistryError, ImportError):
     def __init__(self, registry: str, name: str, *, target: str, reason: str) -> None:
         self.registry, self.entry, self.target = registry, name, target
         super().__init__(f"{name!r} of registry {registry!r} ({target}): {reason}")
+
+
+class RegistryFrozenError(RegistryError, RuntimeError):
+    """Something is registered in a registry that was frozen.
+
+    Args:
+        registry: Name of the registry.
+        name: What would have been registered.
+    """
+
+    registry: str
+    name: str
+
+    def __init__(self, registry: str, name: str) -> None:
+        self.registry, self.name = registry, name
+        super().__init__(
+            f"registry {registry!r} is frozen, so {clip(name, 60)!r} cannot be registered: import the module that "
+            f"registers it before freeze() is called, or put it in place for a while with override(...)"
+        )
 
 
 class SpecProblem:

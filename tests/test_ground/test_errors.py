@@ -31,6 +31,7 @@ EXAMPLES: dict[str, tuple[tuple, dict]] = {
     "DeadlineExceededError": (("the call", 0.2), {}),
     "DigestError": (("$" + LONG, "reason"), {}),
     "DuplicateNameError": (("models", "mlp@1"), {"first": "a:1", "second": "b:2"}),
+    "RegistryFrozenError": (("models", LONG), {}),
     "EntryError": (("models", "vit"), {"target": "pkg:ViT", "reason": LONG}),
     "FingerprintError": (("$.a", "reason"), {}),
     "FlagFileError": (("flags.json", LONG), {}),

@@ -234,7 +234,7 @@ def test_a_broken_target_raises_when_asked_for_and_is_tried_again(tmp_path, monk
         "attribute": "did you mean 'dumps'",
         "number": "cannot be called",
         "wrong": "not a subclass",
-        "needy": "pip install timm>=1",
+        "needy": "pip install 'timm>=1'",
     }
     for name, text in expected.items():
         with pytest.raises(EntryError) as caught:

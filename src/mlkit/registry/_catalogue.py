@@ -7,16 +7,26 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any, final
 
-from mlkit.errors import ConfigurationError, DuplicateNameError, EntryError, UnknownNameError
-from mlkit.registry._entry import Entry, Record, parse_ref
+from mlkit.errors import (
+    ConfigurationError,
+    DuplicateNameError,
+    EntryError,
+    RegistryFrozenError,
+    UnknownNameError,
+)
+from mlkit.registry._entry import PLAIN, Entry, Record, parse_ref, same_owner
 from mlkit.registry._override import OVERRIDE, overridden
-from mlkit.registry._table import Table, atomic_items, describe
-from mlkit.registry._target import checked, load, owner_of
+from mlkit.registry._owner import same_definition, target_of
+from mlkit.registry._table import Clash, Table, newest
+from mlkit.registry._target import checked, load
 from mlkit.telemetry import Counter, emit, register
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mlkit.registry._plugins import Plugins
+    from mlkit.registry._problem import Problem
+    from mlkit.registry._registry import Registry
     from mlkit.registry._target import Base
 
 __all__ = ["Catalogue", "warn_deprecated"]
@@ -45,13 +55,16 @@ class Catalogue:
             puts an empty one in its place, so that who began before the change writes into one that nobody reads.
         plans: What `build` knows of a reference, under the same rule as `ready`.
         overriding: How many overrides are open, in whatever context.
+        group: The entry points that belong to it, None for none.
+        table: What code registered.
     """
 
     __slots__ = (
-        "_group",
+        "_frozen",
         "_imports",
         "_plugins",
         "base",
+        "group",
         "name",
         "overriding",
         "plans",
@@ -60,48 +73,115 @@ class Catalogue:
     )
 
     def __init__(self, name: str, base: Base, group: str | None) -> None:
-        self.name, self.base, self._group = name, base, group
+        self.name, self.base, self.group = name, base, group
         self.table = Table()
-        self._plugins: Table | None = None
+        self._plugins: Plugins | None = None
+        self._frozen = False
         self.ready: dict[Any, Callable[..., Any]] = {}
         self.plans: dict[str, Any] = {}
         self.overriding = 0
         self._imports = Counter("registry_imports_total", registry=name)
         register(self._imports)
 
-    def put(self, record: Record, *, replace: bool) -> None:
+    def put(self, record: Record, replace: bool) -> None:  # noqa: FBT001 - private, and called very often
         """Add *record*.
 
         Raises:
             DuplicateNameError: If another owner has its name and version, or an alias means something else.
+            RegistryFrozenError: If the registry is frozen.
         """
-        entry = record.entry
+        if record.said is PLAIN and self.group is None:
+            names = self.table.names
+            with _lock:  # the common case: a new name, which was nothing before, so that nothing remembers it
+                if (
+                    not (self._frozen or self.table.aliases)
+                    and names.setdefault(record.name, record) is record
+                ):
+                    return
+        while True:
+            # Whether two definitions are the same is asked without the lock, because it looks at objects of the user.
+            table, old = self._place(record)
+            same = old is not None and same_owner(old, record)
+            if old is not None and not same and not replace and table is self.table:
+                raise self._duplicate(Clash(old.entry.ref, old), record)
+            if self._frozen and not (same and _unloaded(old)):
+                raise RegistryFrozenError(self.name, record.name)
+            if old is not None and (table is not self.table or (same and _unloaded(old))):
+                _inherit(record, old)
+            with _lock:
+                if table.at(record.name, record.said.version) is not old:
+                    continue  # another thread was faster
+                clash = table.put(record, replace=replace and table is self.table)
+                if clash is None:
+                    self._forget()
+                    return
+            raise self._duplicate(clash, record)
+
+    def _forget(self) -> None:
+        self.ready, self.plans = {}, {}
+
+    def _place(self, record: Record) -> tuple[Table, Record | None]:
+        """Return the table that *record* belongs into, and what that has under its name and version.
+
+        An installed plugin that registers itself on import stays a plugin: what a name means must not depend on which
+        of its versions happened to be imported first, nor a conflict end because one of the two was imported.
+        """
+        plugins = self._plugins
+        if plugins is not None:
+            declared = plugins.table.at(record.name, record.said.version)
+            if declared is not None and any(
+                same_owner(claim, record) for claim in (declared, *declared.claims)
+            ):
+                return plugins.table, declared
+        return self.table, self.table.at(record.name, record.said.version)
+
+    def _duplicate(self, clash: Clash, record: Record) -> DuplicateNameError:
+        return DuplicateNameError(
+            self.name, clash.name, first=describe(clash.other), second=describe(record)
+        )
+
+    def freeze(self) -> None:
+        """Refuse what would be registered from now on."""
+        self._scan()
         with _lock:
-            # An installed plugin that registers itself on import stays a plugin: what a name means must not depend on
-            # which of its versions happened to be imported first.
-            table, plugins = self.table, self._plugins
-            if plugins is not None:
-                declared = plugins.find(entry.name, entry.version)
-                if declared is not None and declared.owner == record.owner:
-                    table = plugins
-            table.put(self.name, record, replace=replace)
-            self.ready, self.plans = {}, {}
+            self._frozen = True
 
     def names(self) -> list[tuple[str, tuple[Record, ...]]]:
-        """Return every name with its versions; a plugin never adds to a name that code registered."""
+        """Return every name with its versions; of a name that code and plugins have, the plugins' versions come last."""
         plugins = self._scan()
-        found = atomic_items(self.table.names)
+        found = self.table.items()
+        if plugins is None:
+            return found
+        merged = dict(found)
+        for name, declared in plugins.table.items():
+            ours = merged.get(name, ())
+            taken = {record.said.version for record in ours}
+            merged[name] = (
+                *ours,
+                *(record for record in declared if record.said.version not in taken),
+            )
+        return list(merged.items())
+
+    def known(self) -> int:
+        """Return the number of names as far as they were read: those of plugins only if somebody asked for them."""
+        plugins = self._plugins
+        return len(self.table.names.keys() | (plugins.table.names.keys() if plugins else ()))
+
+    def candidates(self) -> list[Record]:
+        """Return what each name means that is asked for without a version."""
+        found = [newest(versions) for _, versions in self.table.items()]
+        plugins = self._scan()
         if plugins is not None:
-            ours = {name for name, _ in found}
-            found += [item for item in atomic_items(plugins.names) if item[0] not in ours]
+            ours = self.table.names
+            found += [newest(versions) for name, versions in plugins.table.items() if name not in ours]
         return found
 
     def search(self, name: str, version: int | None) -> Record | None:
         """Return the record of a name or alias, or None."""
         found = self.table.find(name, version)
-        if found is None and self._group is not None:
+        if found is None and self.group is not None:
             plugins = self._scan()
-            found = plugins.find(name, version) if plugins is not None else None
+            found = plugins.table.find(name, version) if plugins is not None else None
         return found
 
     def lookup(self, ref: str) -> Record:
@@ -131,18 +211,14 @@ class Catalogue:
         ready = record.ready
         if ready is not None:
             return ready
-        entry = record.entry
-        if record.conflict is not None:
-            other = Record(record.conflict, "")
-            raise DuplicateNameError(
-                self.name, entry.ref, first=describe(record), second=describe(other)
-            )
+        if record.claims:
+            raise self._duplicate(Clash(record.entry.ref, record), record.claims[0])
         try:
-            factory = load(self.name, entry)
-            made = checked(self.name, entry, factory, self.base)
+            factory = load(self.name, record)
+            made = checked(self.name, record, factory, self.base)
         except EntryError as error:
             cause = type(error.__cause__).__name__ if error.__cause__ else None
-            emit("registry.entry.failed", self.name, entry=entry.ref, error=cause)
+            emit("registry.entry.failed", self.name, entry=record.entry.ref, error=cause)
             raise
         with _lock:
             if record.ready is None:  # of 32 threads that imported it at once, one decides for all
@@ -165,14 +241,14 @@ class Catalogue:
         if isinstance(ref, str):
             entry, record = self.find(ref)
             ready = self.load(record)
-            lasting = record.owner is not OVERRIDE
+            lasting = record.source is not OVERRIDE
         else:
             known = self._registered(ref)
             entry = known.entry
             record = overridden(self, known) if self.overriding else known
             lasting = record is known and known.factory is ref
             if record is known and not lasting:
-                ready = checked(self.name, entry, ref, self.base)
+                ready = checked(self.name, record, ref, self.base)
             else:
                 ready = self.load(record)
         if entry.deprecated is not None:
@@ -195,58 +271,77 @@ class Catalogue:
                 f"{self.name}.create(ref)", handle, "a name, or a registered class or function"
             )
         records = [record for _, versions in self.names() for record in versions]
-        record = next((record for record in records if record.factory is handle), None)
-        if record is not None:
-            return record
+        for record in records:
+            if record.factory is handle:
+                return record
         # A lazy entry that was not imported through the registry, or a definition that has since run again.
-        target, _ = owner_of(handle)
-        record = next((record for record in records if record.entry.target == target), None)
-        if record is not None:
-            return record
+        target = target_of(handle)
+        for record in records:
+            if record.target == target or same_definition(record.factory, handle):
+                return record
         raise UnknownNameError(self.name, target, (record.entry.target for record in records))
 
     def _unknown(self, ref: str) -> UnknownNameError:
         name, at, _ = ref.partition("@")
         versions = self.table.versions(name)
         if not versions and self._plugins is not None:
-            versions = self._plugins.versions(name)
+            versions = self._plugins.table.versions(name)
         if at and versions:
             return UnknownNameError(self.name, ref, [record.entry.ref for record in versions])
-        known = [name for name, _ in self.names()] + list(self.table.aliases.copy())
+        known = [*self.table.names.copy(), *self.table.aliases.copy()]
+        if self._plugins is not None:
+            known += [*self._plugins.table.names.copy(), *self._plugins.table.aliases.copy()]
         hint = "(if it is defined, was the module that registers it imported?)"
         return UnknownNameError(self.name, ref, known, hint=hint)
 
-    def _scan(self) -> Table | None:
+    def _scan(self) -> Plugins | None:
         plugins = self._plugins
-        if plugins is None and self._group is not None:
+        if plugins is None and self.group is not None:
             from mlkit.registry._plugins import scan
 
-            found = scan(self.name, self._group)
+            found = scan(self.name, self.group)
+            mine = self._declared(found.table)
             with _lock:
                 plugins = self._plugins
                 if plugins is None:
-                    moved = self._adopt(found)
+                    for record in mine:
+                        if found.table.put(record, replace=False) is None:
+                            self.table.remove(record)
                     self._plugins = plugins = found
-                    for record in moved:
-                        self.table.remove(record)
-                    self.ready, self.plans = {}, {}
+                    self._forget()
         return plugins
 
-    def _adopt(self, plugins: Table) -> list[Record]:
-        """Put what plugins registered before they were scanned with what they declare, as `put` does afterwards."""
-        moved = []
-        for name, records in self.table.names.items():
+    def _declared(self, plugins: Table) -> list[Record]:
+        """Return what plugins registered before they were read, to be put with what they declare."""
+        found = []
+        for _, records in self.table.items():
             for record in records:
-                declared = plugins.find(name, record.entry.version)
-                if declared is not None and declared.owner == record.owner:
-                    try:
-                        plugins.put(self.name, record, replace=False)
-                    except (
-                        DuplicateNameError
-                    ):  # an alias that another plugin has: no reason for a scan to fail
-                        continue
-                    moved.append(record)
-        return moved
+                declared = plugins.at(record.name, record.said.version)
+                if declared is not None and any(
+                    same_owner(claim, record) for claim in (declared, *declared.claims)
+                ):
+                    _inherit(record, declared)
+                    found.append(record)
+        return found
+
+
+def describe(record: Record) -> str:
+    """Return who a record is and where it was registered, for an error message."""
+    return f"{record.entry.target} ({record.entry.source})"
+
+
+def _unloaded(record: Record | None) -> bool:
+    return record is not None and record.factory is None
+
+
+def _inherit(record: Record, declared: Record) -> None:
+    """Let the definition of a lazy entry or a plugin keep what was said where it was declared."""
+    record.said = record.said.over(declared.said)
+    claimed = (declared, *declared.claims)
+    mine = next((claim for claim in claimed if same_owner(claim, record)), declared)
+    if mine.distribution:
+        record.source, record.distribution = mine.source, mine.distribution
+    record.claims = tuple(claim for claim in claimed if claim is not mine) if declared.claims else ()
 
 
 def warn_deprecated(registry: str, entry: Entry, *, stacklevel: int) -> None:

@@ -141,7 +141,7 @@ class Checker:
         plan = record.plan
         if plan is None:
             factory: Any = record.factory
-            plan = record.plan = make_plan(registry.name, entry, factory)
+            plan = record.plan = make_plan(registry.name, record.entry, factory)
         known = Known(registry.name, entry, ready, plan)
         if not catalogue.overriding:
             cache[name] = known

@@ -99,10 +99,12 @@ def choose(
 
 def _verdict(registry: str, record: Record, context: Any) -> str | None:
     """Return why *record* declines, or None if it accepts."""
-    if record.when is None:
+    if record.claims:
+        return "several installed distributions claim its name"
+    if record.said.when is None:
         return None
     try:
-        answer: Any = record.when(context)
+        answer: Any = record.said.when(context)
     except Exception as error:  # noqa: BLE001 - one broken predicate must not take the other strategies down
         emit(
             "registry.predicate.failed",

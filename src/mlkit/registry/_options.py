@@ -6,122 +6,153 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mlkit.errors import ConfigurationError, EntryError
-from mlkit.registry._entry import Entry, Record, check_name, texts
-from mlkit.registry._target import Base, base_name, checked, owner_of, refuse_type
+from mlkit.registry._entry import (
+    MAX_NAME,
+    PLAIN,
+    Record,
+    Said,
+    check_name,
+    is_target,
+    parse_ref,
+    texts,
+)
+from mlkit.registry._target import Base, base_name, checked, refuse_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["NOTHING", "check_base", "imported_record", "lazy_record"]
+    from mlkit.registry._entry import Migration
+
+__all__ = ["NOTHING", "check_base", "imported_record", "lazy_record", "said"]
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-_NO_TAGS: frozenset[str] = frozenset()
 
 
 def imported_record(
-    registry: str, base: Base, factory: Any, *, name: str | None, source: str, **options: Any
+    registry: str, base: Base, factory: Any, name: Any, source: tuple[str, int], said: Said
 ) -> Record:
     """Return the record of a class or function that is in memory.
 
     Raises:
-        ConfigurationError: If it, or anything said about it, is not what it must be.
+        ConfigurationError: If it, or its name, is not what it must be.
     """
-    where = f"{registry}.register"
     if not callable(factory):
-        raise ConfigurationError(f"{where}(factory)", factory, "a class or function")
-    target, owner = owner_of(factory)
+        raise ConfigurationError(f"{registry}.register(factory)", factory, "a class or function")
     if name is None:
         name = getattr(factory, "__name__", None)
-        if name is None or not name.isidentifier():
+        if not isinstance(name, str) or not name.isidentifier():
             raise ConfigurationError(
-                f"{where}(name)", name, "a name, because the object has none of its own"
+                f"{registry}.register(name)", name, "a name, because the object has none of its own"
             )
-    refuse_type(where, factory)
-    entry, when = _describe(where, name, target=target, source=source, imported=True, **options)
+    # The common case of every check comes first and without a call: this runs once for each of very many names.
+    if name.__class__ is not str or not name.isidentifier() or len(name) > MAX_NAME:
+        name = check_name(f"{registry}.register(name)", name)
+    refuse_type(registry, factory)
+    ready = factory if base is object else _based(registry, base, factory, name, source)
+    record = Record(name, source, factory, ready)
+    if said is not PLAIN:
+        record.said = said.without(name)
+    return record
+
+
+def _based(
+    registry: str, base: Base, factory: Any, name: str, source: tuple[str, int]
+) -> Callable[..., Any]:
+    """Return *factory* as it is called, or say that it can never make what the registry holds."""
+    where = f"{registry}.register(factory)"
     try:
-        ready = checked(registry, entry, factory, base)
+        ready = checked(registry, Record(name, source, factory), factory, base)
     except EntryError:
         raise ConfigurationError(
-            f"{where}(factory)", factory, f"a subclass of {base_name(base)}, or a function"
+            where, factory, f"a subclass of {base_name(base)}, or a function"
         ) from None
     _check_return(where, factory, base)
-    return Record(entry, owner, factory=factory, ready=ready, when=when)
+    return ready
 
 
-def lazy_record(registry: str, target: str, *, name: str, source: str, **options: Any) -> Record:
+def lazy_record(
+    registry: str, target: str, *, name: Any, source: tuple[str, int], said: Said
+) -> Record:
     """Return the record of what is imported when it is first used.
 
     Raises:
-        ConfigurationError: If anything said about it is not what it must be.
+        ConfigurationError: If its name or target is not what it must be.
     """
-    where = f"{registry}.lazy"
-    if not isinstance(target, str) or not _is_target(target):
-        raise ConfigurationError(f"{where}(target)", target, "'package.module:attribute'")
-    entry, when = _describe(where, name, target=target, source=source, **options)
-    return Record(entry, target, when=when)
+    if not isinstance(target, str) or not is_target(target):
+        raise ConfigurationError(
+            f"{registry}.lazy(target)", target, "'package.module:attribute'"
+        )
+    record = Record(check_name(f"{registry}.lazy(name)", name), source)
+    record.target, record.imported = target, False
+    if said is not PLAIN:
+        record.said = said.without(record.name)
+    return record
 
 
-def _is_target(target: str) -> bool:
-    module, _, attribute = target.partition(":")
-    return all(part.isidentifier() for whole in (module, attribute) for part in whole.split("."))
-
-
-def _describe(
+def said(
     where: str,
-    name: str,
     *,
-    target: str,
-    source: str,
-    imported: bool = False,
     version: int,
     aliases: Iterable[str],
     tags: Iterable[str],
     meta: Mapping[str, Any],
     requires: Iterable[str],
     deprecated: str | None,
+    replacement: str | None,
+    migrate: Migration | None,
     extra: bool,
     when: Callable[[Any], bool | str] | None,
     priority: float,
-) -> tuple[Entry, Callable[[Any], bool | str] | None]:
+) -> Said:
     """Check what was said about an entry; *where* is the call, for messages: `"models.register"`."""
-    if (
-        type(name) is not str or not name.isidentifier() or len(name) > 200
-    ):  # the common case, without a call
-        name = check_name(f"{where}(name)", name)
     if type(version) is not int or not 1 <= version < 10**9:
         raise ConfigurationError(f"{where}(version=...)", version, "an integer >= 1")
     if type(priority) not in {int, float} or priority != priority:  # noqa: PLR0124 - NaN has no rank
         raise ConfigurationError(f"{where}(priority=...)", priority, "a number")
+    if type(extra) is not bool:
+        raise ConfigurationError(f"{where}(extra=...)", extra, "True or False")
     if deprecated is not None and (not isinstance(deprecated, str) or not deprecated):
         raise ConfigurationError(
             f"{where}(deprecated=...)", deprecated, "text that says what to use instead"
         )
-    if extra is not True and extra is not False:
-        raise ConfigurationError(f"{where}(extra=...)", extra, "True or False")
+    if replacement is not None:
+        if not isinstance(replacement, str) or parse_ref(replacement) is None:
+            raise ConfigurationError(
+                f"{where}(replacement=...)", replacement, "the name or name@N that takes its place"
+            )
+        deprecated = deprecated or f"use {replacement}"
+    _check_functions(where, replacement, migrate, when)
+    aliases = texts(f"{where}(aliases=...)", aliases)
+    for alias in aliases:
+        check_name(f"{where}(aliases=...)", alias)
+    return Said(
+        version,
+        tuple(dict.fromkeys(aliases)),
+        frozenset(texts(f"{where}(tags=...)", tags)),
+        meta if meta is NOTHING else _check_meta(where, meta),
+        texts(f"{where}(requires=...)", requires),
+        deprecated,
+        replacement,
+        migrate,
+        extra,
+        when,
+        priority,
+    )
+
+
+def _check_functions(where: str, replacement: str | None, migrate: Any, when: Any) -> None:
     if when is not None and not callable(when):
         raise ConfigurationError(f"{where}(when=...)", when, "a callable of the context")
-    if aliases:
-        aliases = texts(f"{where}(aliases=...)", aliases)
-        for alias in aliases:
-            check_name(f"{where}(aliases=...)", alias)
-        aliases = dict.fromkeys(alias for alias in aliases if alias != name)
-    if meta is not NOTHING:
-        meta = _check_meta(where, meta)
-    entry = Entry(
-        name,
-        version,
-        target,
-        source,
-        aliases=tuple(aliases),
-        tags=frozenset(texts(f"{where}(tags=...)", tags)) if tags else _NO_TAGS,
-        meta=meta,
-        requires=texts(f"{where}(requires=...)", requires) if requires else (),
-        deprecated=deprecated,
-        extra=extra,
-        priority=priority,
-        imported=imported,
-    )
-    return entry, when
+    if migrate is None:
+        return
+    if not callable(migrate):
+        raise ConfigurationError(
+            f"{where}(migrate=...)", migrate, "a callable from old arguments to new ones"
+        )
+    if replacement is None:
+        raise ConfigurationError(
+            f"{where}(migrate=...)", migrate, "replacement=... beside it, which takes the arguments"
+        )
 
 
 def check_base(base: Any) -> Base:
@@ -146,15 +177,11 @@ def check_base(base: Any) -> Base:
 
 def _check_return(where: str, factory: Any, base: Base) -> None:
     """Refuse a function whose annotation says that it never returns what the registry holds."""
-    if base is object or isinstance(factory, type):
+    if isinstance(factory, type):
         return
     returns = getattr(factory, "__annotations__", {}).get("return", base)
     if returns is None or (isinstance(returns, type) and _never(returns, base)):
-        raise ConfigurationError(
-            f"{where}(factory)",
-            factory,
-            f"a function that returns a {base_name(base)}",
-        )
+        raise ConfigurationError(where, factory, f"a function that returns a {base_name(base)}")
 
 
 def _check_meta(where: str, meta: Any) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OVERRIDE", "Override", "overridden"]
 
-OVERRIDE = "override"  # the owner of a record that stands in for another
+OVERRIDE = "override"  # the source of a record that stands in for another
 
 # One variable for all registries: a context keeps every variable it ever saw alive.
 _layers: ContextVar[tuple[Override, ...]] = ContextVar("mlkit.registry.overrides", default=())
@@ -42,10 +42,10 @@ class Override:
                 raise ConfigurationError(where, factory, "a class or function")
             entry = catalogue.lookup(ref).entry
             parsed = parse_ref(ref)
-            ready = checked(catalogue.name, entry, factory, catalogue.base)
-            self.records[entry.name, parsed[1] if parsed else None] = Record(
-                entry, OVERRIDE, factory=factory, ready=ready
-            )
+            stand_in = Record(entry.name, OVERRIDE, factory)
+            stand_in.stands_for(entry)
+            stand_in.ready = checked(catalogue.name, stand_in, factory, catalogue.base)
+            self.records[entry.name, parsed[1] if parsed else None] = stand_in
         self._open = False
         self._token: Token[tuple[Override, ...]] | None = None
 

@@ -2,52 +2,83 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlkit.registry._entry import Entry, Record, check_name, parse_ref
+from mlkit._suggest import clip
+from mlkit.registry._entry import Record, Said, check_name, is_target, parse_ref
+from mlkit.registry._problem import Problem
 from mlkit.registry._table import Table
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["scan"]
+__all__ = ["Plugins", "scan"]
 
 
-def scan(registry: str, group: str) -> Table:
-    """Return a table of the entry points of *group*.
+class Plugins(NamedTuple):
+    """What is declared for one registry.
 
-    One that is broken never hides the others: a name that cannot be one is left out with an event, and two
-    distributions that claim one name are both recorded, to be reported when the name is asked for.
+    Attributes:
+        table: What can be asked for. Where two distributions claim one name, a record has `claims`.
+        problems: What cannot, because its name or its target is none.
     """
-    from importlib.metadata import (
-        entry_points,
-    )  # 30 ms that only a registry with plugins should pay
 
-    table = Table()
+    table: Table
+    problems: list[Problem]
+
+
+def scan(registry: str, group: str) -> Plugins:
+    """Return the entry points of *group*.
+
+    One that is broken never hides the others. The same line found twice is one distribution found in two places (an
+    editable install and a wheel), or two that name one object: no conflict.
+    """
+    from importlib.metadata import entry_points  # 30 ms that only a registry with plugins pays
+
+    table, problems = Table(), []
     for point in sorted(entry_points(group=group), key=lambda point: (point.name, point.value)):
-        source = _distribution(point)
-        parsed = parse_ref(point.name)
-        try:
-            name, version = parsed or ("", None)
-            check_name("entry point", name)
-        except ValueError:
-            emit("registry.plugin.skipped", registry, entry=point.name, source=source)
+        record = _record(point)
+        if isinstance(record, Problem):
+            emit("registry.plugin.skipped", registry, entry=point.name, source=record.distribution)
+            problems.append(record)
             continue
-        target = point.value.partition("[")[0].strip()
-        entry = Entry(name, version or 1, target, source)
-        known = table.find(name, entry.version)
+        known = table.at(record.name, record.said.version)
         if known is None:
-            table.put(registry, Record(entry, target), replace=False)
-        elif known.owner != target and known.conflict is None:
-            known.conflict = entry  # the same line twice is one distribution found in two places
-    return table
+            table.put(record, replace=False)
+        elif all(claim.target != record.target for claim in (known, *known.claims)):
+            known.claims = (*known.claims, record)
+    return Plugins(table, problems)
 
 
-def _distribution(point: EntryPoint) -> str:
-    dist = point.dist
-    return (
-        f"distribution {dist.name} {dist.version}"
-        if dist is not None
-        else "an installed distribution"
-    )
+def _record(point: EntryPoint) -> Record | Problem:
+    distribution, source = _distribution(point)
+    parsed = parse_ref(point.name)
+    target, _, extras = point.value.partition("[")
+    target = target.strip()
+    try:
+        name, version = parsed or (point.name, None)
+        check_name("entry point", name)
+    except ValueError as error:
+        return Problem(point.name, "invalid", distribution, target, f"{source}: {error}")
+    if not is_target(target):
+        message = f"{source}: expected 'package.module:attribute', got {clip(point.value)!r}"
+        return Problem(point.name, "invalid", distribution, target, message)
+    record = Record(name, source)
+    record.target, record.imported, record.distribution = target, False, distribution
+    wanted = extras.partition("]")[0].replace(" ", "")
+    needs = (f"{distribution}[{wanted}]",) if wanted and distribution else ()
+    if version is not None or needs:
+        record.said = Said(version=version or 1, requires=needs)
+    return record
+
+
+def _distribution(point: EntryPoint) -> tuple[str, str]:
+    dist: Any = point.dist
+    try:
+        name, version = str(dist.name or ""), str(dist.version or "")
+    except Exception:  # noqa: BLE001 - metadata that cannot be read must not hide the plugins of others
+        name = version = ""
+    if not name:
+        return "", "an installed distribution without a name"
+    return name, f"distribution {name} {version}".strip()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, final, overload
 
 from mlkit.errors import ConfigurationError
 from mlkit.registry._catalogue import Catalogue, warn_deprecated
 from mlkit.registry._choice import Choice, choose
-from mlkit.registry._entry import Entry, check_name, parse_ref, texts
+from mlkit.registry._entry import PLAIN, Entry, check_name, parse_ref, texts
 from mlkit.registry._listing import listed, natural
-from mlkit.registry._options import NOTHING, check_base, imported_record, lazy_record
+from mlkit.registry._options import NOTHING, check_base, imported_record, lazy_record, said
+from mlkit.registry._origin import note
 from mlkit.registry._override import Override
 from mlkit.registry._spec import Spec
 from mlkit.registry._target import base_name
@@ -21,9 +23,8 @@ if TYPE_CHECKING:
     import builtins
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from types import FrameType
 
-    from mlkit.registry._entry import Record
+    from mlkit.registry._entry import Migration, Record, Said
 
 
 __all__ = ["Registry"]
@@ -32,6 +33,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
 F = TypeVar("F", bound="Callable[..., Any]")
+
+_FIRST, _NO_PRIORITY = 1, 0  # the defaults themselves: `True` and `1.0` equal the one but are no version
 
 
 @final
@@ -100,6 +103,7 @@ class Registry(Generic[T]):
         self._catalogue = Catalogue(name, base, entry_points)
         self._builds = Counter("registry_builds_total", registry=name)
         register(self._builds)
+        note(self)
 
     @property
     def name(self) -> str:
@@ -120,30 +124,34 @@ class Registry(Generic[T]):
         self,
         name: str | None = None,
         *,
-        version: int = 1,
+        version: int = _FIRST,
         aliases: Iterable[str] = (),
         tags: Iterable[str] = (),
         meta: Mapping[str, Any] = ...,
         requires: Iterable[str] = (),
         deprecated: str | None = None,
+        replacement: str | None = None,
+        migrate: Migration | None = None,
         extra: bool = False,
         when: Callable[[Any], bool | str] | None = None,
-        priority: float = 0,
+        priority: float = _NO_PRIORITY,
         replace: bool = False,
     ) -> Callable[[F], F]: ...
     def register(
         self,
         name: Any = None,
         *,
-        version: int = 1,
+        version: int = _FIRST,
         aliases: Iterable[str] = (),
         tags: Iterable[str] = (),
         meta: Mapping[str, Any] = NOTHING,
         requires: Iterable[str] = (),
         deprecated: str | None = None,
+        replacement: str | None = None,
+        migrate: Migration | None = None,
         extra: bool = False,
         when: Callable[[Any], bool | str] | None = None,
-        priority: float = 0,
+        priority: float = _NO_PRIORITY,
         replace: bool = False,
     ) -> Any:
         """Register a class or function; use as a decorator, which returns what it decorates.
@@ -171,48 +179,58 @@ class Registry(Generic[T]):
                 of the registry's base, or has a parameter called `type`.
             DuplicateNameError: If another owner has the name and version, or an alias means something else.
         """
-        catalogue = self._catalogue
-        source = _place(sys._getframe(1))  # noqa: SLF001 - only to say in a message where it was registered
-
-        def decorate(factory: F) -> F:
-            record = imported_record(
-                catalogue.name,
-                catalogue.base,
-                factory,
-                name=name,
-                source=source,
+        if (
+            version is not _FIRST
+            or aliases
+            or tags
+            or meta is not NOTHING
+            or requires
+            or deprecated is not None
+            or replacement is not None
+            or migrate is not None
+            or extra is not False
+            or when is not None
+            or priority is not _NO_PRIORITY
+        ):
+            options = said(
+                f"{self.name}.register",
                 version=version,
                 aliases=aliases,
                 tags=tags,
                 meta=meta,
                 requires=requires,
                 deprecated=deprecated,
+                replacement=replacement,
+                migrate=migrate,
                 extra=extra,
                 when=when,
                 priority=priority,
             )
-            catalogue.put(record, replace=replace)
-            return factory
-
+        else:
+            options = PLAIN
+        frame = sys._getframe(1)  # noqa: SLF001 - only to say in a message where it was registered
+        source = (frame.f_globals.get("__name__", "?"), frame.f_lineno)
         if callable(name):
-            factory, name = name, None
-            return decorate(factory)
-        return decorate
+            return _register(self._catalogue, None, source, options, replace, name)
+        # A partial, not a nested function: that would cost a cell for each of the arguments.
+        return partial(_register, self._catalogue, name, source, options, replace)
 
     def lazy(
         self,
         name: str,
         target: str,
         *,
-        version: int = 1,
+        version: int = _FIRST,
         aliases: Iterable[str] = (),
         tags: Iterable[str] = (),
         meta: Mapping[str, Any] = NOTHING,
         requires: Iterable[str] = (),
         deprecated: str | None = None,
+        replacement: str | None = None,
+        migrate: Migration | None = None,
         extra: bool = False,
         when: Callable[[Any], bool | str] | None = None,
-        priority: float = 0,
+        priority: float = _NO_PRIORITY,
         replace: bool = False,
     ) -> None:
         """Register something that is imported when it is first used.
@@ -241,22 +259,24 @@ class Registry(Generic[T]):
             >>> models.create("fraction", numerator=1, denominator=2)
             Fraction(1, 2)
         """
-        record = lazy_record(
-            self.name,
-            target,
-            name=name,
-            source=_place(sys._getframe(1)),  # noqa: SLF001 - as above
+        options = said(
+            f"{self.name}.lazy",
             version=version,
             aliases=aliases,
             tags=tags,
             meta=meta,
             requires=requires,
             deprecated=deprecated,
+            replacement=replacement,
+            migrate=migrate,
             extra=extra,
             when=when,
             priority=priority,
         )
-        self._catalogue.put(record, replace=replace)
+        frame = sys._getframe(1)  # noqa: SLF001 - as above
+        source = (frame.f_globals.get("__name__", "?"), frame.f_lineno)
+        record = lazy_record(self.name, target, name=name, source=source, said=options)
+        self._catalogue.put(record, replace)
 
     # --- using -------------------------------------------------------------------------------------------------------
 
@@ -347,14 +367,12 @@ class Registry(Generic[T]):
         for ref in texts(f"{self.name}.select(prefer=...)", prefer):
             record = catalogue.lookup(ref)
             wished.setdefault(record.entry.name, record)
-        candidates = []
-        for name, versions in catalogue.names():
-            if name in wished:
-                candidates.append(wished[name])
-                continue
-            record = versions[-1] if len(versions) == 1 else catalogue.lookup(name)
-            if record.entry.deprecated is None:
-                candidates.append(record)
+        candidates = [
+            record
+            for record in catalogue.candidates()
+            if record.name not in wished and record.said.deprecated is None
+        ]
+        candidates += wished.values()
         return choose(self, candidates, context, list(wished))
 
     def __getitem__(self, ref: str) -> Callable[..., T]:
@@ -426,7 +444,7 @@ class Registry(Generic[T]):
         return True  # an empty registry is still a registry: `registry or default` must not lose it
 
     def __repr__(self) -> str:
-        n_names = len(self._catalogue.table.names)
+        n_names = self._catalogue.known()
         return f"<Registry {self.name!r} of {base_name(self.base)}, {n_names} names>"
 
     def __deepcopy__(self, memo: object) -> Registry[T]:
@@ -486,5 +504,14 @@ class Registry(Generic[T]):
         )
 
 
-def _place(frame: FrameType) -> str:
-    return f"{frame.f_globals.get('__name__', '?')}:{frame.f_lineno}"
+def _register(
+    catalogue: Catalogue,
+    name: Any,
+    source: tuple[str, int],
+    options: Said,
+    replace: bool,  # noqa: FBT001 - of a partial, which is called with the factory alone
+    factory: F,
+) -> F:
+    record = imported_record(catalogue.name, catalogue.base, factory, name, source, options)
+    catalogue.put(record, replace)
+    return factory

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
-
-from mlkit.errors import DuplicateNameError
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from mlkit.registry._entry import Record
 
-__all__ = ["Table", "atomic_items", "describe"]
+__all__ = ["Clash", "Table", "newest"]
 
-K = TypeVar("K")
-V = TypeVar("V")
+
+class Clash(NamedTuple):
+    """Why a record was not added: *name* already means *other*."""
+
+    name: str
+    other: Record
 
 
 class Table:
@@ -24,9 +26,8 @@ class Table:
     __slots__ = ("aliases", "names")
 
     def __init__(self) -> None:
-        self.names: dict[
-            str, tuple[Record, ...]
-        ] = {}  # versions ascend; a tuple is replaced, never changed
+        # Most names have one version. Several are a tuple, oldest first, which is replaced and never changed.
+        self.names: dict[str, Record | tuple[Record, ...]] = {}
         self.aliases: dict[str, str] = {}
 
     def versions(self, name: str) -> tuple[Record, ...]:
@@ -34,90 +35,89 @@ class Table:
         found = self.names.get(name)
         if found is None:
             found = self.names.get(self.aliases.get(name, ""), ())
-        return found
+        return found if type(found) is tuple else (found,)  # type: ignore[return-value]
 
     def find(self, name: str, version: int | None) -> Record | None:
         """Return one version of *name*; without a version the newest that is not deprecated, else the newest."""
         found = self.versions(name)
         if version is not None:
-            return next((record for record in found if record.entry.version == version), None)
-        if len(found) > 1:
-            current = [record for record in found if record.entry.deprecated is None]
-            return (current or found)[-1]
-        return found[-1] if found else None
+            return next((record for record in found if record.said.version == version), None)
+        return newest(found) if found else None
 
-    def put(self, registry: str, record: Record, *, replace: bool) -> None:
-        """Add *record*, or raise before anything is changed.
+    def at(self, name: str, version: int) -> Record | None:
+        """Return what is registered under exactly this name, which is no alias."""
+        return self.find(name, version) if name in self.names else None
 
-        Raises:
-            DuplicateNameError: If another owner has its name and version, or its name or an alias means another name.
+    def items(self) -> list[tuple[str, tuple[Record, ...]]]:
+        """Return all names with their versions."""
+        # dict.copy() does not give up the interpreter half-way, so that another thread may be writing; a loop does.
+        return [
+            (name, found if type(found) is tuple else (found,))  # type: ignore[misc]
+            for name, found in self.names.copy().items()
+        ]
+
+    def put(self, record: Record, *, replace: bool) -> Clash | None:
+        """Add *record* in place of its own earlier version, unless that changes what another name or alias means.
+
+        Args:
+            record: What to add.
+            replace: Take the name and the aliases whatever they mean.
+
+        Returns:
+            Why it was not added; nothing is changed then.
         """
-        entry = record.entry
-        name = entry.name
-        before = self.names.get(name, ())
-        old = next((kept for kept in before if kept.entry.version == entry.version), None)
+        name, aliases = record.name, record.said.aliases
         if not replace:
-            self._check(registry, record, old)
-        if not before and not entry.aliases and not self.aliases:
-            self.names[name] = (record,)  # the common case
-            return
-        versions = [kept for kept in before if kept is not old]
-        versions.append(record)
-        if len(versions) > 1:
-            versions.sort(key=lambda kept: kept.entry.version)
-        self.names[name] = tuple(versions)
-        if self.aliases:
-            self.aliases.pop(name, None)  # only with replace=True can the name have been an alias
-        for alias in entry.aliases:
+            clash = self._clash(record)
+            if clash is not None:
+                return clash
+        found = self.versions(name) if name in self.names else ()
+        old = [kept for kept in found if kept.said.version == record.said.version]
+        versions = [kept for kept in found if kept not in old] + [record]
+        versions.sort(key=lambda kept: kept.said.version)
+        self.names[name] = tuple(versions) if len(versions) > 1 else record
+        self.aliases.pop(name, None)  # only with replace=True can the name have been an alias
+        for alias in aliases:
             self.aliases[alias] = name
             if alias in self.names:  # as above
                 self._drop(alias)
-        if old is not None:
-            wanted = {alias for kept in versions for alias in kept.entry.aliases}
-            for alias in old.entry.aliases:
-                if alias not in wanted and self.aliases.get(alias) == name:
-                    del self.aliases[alias]
+        self._forget_aliases(old, versions, name)
+        return None
 
     def remove(self, record: Record) -> None:
         """Take *record* out again, and the aliases that only it has."""
-        name = record.entry.name
-        left = tuple(kept for kept in self.names[name] if kept is not record)
+        left = [kept for kept in self.versions(record.name) if kept is not record]
         if not left:
-            self._drop(name)
+            self._drop(record.name)
             return
-        self.names[name] = left
-        wanted = {alias for kept in left for alias in kept.entry.aliases}
-        for alias in record.entry.aliases:
-            if alias not in wanted and self.aliases.get(alias) == name:
-                del self.aliases[alias]
+        self.names[record.name] = tuple(left) if len(left) > 1 else left[0]
+        self._forget_aliases([record], left, record.name)
 
     def _drop(self, name: str) -> None:
         for alias in [alias for alias, meant in self.aliases.items() if meant == name]:
             del self.aliases[alias]
         del self.names[name]
 
-    def _check(self, registry: str, record: Record, old: Record | None) -> None:
-        entry = record.entry
-        if old is not None and old.owner != record.owner:
-            self._refuse(registry, entry.ref, old, record)
-        if entry.name in self.aliases:
-            self._refuse(registry, entry.name, self.names[self.aliases[entry.name]][-1], record)
-        for alias in entry.aliases:
+    def _forget_aliases(self, gone: list[Record], left: list[Record], name: str) -> None:
+        wanted = {alias for kept in left for alias in kept.said.aliases}
+        for record in gone:
+            for alias in record.said.aliases:
+                if alias not in wanted and self.aliases.get(alias) == name:
+                    del self.aliases[alias]
+
+    def _clash(self, record: Record) -> Clash | None:
+        if record.name in self.aliases:
+            return Clash(record.name, self.versions(record.name)[-1])
+        for alias in record.said.aliases:
             meant = alias if alias in self.names else self.aliases.get(alias)
-            if meant is not None and meant != entry.name:
-                self._refuse(registry, alias, self.names[meant][-1], record)
-
-    def _refuse(self, registry: str, name: str, first: Record, second: Record) -> None:
-        raise DuplicateNameError(registry, name, first=describe(first), second=describe(second))
+            if meant is not None and meant != record.name:
+                return Clash(alias, self.versions(meant)[-1])
+        return None
 
 
-def describe(record: Record) -> str:
-    """Return who a record is and where it was registered, for an error message."""
-    return f"{record.entry.target} ({record.entry.source})"
-
-
-def atomic_items(mapping: dict[K, V]) -> list[tuple[K, V]]:
-    """Return the items of a dictionary that another thread may be writing to."""
-    return list(
-        mapping.copy().items()
-    )  # dict.copy() does not give up the interpreter half-way; a loop does
+def newest(versions: tuple[Record, ...]) -> Record:
+    """Return the newest of some versions that is not deprecated, or the newest if all are."""
+    if len(versions) > 1:
+        current = [record for record in versions if record.said.deprecated is None]
+        return (current or versions)[-1]
+    return versions[-1]

@@ -11,25 +11,26 @@ from mlkit.errors import ConfigurationError, EntryError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mlkit.registry._entry import Entry
+    from mlkit.registry._entry import Record
 
-__all__ = ["Base", "base_name", "checked", "load", "owner_of", "qualified", "refuse_type"]
+__all__ = ["Base", "base_name", "checked", "load", "qualified", "refuse_type"]
 
 Base = type | tuple[type, ...]
 
 
-def load(registry: str, entry: Entry) -> Any:
-    """Import the target of *entry*.
+def load(registry: str, record: Record) -> Any:
+    """Import the target of *record*.
 
     Raises:
         EntryError: If it cannot be imported or is not callable. The original error is the cause.
     """
+    entry = record.entry
     module_name, _, attribute = entry.target.partition(":")
     try:
         found: Any = import_module(module_name)
     except Exception as error:
         raise EntryError(
-            registry, entry.ref, target=entry.target, reason=_why(entry, module_name, error)
+            registry, entry.ref, target=entry.target, reason=_why(record, module_name, error)
         ) from error
     for part in attribute.split("."):
         try:
@@ -51,24 +52,21 @@ def load(registry: str, entry: Entry) -> Any:
     return found
 
 
-def _why(entry: Entry, module_name: str, error: Exception) -> str:
+def _why(record: Record, module_name: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         missing = error.name
         if missing == module_name or module_name.startswith(missing + "."):
             return (
-                f"there is no module {missing!r}; registered by {entry.source}: install its package or correct the "
-                f"target"
+                f"there is no module {missing!r}; registered by {record.entry.source}: install its package or correct "
+                f"the target"
             )
-        if entry.requires:
-            return (
-                f"it needs {missing!r}, which is not installed; install it with:  pip install "
-                f"{' '.join(entry.requires)}"
-            )
-        return f"it needs {missing!r}, which is not installed"
+        from mlkit.registry._problem import missing_module  # what only a failing import needs
+
+        return missing_module(record, missing)
     return f"importing it failed: {type(error).__name__}: {clip(str(error), 200)}"
 
 
-def checked(registry: str, entry: Entry, factory: Any, base: Base) -> Callable[..., Any]:
+def checked(registry: str, record: Record, factory: Any, base: Base) -> Callable[..., Any]:
     """Return *factory* in the form in which it is called.
 
     A class is checked once, here. The results of a function are checked one by one, because nothing else can be
@@ -84,6 +82,7 @@ def checked(registry: str, entry: Entry, factory: Any, base: Base) -> Callable[.
         if verdict:
             return factory
         if verdict is False:
+            entry = record.entry
             raise EntryError(
                 registry,
                 entry.ref,
@@ -94,6 +93,7 @@ def checked(registry: str, entry: Entry, factory: Any, base: Base) -> Callable[.
     def call(*args: Any, **kwargs: Any) -> Any:
         made = factory(*args, **kwargs)
         if not isinstance(made, base):
+            entry = record.entry
             raise EntryError(
                 registry,
                 entry.ref,
@@ -126,31 +126,15 @@ def qualified(kind: type) -> str:
     )
 
 
-def owner_of(factory: Any) -> tuple[str, str]:
-    """Return where *factory* is defined and who owns what it registers.
-
-    Both are `"module:qualname"` for a class or a function, so that running the definition again is the same owner.
-    A lambda has no name of its own and is told from others by its place; any other object is only itself.
-    """
-    module = getattr(factory, "__module__", None)
-    name = getattr(factory, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str):
-        kind = type(factory)
-        return f"{kind.__module__}:{kind.__qualname__}", f"object {id(factory):#x}"
-    target = f"{module}:{name}"
-    code = getattr(factory, "__code__", None)
-    if name.endswith("<lambda>") and code is not None:
-        return target, f"{target} {code.co_filename}:{code.co_firstlineno}"
-    return target, target
-
-
-def refuse_type(where: str, factory: Any) -> None:
+def refuse_type(registry: str, factory: Any) -> None:
     """Refuse a factory with a parameter called `type` as soon as it is registered, where that is cheap to see."""
-    function = getattr(factory, "__init__", None) if isinstance(factory, type) else factory
-    code = getattr(function, "__code__", None)
-    if code is not None and "type" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+    code = getattr(factory.__init__ if isinstance(factory, type) else factory, "__code__", None)
+    if code is None:
+        return
+    names = code.co_varnames
+    if "type" in names and "type" in names[: code.co_argcount + code.co_kwonlyargcount]:
         raise ConfigurationError(
-            f"{where}(factory)",
+            f"{registry}.register(factory)",
             factory,
             "a factory without a parameter called 'type', the key that names what to build in a spec",
             hint="rename the parameter",
