@@ -176,6 +176,20 @@ class Catalogue:
             found += [newest(versions) for name, versions in plugins.table.items() if name not in ours]
         return found
 
+    def refs(self) -> list[str]:
+        """Return every name and alias, alone and with each of its versions, also those that listings leave out."""
+        self.names()
+        tables = [self.table] if self._plugins is None else [self.table, self._plugins.table]
+        names = {name for table in tables for name in [*table.names.copy(), *table.aliases.copy()]}
+        return [
+            ref
+            for name in names
+            for ref in [
+                name,
+                *(f"{name}@{record.entry.version}" for t in tables for record in t.versions(name)),
+            ]
+        ]
+
     def search(self, name: str, version: int | None) -> Record | None:
         """Return the record of a name or alias, or None."""
         found = self.table.find(name, version)
@@ -208,11 +222,11 @@ class Catalogue:
             EntryError: If it cannot be imported, or is a class outside of the base.
             DuplicateNameError: If two installed distributions claim its name.
         """
+        if record.claims:
+            raise self._duplicate(Clash(record.entry.ref, record), record.claims[0])
         ready = record.ready
         if ready is not None:
             return ready
-        if record.claims:
-            raise self._duplicate(Clash(record.entry.ref, record), record.claims[0])
         try:
             factory = load(self.name, record)
             made = checked(self.name, record, factory, self.base)
@@ -221,10 +235,12 @@ class Catalogue:
             emit("registry.entry.failed", self.name, entry=record.entry.ref, error=cause)
             raise
         with _lock:
-            if record.ready is None:  # of 32 threads that imported it at once, one decides for all
+            ready = record.ready
+            if ready is None:  # of 32 threads that imported it at once, one decides for all
                 record.factory, record.ready = factory, made
+                ready = made
                 self._imports.add()
-            return record.ready
+            return ready
 
     def factory(self, ref: str) -> Callable[..., Any]:
         """Return the factory of *ref* itself; to be called by what the user calls, for the place of a warning."""
@@ -232,25 +248,46 @@ class Catalogue:
         self.load(record)
         if entry.deprecated is not None:
             warn_deprecated(self.name, entry, stacklevel=4)
-        found: Any = record.factory
-        return found  # type: ignore[no-any-return]
+        found: Callable[..., Any] = record.factory
+        return found
+
+    def follow(self, record: Record, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return what to build instead of a record that has `migrate`, and with which arguments.
+
+        Raises:
+            EntryError: If a function that migrates raises, or what it leads to is not registered.
+        """
+        from mlkit.registry._migrate import migrated, wrong  # what only deprecated entries need
+
+        first, seen = record, set[str]()
+        ref = record.entry.ref
+        while record.said.migrate is not None:
+            if record.entry.ref in seen:
+                raise wrong(self.name, first, "its replacements lead back to where they began")
+            seen.add(record.entry.ref)
+            ref, arguments = migrated(self.name, record, arguments)
+            try:
+                _, record = self.find(ref)
+            except UnknownNameError as error:
+                raise wrong(self.name, first, f"its replacement is missing: {error}") from error
+        return ref, arguments
 
     def prepare(self, ref: Any) -> Callable[..., Any]:
         """Return the factory of *ref* as it is called, and remember it for the next call if nothing stands against."""
         cache = self.ready
         if isinstance(ref, str):
             entry, record = self.find(ref)
-            ready = self.load(record)
+            ready = self._migrating(record) if record.said.migrate else self.load(record)
             lasting = record.source is not OVERRIDE
         else:
             known = self._registered(ref)
             entry = known.entry
             record = overridden(self, known) if self.overriding else known
             lasting = record is known and known.factory is ref
-            if record is known and not lasting:
-                ready = checked(self.name, record, ref, self.base)
-            else:
+            if record is not known:
                 ready = self.load(record)
+            else:
+                ready = known.ready if lasting else checked(self.name, record, ref, self.base)
         if entry.deprecated is not None:
             warn_deprecated(self.name, entry, stacklevel=4)
         elif lasting:
@@ -259,6 +296,15 @@ class Catalogue:
             except TypeError:  # a callable object that cannot be hashed
                 return ready
         return ready
+
+    def _migrating(self, record: Record) -> Callable[..., Any]:
+        from mlkit.registry._migrate import named
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            ref, arguments = self.follow(record, named(self.name, record, args, kwargs))
+            return self.load(self.find(ref)[1])(**arguments)
+
+        return call
 
     def count_override(self, change: int) -> None:
         """Note that an override was opened (1) or closed (-1)."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Checker"]
 
+MAX_MIGRATIONS = 1_000  # in one spec
 _NONE: frozenset[type] = frozenset()
 
 
@@ -50,10 +51,11 @@ class Checker:
         cause: The first error of importing an entry, to be the cause of the SpecError.
     """
 
-    __slots__ = ("_keep", "_origins", "cause", "deprecated", "problems")
+    __slots__ = ("_keep", "_migrations", "_origins", "cause", "deprecated", "problems")
 
     def __init__(self, *, keep: bool, origins: Origins | None = None) -> None:
         self._keep, self._origins = keep, origins
+        self._migrations = 0
         self.problems: list[Found] = []
         self.deprecated: list[Entry] = []
         self.cause: Exception | None = None
@@ -74,6 +76,8 @@ class Checker:
             return None
         if known.entry.deprecated is not None:
             self.deprecated.append(known.entry)
+        if known.migrates:
+            return self._migrated(registry, known, data, path, kind)
         planned = Planned(known, path)
         if kind is not None:
             if not may_make(known, kind):
@@ -123,7 +127,7 @@ class Checker:
             self._problem(path, "type", f"expected a name or 'name@version', got {shown(name)}")
             return None
         try:
-            return self._load(registry, name)
+            return self.load(registry, name)
         except UnknownNameError as error:
             self._unknown_name(registry, name, error, path, bare=path == at)
         except (EntryError, DuplicateNameError) as error:
@@ -131,7 +135,14 @@ class Checker:
             self._problem(path, "entry", str(error))
         return None
 
-    def _load(self, registry: Registry[Any], name: str) -> Known:
+    def load(self, registry: Registry[Any], name: str) -> Known:
+        """Return what *name* stands for, imported if need be.
+
+        Raises:
+            UnknownNameError: If nothing is registered under it.
+            EntryError: If it cannot be used.
+            DuplicateNameError: If two installed distributions claim it.
+        """
         if self._origins is not None:
             self._origins.fetch(registry.name, name)
         catalogue = registry._catalogue  # noqa: SLF001 - as above
@@ -142,7 +153,9 @@ class Checker:
         if plan is None:
             factory: Any = record.factory
             plan = record.plan = make_plan(registry.name, record.entry, factory)
-        known = Known(registry.name, entry, ready, plan)
+        known = Known(
+            registry.name, entry, ready, plan, record, migrates=record.said.migrate is not None
+        )
         if not catalogue.overriding:
             cache[name] = known
         return known
@@ -163,6 +176,35 @@ class Checker:
             return
         why = self._origins.why(registry.name, name) if self._origins is not None else ""
         self._problem(path, "unknown_name", f"{error}{why}", error.suggestions)
+
+    def _migrated(
+        self,
+        registry: Registry[Any],
+        known: Known,
+        data: dict[Any, Any],
+        path: Path,
+        kind: type | None,
+    ) -> Planned | None:
+        """Check what the entry says has become of it and its arguments."""
+        from mlkit.registry._migrate import migrated
+
+        self._migrations += 1
+        given = {name: value for name, value in data.items() if name != "type"}
+        try:
+            if self._migrations > MAX_MIGRATIONS:
+                raise EntryError(
+                    registry.name,
+                    known.entry.ref,
+                    target=known.entry.target,
+                    reason=f"its replacement leads on and on, {MAX_MIGRATIONS} times",
+                )
+            own = given if self._keep else copy_plain(given)
+            name, made = migrated(registry.name, known.record, own)
+        except EntryError as error:
+            self.cause = self.cause or error
+            self._problem(path, "entry", str(error))
+            return None
+        return self.node(registry, {"type": name, **made}, path, kind)
 
     # --- with which arguments ----------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from mlkit.registry._plan import ABSENT, Plan
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mlkit.registry._entry import Entry
+    from mlkit.registry._entry import Entry, Record
     from mlkit.registry._plain import Path
     from mlkit.registry._validate import Validator
 
@@ -24,6 +24,8 @@ class Known(NamedTuple):
     entry: Entry
     ready: Callable[..., Any]
     plan: Plan
+    record: Record
+    migrates: bool
 
 
 class Planned:

@@ -167,6 +167,9 @@ class Registry(Generic[T]):
             meta: Facts to keep with the entry.
             requires: Distributions it needs, for the message when one is missing.
             deprecated: What to use instead; using the entry then warns (`FutureWarning`), and listings leave it out.
+            replacement: The name, or `name@N`, of what to use instead; it makes the entry deprecated.
+            migrate: Given the arguments of the entry by name, return those of its replacement. With it, `create` and
+                `build` make the replacement where this entry is asked for; `[]` still gives the entry itself.
             extra: Whether a spec may give arguments that only the factory's `**kwargs` takes. They are checked against
                 its annotation; a misspelt name is then nobody's to notice.
             when: For `select`: given the context, return True, or a reason why not.
@@ -244,6 +247,8 @@ class Registry(Generic[T]):
             meta: Facts to keep with the entry.
             requires: Distributions it needs, for the message when one is missing.
             deprecated: What to use instead.
+            replacement: The name, or `name@N`, of what to use instead.
+            migrate: From the arguments of the entry to those of its replacement.
             extra: Whether a spec may give arguments that only the factory's `**kwargs` takes.
             when: For `select`; it is called without importing the target.
             priority: For `select`.
@@ -339,7 +344,7 @@ class Registry(Generic[T]):
         from mlkit.registry._build import check, construct  # what only building needs
 
         planned, deprecated = check(self, spec)
-        for entry in deprecated:
+        for entry in dict.fromkeys(deprecated):  # once, however often the spec has it
             warn_deprecated(self.name, entry, stacklevel=3)
         made: T = construct(planned)
         self._builds.add()
@@ -429,6 +434,34 @@ class Registry(Generic[T]):
         if not isinstance(ref, str):
             raise ConfigurationError(f"{self.name}.entry(ref)", ref, "a name")
         return self._catalogue.lookup(ref).entry
+
+    def json_schema(self, pattern: str | Iterable[str] = "*", /) -> dict[str, Any]:
+        """Return the JSON Schema (draft 2020-12) of what `build` accepts.
+
+        Every entry has a definition, told apart by its `type`; the entries of nested registries are there too. What it
+        takes must be known, so this imports them; an entry that cannot be imported is left out. An argument that only
+        a live object can be is accepted by nothing. Of dates and the like JSON Schema checks no more than that they are
+        text (`format`).
+
+        Args:
+            pattern: Shell patterns of the names that may stand at the top, as in `list`.
+
+        Returns:
+            A fresh dictionary.
+
+        Raises:
+            ConfigurationError: If *pattern* is not what it must be.
+
+        Examples:
+            >>> models = Registry("models")
+            >>> @models.register("mlp")
+            ... def mlp(hidden: int = 64) -> object: ...
+            >>> models.json_schema()["$defs"]["models.mlp@1"]["properties"]["hidden"]
+            {'type': 'integer', 'default': 64}
+        """
+        from mlkit.registry._schema import schema_of
+
+        return schema_of(self, self.list(pattern, deprecated=True))
 
     def __contains__(self, ref: object) -> bool:
         parsed = parse_ref(ref) if isinstance(ref, str) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit.registry._plain import ATOMS, is_plain, shown
@@ -70,7 +71,7 @@ class Validator:
             return Checked(arguments, {}, [])
         schema = self._schema or self._compile()
         try:
-            made = schema.validate_python(given)
+            made = schema.validate_python(given, strict=True)
         except self._error as error:
             return self._one_by_one(schema, arguments, given, _rows(error), keep=keep)
         result = arguments.copy()
@@ -96,7 +97,7 @@ class Validator:
             own = [row for row in rows if row["loc"][0] == name]
             try:
                 if name not in failed:
-                    made = schema.validate_python({name: value})
+                    made = schema.validate_python({name: value}, strict=True)
                 elif is_plain(value):
                     made = self._as_json(schema, name, value)
                 else:
@@ -118,23 +119,32 @@ class Validator:
         import json
 
         try:
-            return schema.validate_json(json.dumps({name: value}))
+            return schema.validate_json(json.dumps({name: value}), strict=True)
         except self._error:
             whole = _whole(value)
             if whole is value:
                 raise
             try:
-                return schema.validate_json(json.dumps({name: whole}))
+                return schema.validate_json(json.dumps({name: whole}), strict=True)
             except self._error:
                 pass
             raise
+
+    def json_schema(self, ref_template: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the JSON Schema of each argument, and the definitions they refer to."""
+        if not self._annotations:
+            return {}, {}
+        schema = _compile(self._annotations).json_schema(
+            ref_template=ref_template, schema_generator=_generator()
+        )
+        return schema["properties"], schema.get("$defs", {})
 
     def _compile(self) -> Any:
         # Two threads may both do this, to the same effect; a lock could be held by a third one at a fork.
         from pydantic_core import ValidationError
 
         self._error = ValidationError
-        self._schema = schema = _compile(self._annotations)
+        self._schema = schema = _compile(self._annotations).validator
         return schema
 
 
@@ -193,7 +203,34 @@ def _adapter(annotations: dict[str, Any]) -> Any:
 
     config = ConfigDict(strict=True, arbitrary_types_allowed=True)
     make: Any = TypedDict  # mypy wants a literal here
-    return TypeAdapter(with_config(config)(make("Arguments", annotations, total=False))).validator
+    return TypeAdapter(with_config(config)(make("Arguments", annotations, total=False)))
+
+
+@functools.cache
+def _generator() -> Any:
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class Generator(GenerateJsonSchema):
+        """Pydantic's, where it says what is accepted."""
+
+        def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> dict[str, Any]:  # noqa: ARG002
+            return {"not": {}}  # only a live object will do
+
+        def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's signature
+            return False  # it would only repeat the name
+
+        def set_schema(self, schema: Any) -> dict[str, Any]:
+            # A list with a value twice is accepted, and makes a set without it.
+            return _without_unique(super().set_schema(schema))
+
+        def frozenset_schema(self, schema: Any) -> dict[str, Any]:
+            return _without_unique(super().frozenset_schema(schema))
+
+    return Generator
+
+
+def _without_unique(schema: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in schema.items() if key != "uniqueItems"}
 
 
 def _kept(value: Any, made: Any, *, keep: bool) -> Any:
