@@ -52,7 +52,7 @@ def main() -> None:
         evidence = rollout.history[-1].evidence
         print(
             f"  e-value {evidence['error_rate.e_value']:.0f} >= {evidence['error_rate.threshold']:.0f}"
-            f" after {evidence['error_rate.candidate_events']:.0f} errors"
+            f" after {evidence['error_rate.candidate_sum']:.0f} errors"
             f" in {evidence['error_rate.candidate_n']:.0f} requests of v2"
         )
         rollout.save()

@@ -14,6 +14,8 @@ TYPE_CHECKING = False  # every type checker takes it for true
 
 __all__ = [
     "Assignment",
+    "Audit",
+    "AuditReport",
     "Change",
     "Decision",
     "Details",
@@ -23,28 +25,42 @@ __all__ = [
     "Flags",
     "Guard",
     "Latency",
+    "Mean",
     "ModelFlag",
     "Problem",
     "Rollout",
+    "Served",
+    "ShadowReport",
     "Snapshot",
+    "verify_audit",
 ]
 
 if TYPE_CHECKING:
     from mlkit.flags._assign import Assignment
+    from mlkit.flags._audit import Audit, AuditReport, verify_audit
     from mlkit.flags._explain import Explanation
-    from mlkit.flags._guard import ErrorRate, Guard, Latency
+    from mlkit.flags._guard import ErrorRate, Guard, Latency, Mean
     from mlkit.flags._model import ModelFlag
-    from mlkit.flags._rollout import Decision, Rollout
+    from mlkit.flags._progress import Decision
+    from mlkit.flags._rollout import Rollout
+    from mlkit.flags._served import Served
+    from mlkit.flags._shadow import ShadowReport
 else:  # were it visible to type checkers, they would accept any misspelt name (PEP 562)
     _MODULES = {
         "Assignment": "_assign",
-        "Decision": "_rollout",
+        "Audit": "_audit",
+        "AuditReport": "_audit",
+        "Decision": "_progress",
         "ErrorRate": "_guard",
         "Explanation": "_explain",
         "Guard": "_guard",
         "Latency": "_guard",
+        "Mean": "_guard",
         "ModelFlag": "_model",
         "Rollout": "_rollout",
+        "Served": "_served",
+        "ShadowReport": "_shadow",
+        "verify_audit": "_audit",
     }
 
     def __getattr__(name: str) -> object:

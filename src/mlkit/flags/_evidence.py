@@ -4,193 +4,260 @@ A fixed-sample test that is looked at again and again raises a false alarm soone
 non-negative process whose expected value is at most 1 at every stopping time if the candidate is healthy, so that by
 Ville's inequality it ever reaches `1 / alpha` with probability at most `alpha`, however often one looks
 (Ramdas, Grunwald, Vovk, Shafer: "Game-theoretic statistics and safe anytime-valid inference", Statistical Science 2023).
+
+A unit settles at most one bet of a metric in a window, because its side is drawn only once: that a unit comes back tells
+nothing new about the candidate. So that a fault is found that comes when most units have settled theirs, or after a long
+healthy time, there are two windows: one from the start on, and a recent one, which begins anew again and again. Each has a
+part of the alpha (a union bound: the windows know different things, so their e-values must not be added up).
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Any, final
+
+from mlkit.flags._question import Bet, Split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Mapping
 
     from mlkit.flags._guard import Guard
+    from mlkit.flags._question import Question, Trial
 
-__all__ = ["Above", "Case", "Evidence", "Ratio", "Trial"]
+__all__ = ["Case", "window_at"]
 
-# The bets are spread over how many times worse (in odds) the candidate may be than allowed.
-_FACTORS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 25.0, 100.0)
-
-
-class Trial(NamedTuple):
-    """One observed request.
-
-    Attributes:
-        candidate: Whether the candidate served it, or else the incumbent.
-        ok: Whether it went well.
-        latency: Seconds it took, None if not measured.
-        share: The candidate's share of the units at that time.
-    """
-
-    candidate: bool
-    ok: bool
-    latency: float | None
-    share: float
+_WHOLE = 0.8  # of a metric's alpha; the recent windows share the rest
+_FIRST = 1_000  # requests of the first recent window; each is longer by half
+_GROWTH = 1.5
+_LONGEST = 1_000_000
+_MAX_BETS = 20_000  # a window and metric, so that memory has a bound
 
 
-class Evidence(Protocol):
-    """What one metric has seen so far."""
+def window_at(n_requests: int) -> tuple[int, int, int]:
+    """Return the number of the recent window after so many requests, its length, and where it ends."""
+    number, length, end = 0, _FIRST, _FIRST
+    while n_requests >= end:
+        if length >= _LONGEST:
+            more = (n_requests - end) // _LONGEST + 1
+            return number + more, _LONGEST, end + more * _LONGEST
+        number += 1
+        length = min(_LONGEST, round(_FIRST * _GROWTH**number))
+        end += length
+    return number, length, end
 
-    def add(self, trial: Trial) -> None:
-        """Take in one request."""
-        ...
+
+@final
+class _Window:
+    """The bets of one metric since some request."""
+
+    __slots__ = ("_keep", "logs", "loose", "mine", "others", "question", "settled")
+
+    def __init__(self, question: Question, length: float) -> None:
+        self.question = question
+        self.logs = [0.0] * len(question.weights)
+        self.settled: dict[int, Bet] = {}  # by unit, of all processes
+        self.mine: dict[int, Bet] = {}
+        self.loose: dict[Bet, int] = {}  # of requests without a unit
+        self.others: dict[str, dict[Bet, int]] = {}
+        keep = min(1.0, _MAX_BETS / length) if question.thinned and math.isfinite(length) else 1.0
+        self._keep = keep * 2.0**32
+
+    def add(self, trial: Trial) -> bool:
+        """Take in a request, and return whether the evidence changed."""
+        bet = self.question.bet(trial)
+        unit = trial.unit
+        if bet is None:
+            return False
+        if unit is None:
+            if bet not in self.loose and len(self.loose) >= _MAX_BETS:
+                return False
+            self.loose[bet] = self.loose.get(bet, 0) + 1
+        elif not self._settle(unit, bet):
+            return False
+        else:
+            self.mine[unit] = bet
+            return True
+        self._count(bet, 1)
+        return True
+
+    def merge(self, origin: str, state: Mapping[str, Any]) -> None:
+        """Take in the bets of another process."""
+        for unit, *bet in state["units"]:
+            self._settle(int(unit, 16), _bet(bet))
+        loose = {_bet(bet): int(n) for n, *bet in state["loose"]}
+        before = self.others.get(origin, {})
+        for bet, n in loose.items():
+            self._count(bet, n - before.get(bet, 0))
+        self.others[origin] = loose
+
+    def state(self) -> dict[str, Any]:
+        """Return the bets of this process as JSON data."""
+        return {
+            "units": [[f"{unit:x}", *bet] for unit, bet in self.mine.items()],
+            "loose": [[n, *bet] for bet, n in self.loose.items()],
+        }
 
     def log_e(self) -> float:
         """Return the logarithm of the e-value."""
-        ...
+        top = max(self.logs)
+        return top + math.log(
+            sum(
+                weight * math.exp(log - top)
+                for weight, log in zip(self.question.weights, self.logs, strict=True)
+            )
+        )
 
-    def numbers(self) -> dict[str, float]:
-        """Return the figures behind it."""
-        ...
+    def _settle(self, unit: int, bet: Bet) -> bool:
+        settled = self.settled
+        if unit in settled or (unit & 0xFFFFFFFF) >= self._keep or len(settled) >= _MAX_BETS:
+            return False
+        settled[unit] = bet
+        self._count(bet, 1)
+        return True
 
-
-@final
-class _Bets:
-    """Bets against the null, spread over how much worse the candidate is and since when.
-
-    Part of the stake is put in at the start and part after each error, `1 / ((k + 1) (k + 2))` after the `k`-th: the parts
-    add up to 1, and each grows as a non-negative supermartingale under the null, so their sum is an e-process. Without
-    the later parts a long healthy time would have to be undone before a fault that comes late is seen.
-    """
-
-    def __init__(self) -> None:
-        self._logs = [math.log(0.5)] * len(_FACTORS)
-        self._errors = 0
-
-    def settle(self, gains: Sequence[float]) -> None:
-        """Take in one trial: the log likelihood ratio of each bet."""
-        self._logs = [log + gain for log, gain in zip(self._logs, gains, strict=True)]
-
-    def raise_stake(self) -> None:
-        """Put in the next part, after an error."""
-        self._errors += 1
-        part = -math.log((self._errors + 1) * (self._errors + 2))
-        self._logs = [_log_add(log, part) for log in self._logs]
-
-    def log_e(self) -> float:
-        """Return the logarithm of the e-value: what the bets are worth, and what was not put in yet."""
-        top = max(self._logs)
-        worth = top + math.log(sum(math.exp(log - top) for log in self._logs) / len(self._logs))
-        return _log_add(worth, -math.log(self._errors + 2))
+    def _count(self, bet: Bet, n: int) -> None:
+        if n:
+            gains = self.question.gains(bet)
+            self.logs = [log + n * gain for log, gain in zip(self.logs, gains, strict=True)]
 
 
 @final
-class Above:
-    """Evidence that events of the candidate are more frequent than a limit."""
+class _Evidence:
+    """What one metric has seen so far: over the whole time, and recently."""
 
-    def __init__(self, limit: float, event: Callable[[Trial], bool | None]) -> None:
-        self._limit, self._event = limit, event
-        self._n = self._k = 0
-        self._bets = _Bets()
-        self._gains = {
-            happened: _log_ratios(limit, happened=happened) for happened in (False, True)
-        }
+    def __init__(self, question: Question) -> None:
+        self.whole = _Window(question, math.inf)
+        self.recent = _Window(question.again(), _FIRST)
+        self.number = 0
+        self.tally = [[0, 0.0], [0, 0.0]]  # of incumbent and candidate: requests, sum of values
 
-    def add(self, trial: Trial) -> None:
-        happened = self._event(trial) if trial.candidate else None
-        if happened is None:
-            return
-        self._n += 1
-        self._bets.settle(self._gains[happened])
-        if happened:
-            self._k += 1
-            self._bets.raise_stake()
+    def renew(self, number: int, length: int) -> None:
+        """Begin a recent window anew."""
+        self.number = number
+        self.recent = _Window(self.recent.question.again(), length)
 
-    def log_e(self) -> float:
-        return self._bets.log_e()
-
-    def numbers(self) -> dict[str, float]:
-        return {"candidate_n": self._n, "candidate_events": self._k, "limit": self._limit}
-
-
-@final
-class Ratio:
-    """Evidence that the candidate fails more often, relative to the incumbent, than a limit."""
-
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
-        self._bets = _Bets()
-        self._seen = [0, 0]
-        self._failed = [0, 0]
-
-    def add(self, trial: Trial) -> None:
-        self._seen[trial.candidate] += 1
-        if trial.ok:
-            return
-        self._failed[trial.candidate] += 1
-        if not 0.0 < trial.share < 1.0:
-            return
-        odds = self._limit * trial.share
-        null = odds / (odds + 1.0 - trial.share)
-        self._bets.settle(_log_ratios(null, happened=trial.candidate))
-        self._bets.raise_stake()
+    def add(self, trial: Trial) -> bool:
+        value = self.whole.question.value(trial)
+        if value is not None:
+            side = self.tally[trial.candidate]
+            side[0] += 1
+            side[1] += value
+        changed = self.whole.add(trial)
+        return self.recent.add(trial) or changed
 
     def log_e(self) -> float:
-        return self._bets.log_e()
-
-    def numbers(self) -> dict[str, float]:
-        return {
-            "candidate_n": self._seen[True],
-            "candidate_events": self._failed[True],
-            "incumbent_n": self._seen[False],
-            "incumbent_events": self._failed[False],
-            "limit": self._limit,
-        }
+        """Return the logarithm of the larger e-value, each less what its part of the alpha costs."""
+        part = (1.0 - _WHOLE) / ((self.number + 1) * (self.number + 2))
+        return max(math.log(_WHOLE) + self.whole.log_e(), math.log(part) + self.recent.log_e())
 
 
 @final
 class Case:
-    """The evidence of every metric of a guard, against one candidate.
+    """The evidence of every metric of a guard, against one candidate, and that of other processes.
 
     Not thread-safe; the rollout that owns it holds its lock.
+
+    Args:
+        guard: What to look for.
+        origin: What names this process among those that share their evidence.
     """
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
-        self._enough = math.log(guard.threshold)
-        self._evidence = [metric.start() for metric in guard.metrics]
+    def __init__(self, guard: Guard, origin: str) -> None:
+        self._guard, self._origin = guard, origin
+        self._n = 0
+        self._others: dict[str, tuple[int, dict[str, list[list[float]]]]] = {}
+        self._end = _FIRST
+        questions: list[tuple[str, float, Question]] = []
+        for name, metric in guard.named():
+            questions.append((name, guard.threshold, metric.question()))
+        questions.append(("sample_ratio", guard.split_threshold, Split()))
+        self._evidence = {name: _Evidence(question) for name, _, question in questions}
+        self._thresholds = {name: threshold for name, threshold, _ in questions}
 
-    def add(self, trial: Trial) -> bool:
-        """Take in one request, and return whether one of the metrics has seen enough to roll back."""
-        for evidence in self._evidence:
-            evidence.add(trial)
-        return any(evidence.log_e() >= self._enough for evidence in self._evidence)
+    def add(self, trial: Trial) -> str | None:
+        """Take in one request, and return the name of a metric that has seen enough to roll back."""
+        self._n += 1
+        self._turn()
+        found = None
+        for name, evidence in self._evidence.items():
+            if evidence.add(trial) and evidence.log_e() >= math.log(self._thresholds[name]):
+                found = found or name
+        return found
+
+    def enough(self) -> str | None:
+        """Return the name of a metric that has seen enough to roll back, with what others saw."""
+        for name, evidence in self._evidence.items():
+            if evidence.log_e() >= math.log(self._thresholds[name]):
+                return name
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """Return what this process has seen, as JSON data."""
+        return {
+            "guard": repr(self._guard),
+            "origin": self._origin,
+            "n": self._n,
+            "window": next(iter(self._evidence.values())).number,
+            "metrics": {
+                name: {
+                    "whole": evidence.whole.state(),
+                    "recent": evidence.recent.state(),
+                    "tally": evidence.tally,
+                }
+                for name, evidence in self._evidence.items()
+            },
+        }
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Take in what another process has seen, in place of what it said before.
+
+        Raises:
+            ValueError: If it is of another guard, or not such a state.
+        """
+        if state.get("guard") != repr(self._guard):
+            raise ValueError(f"it is of {state.get('guard')}, not of {self._guard!r}")
+        origin = str(state["origin"])
+        if origin == self._origin:
+            return
+        tallies = {name: made["tally"] for name, made in state["metrics"].items()}
+        known = self._others.get(origin, (0, {}))[0]
+        self._others[origin] = (max(int(state["n"]), known), tallies)
+        self._turn()
+        for name, evidence in self._evidence.items():
+            made = state["metrics"][name]
+            evidence.whole.merge(origin, made["whole"])
+            if state["window"] == evidence.number:
+                evidence.recent.merge(origin, made["recent"])
 
     def figures(self) -> dict[str, float]:
         """Return the figures of each metric by its name; of metrics of one name the second is `name_2`."""
         made: dict[str, float] = {}
-        names: list[str] = []
-        for metric, evidence in zip(self._guard.metrics, self._evidence, strict=True):
-            names.append(metric.name)
-            count = names.count(metric.name)
-            name = metric.name if count == 1 else f"{metric.name}_{count}"
+        for name, evidence in self._evidence.items():
+            tally = [list(side) for side in evidence.tally]
+            for _, tallies in self._others.values():
+                for mine, theirs in zip(tally, tallies[name], strict=True):
+                    mine[0] += theirs[0]
+                    mine[1] += theirs[1]
             made[f"{name}.e_value"] = math.exp(min(evidence.log_e(), 700.0))
-            made[f"{name}.threshold"] = self._guard.threshold
-            made |= {f"{name}.{key}": value for key, value in evidence.numbers().items()}
+            made[f"{name}.threshold"] = self._thresholds[name]
+            made[f"{name}.limit"] = evidence.whole.question.limit
+            made[f"{name}.n_bets"] = len(evidence.whole.settled)
+            made[f"{name}.candidate_n"] = tally[True][0]
+            made[f"{name}.candidate_sum"] = tally[True][1]
+            made[f"{name}.incumbent_n"] = tally[False][0]
+            made[f"{name}.incumbent_sum"] = tally[False][1]
         return made
 
-
-def _log_ratios(limit: float, *, happened: bool) -> list[float]:
-    """Return for each bet the log likelihood ratio of one trial to an event of probability *limit*.
-
-    Odds that are `f` times the limit's make the rate `f limit / (1 + (f - 1) limit)`; written so, no rate is rounded to 1.
-    """
-    return [
-        (math.log(factor) if happened else 0.0) - math.log1p((factor - 1.0) * limit)
-        for factor in _FACTORS
-    ]
+    def _turn(self) -> None:
+        """Begin the next recent window where it is due; only the number of requests says when."""
+        total = self._n + sum(n for n, _ in self._others.values())
+        if total < self._end:
+            return
+        number, length, self._end = window_at(total)
+        for evidence in self._evidence.values():
+            evidence.renew(number, length)
 
 
-def _log_add(one: float, two: float) -> float:
-    high, low = (one, two) if one >= two else (two, one)
-    return high + math.log1p(math.exp(low - high))
+def _bet(parts: list[Any]) -> Bet:
+    candidate, value, share, centre = parts
+    return Bet(bool(candidate), float(value), float(share), float(centre))

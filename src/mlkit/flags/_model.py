@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, final
 from mlkit.flags._flag import Flag
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import os
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
+    from mlkit.flags._audit import Audit
     from mlkit.flags._guard import Guard
     from mlkit.flags._rollout import Rollout
 
@@ -34,6 +37,12 @@ class ModelFlag(Flag[str]):
         guard: Guard | None = None,
         incumbent: str | None = None,
         seed: str | None = None,
+        load: Callable[[str], Any] | None = None,
+        unload: Callable[[Any], object] | None = None,
+        shadow: float = 0.0,
+        compare: Callable[[Any, Any], object] | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        audit: Audit | None = None,
     ) -> Rollout:
         """Return a rollout of one variant, which does nothing until it is advanced.
 
@@ -47,21 +56,32 @@ class ModelFlag(Flag[str]):
             incumbent: The variant that serves the others; if None, the candidate of a finished rollout of the flag, or else
                 the flag's default variant.
             seed: Text that is hashed with the unit in place of the flag's key, so that flags of equal seed take in the
-                same units first. A saved rollout needs the same again, or it takes in other units.
+                same units first. It is saved with the rollout, and taken from there.
+            load: Returns the model of a URI, for `Rollout.serve`; if None, the URI itself is the model.
+            unload: Called with a model that is no longer wanted, once nobody uses it.
+            shadow: The share of the incumbent's requests, within [0, 1], that the candidate answers too, after the answer is
+                given and in another thread; see `Rollout.shadowing`.
+            compare: Whether two results are equal enough, for the shadow runs; `==` in every element if None.
+            folder: A folder through which all processes are one rollout, and which a restart goes on from.
+            audit: Where decisions are recorded; if None, `audit.jsonl` in the folder, if there is one.
 
         Raises:
             ConfigurationError: If an argument is wrong, the flag or a variant does not exist, or another rollout of the
                 flag is under way, here or in the file.
+            OSError: If the folder cannot be used.
         """
-        from mlkit.flags._rollout import Rollout
+        from mlkit.flags._rollout import Plan, Rollout
 
-        return Rollout(
-            self._store,
-            self.key,
-            candidate,
+        plan = Plan(
             steps=steps,
             min_step=min_step,
             guard=guard,
-            incumbent=incumbent,
             seed=seed,
+            load=load,
+            unload=unload,
+            shadow=shadow,
+            compare=compare,
+            folder=folder,
+            audit=audit,
         )
+        return Rollout(self, self._store, candidate, incumbent=incumbent, plan=plan)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit.flags._check import RuleError
@@ -11,7 +9,7 @@ from mlkit.flags._check import RuleError
 if TYPE_CHECKING:
     from mlkit.flags._definition import Definition
 
-__all__ = ["WEIGHTS", "Ramp", "apply_ramp", "marks", "replace_flag"]
+__all__ = ["WEIGHTS", "Ramp", "apply_ramp", "before_ramp", "marks", "replace_flag"]
 
 WEIGHTS = 100_000  # the finest share is 1 / 100,000
 MARK = "rollout."
@@ -54,6 +52,8 @@ def apply_ramp(definition: Definition, ramp: Ramp) -> Definition:
         if name not in definition.variants and ramp.status != "killed":
             raise RuleError("/variants", f"the rollout needs variant {name!r}")
     document = _without_ramp(definition.document)
+    # Both go to the end, so that a flag that was saved and read again is the same, in its order too.
+    metadata = document.pop("metadata", {})
     rule = document.pop("targeting", None) or None
     if ramp.status == "killed":
         document["state"] = "DISABLED"
@@ -67,12 +67,14 @@ def apply_ramp(definition: Definition, ramp: Ramp) -> Definition:
     if ramp.incumbent in definition.variants:
         document["defaultVariant"] = ramp.incumbent
     document["metadata"] = {
-        **document.get("metadata", {}),
+        **metadata,
         f"{MARK}candidate": ramp.candidate,
         f"{MARK}incumbent": ramp.incumbent,
         f"{MARK}share": ramp.share,
         f"{MARK}status": ramp.status,
     }
+    if ramp.seed is not None:
+        document["metadata"][f"{MARK}seed"] = ramp.seed
     return definition.with_document(document)
 
 
@@ -113,7 +115,7 @@ def _without_ramp(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def replace_flag(path: str, key: str, document: dict[str, Any]) -> None:
-    """Write one flag into a file, replacing the file in one step.
+    """Write one flag into a file, replacing the file in one step; processes that do so at once take turns.
 
     Raises:
         OSError: If it cannot be read or written.
@@ -123,17 +125,16 @@ def replace_flag(path: str, key: str, document: dict[str, Any]) -> None:
     import stat
     from pathlib import Path
 
+    from mlkit.flags._shared import lock_replaced, put
+
     target = Path(path).resolve()  # of a symbolic link, the file it leads to
-    whole = json.loads(target.read_bytes())
-    whole["flags"][key] = document
-    beside = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(whole, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.chmod(stat.S_IMODE(target.stat().st_mode))
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with lock_replaced(target):
+        whole = json.loads(target.read_bytes())
+        whole["flags"][key] = document
+        text = json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+        put(target, text.encode(), sync=True, mode=stat.S_IMODE(target.stat().st_mode))
+
+
+def before_ramp(definition: Definition) -> Definition:
+    """Return a flag as it is without a rollout in it."""
+    return definition.with_document(_without_ramp(definition.document))

@@ -2,74 +2,113 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from itertools import pairwise
+import warnings
+import weakref
+from contextlib import contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, final
 
+from mlkit import telemetry
 from mlkit._arguments import fraction, seconds
 from mlkit._clock import current
-from mlkit._suggest import did_you_mean, listing
-from mlkit.errors import ConfigurationError, FlagFileError
-from mlkit.flags._evidence import Case, Trial
-from mlkit.flags._guard import Guard
-from mlkit.flags._ramp import WEIGHTS, Ramp, apply_ramp, marks, replace_flag
+from mlkit._digest import digest_bytes
+from mlkit._suggest import did_you_mean
+from mlkit.errors import ConfigurationError, DegradedWarning, FlagFileError
+from mlkit.flags._audit import Audit
+from mlkit.flags._coerce import ContextError
+from mlkit.flags._evidence import Case
+from mlkit.flags._flag import as_unit
+from mlkit.flags._guard import Guard, Mean
+from mlkit.flags._progress import (
+    ACTIVE,
+    Decision,
+    State,
+    as_bool,
+    as_metrics,
+    as_steps,
+    further,
+    one_of,
+)
+from mlkit.flags._question import Trial
+from mlkit.flags._ramp import WEIGHTS, Ramp, apply_ramp, before_ramp, marks, replace_flag
 from mlkit.flags._scope import view
-from mlkit.telemetry import emit
+from mlkit.flags._served import Models, Served
+from mlkit.flags._shadow import Shadow, ShadowReport, same
+from mlkit.flags._shared import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mlkit.flags._definition import Definition
+    from mlkit.flags._document import Change
+    from mlkit.flags._model import ModelFlag
     from mlkit.flags._store import Store
 
-__all__ = ["Decision", "Rollout"]
+__all__ = ["Plan", "Rollout"]
 
-_ACTIVE = ("ready", "ramping", "full")
-
-
-class Decision(NamedTuple):
-    """One step of a rollout, for the record.
-
-    Attributes:
-        time: Unix time in seconds.
-        action: `"started"`, `"advanced"`, `"held"`, `"rolled_back"` or `"killed"`.
-        share: The candidate's share of the units after it.
-        reason: Why.
-        evidence: The guard's figures at that time: `"error_rate.e_value"`, `"error_rate.candidate_n"`, ...
-        digest: Digest of the flags after it.
-    """
-
-    time: float
-    action: str
-    share: float
-    reason: str
-    evidence: Mapping[str, float]
-    digest: str
+_SYNC_EVERY = 1.0  # seconds between two looks at what other processes saw
 
 
-class _State(NamedTuple):
-    status: str
-    step: int
-    since: float
-    turn: int = 0  # how many decisions changed something before
+@final
+class Plan:
+    """The arguments of a rollout, checked; those of `ModelFlag.rollout`."""
+
+    def __init__(
+        self,
+        *,
+        steps: Sequence[float],
+        min_step: float,
+        guard: Guard | None,
+        seed: str | None,
+        load: Callable[[str], Any] | None,
+        unload: Callable[[Any], object] | None,
+        shadow: float,
+        compare: Callable[[Any, Any], object] | None,
+        folder: str | os.PathLike[str] | None,
+        audit: Audit | None,
+    ) -> None:
+        self.steps = as_steps(steps)
+        self.min_step = seconds("rollout(min_step=...)", min_step, zero=True)
+        if guard is not None and not isinstance(guard, Guard):
+            raise ConfigurationError("rollout(guard=...)", guard, "a Guard")
+        if seed is not None and (not isinstance(seed, str) or not seed):
+            raise ConfigurationError("rollout(seed=...)", seed, "a non-empty text, or None")
+        calls = {"load": load, "unload": unload, "compare": compare}
+        for name, call in calls.items():
+            if call is not None and not callable(call):
+                raise ConfigurationError(f"rollout({name}=...)", call, "a callable, or None")
+        self.shadow = fraction("rollout(shadow=...)", shadow, zero=True)
+        if folder is not None and not isinstance(folder, (str, os.PathLike)):
+            raise ConfigurationError("rollout(folder=...)", folder, "the path of a folder, or None")
+        if audit is not None and not isinstance(audit, Audit):
+            raise ConfigurationError("rollout(audit=...)", audit, "an Audit, or None")
+        self.guard, self.seed, self.folder, self.audit = guard, seed, folder, audit
+        self.load, self.unload = load or str, unload
+        self.compare = compare or same
 
 
 @final
 class Rollout:
     """A candidate's way from no units to all of them.
 
-    `advance` goes to the next share; units that have the candidate keep it (the ramp is monotone). `observe` takes in how
-    a request went; when the guard has enough evidence, the candidate is taken from everybody at once, and stays away.
-    What other rules of the flag decide is kept: the ramp takes the units that they leave to the default variant; a
-    rollback also takes the candidate from units that a rule gave it to.
+    `advance` goes to the next share; units that have the candidate keep it (the ramp is monotone). `serve`, or `observe`,
+    takes in how a request went; when the guard has enough evidence, the candidate is taken from everybody at once, and
+    stays away. What other rules of the flag decide is kept: the ramp takes the units that they leave to the default
+    variant; a rollback also takes the candidate from units that a rule gave it to.
 
-    The flags change in memory, for this process; `save` writes the flag to the file, for the others. A reload of the
-    file keeps the rollout, and a flag disabled there stays disabled. A file without one of the two variants is taken as it
-    is, with the event `flags.rollout.unusable`; only a killed flag stays disabled then too. Of several rollouts of a flag
-    one at a time is under way: the others' decisions are `"held"`, but for `kill`.
+    The flags change in memory, for this process; `save` writes the flag to the file, for the others. A reload keeps the
+    rollout, goes further with a file that is further (a greater share, an end), and a flag disabled there stays disabled.
+    A file without one of the two variants is taken as it is, with the event `flags.rollout.unusable`; only a killed flag
+    stays disabled then too. Of several rollouts of a flag one at a time is under way: the others' decisions are `"held"`,
+    but for `kill`.
 
-    Thread-safe. After a fork each process has its own state. It does not pickle. Made by `ModelFlag.rollout`.
+    With a *folder*, all processes that name the same one are one rollout: what one decides the others follow, at the latest
+    a second later with the next request; the guard judges what all have seen; and a restart goes on where it was.
+
+    Thread-safe. After a fork each process has its own state, or, with a folder, goes on as one more of its processes. It does
+    not pickle. Made by `ModelFlag.rollout`.
 
     Examples:
         >>> from mlkit.flags import ErrorRate, Flags, Guard
@@ -81,8 +120,8 @@ class Rollout:
         >>> rollout.advance().share
         0.5
         >>> for user in range(100):
-        ...     details = model.details(user)
-        ...     rollout.observe(details.variant, ok=details.variant == "v1")
+        ...     with rollout.serve(user) as served:
+        ...         answer = served.run(lambda model: 1 / (model != "models:/ranker/2"))
         >>> rollout.status, model.assign(range(100)).counts()
         ('rolled_back', {'v1': 100})
     """
@@ -91,49 +130,47 @@ class Rollout:
     candidate: str
     incumbent: str
     steps: tuple[float, ...]
+    models: Models
 
     def __init__(
-        self,
-        store: Store,
-        key: str,
-        candidate: str,
-        *,
-        steps: Sequence[float],
-        min_step: float,
-        guard: Guard | None,
-        incumbent: str | None,
-        seed: str | None,
+        self, flag: ModelFlag, store: Store, candidate: str, *, incumbent: str | None, plan: Plan
     ) -> None:
+        key = flag.key
         definition = store.document.definitions.get(key)
         if definition is None:
             near = did_you_mean(key, store.document.definitions).removeprefix("; ")
             raise ConfigurationError("rollout of flag", key, "a flag that can be read", hint=near)
         variants = definition.variants
-        _one_of("rollout(candidate)", candidate, variants)
+        one_of("rollout(candidate)", candidate, variants)
         ramp = marks(store.current.definitions.get(key, definition))
         # Whom a finished rollout brought in is who serves now, whatever the flag's default variant.
         finished = ramp.get("share") == 1.0 and ramp.get("candidate") != candidate
         serving = ramp.get("candidate") if finished else definition.default_variant
-        incumbent = _one_of(
+        incumbent = one_of(
             "rollout(incumbent=...)", serving if incumbent is None else incumbent, variants
         )
         if incumbent == candidate:
             raise ConfigurationError(
                 "rollout(incumbent=...)", incumbent, "another variant than the candidate"
             )
-        min_step = seconds("rollout(min_step=...)", min_step, zero=True)
-        if guard is not None and not isinstance(guard, Guard):
-            raise ConfigurationError("rollout(guard=...)", guard, "a Guard")
-        if seed is not None and (not isinstance(seed, str) or not seed):
-            raise ConfigurationError("rollout(seed=...)", seed, "a non-empty text, or None")
         self.key, self.candidate, self.incumbent = key, candidate, incumbent
-        self.steps = _steps(steps)
-        self._store, self._min_step, self._guard, self._seed = store, min_step, guard, seed
+        self.steps, self._plan, self._flag, self._store = plan.steps, plan, flag, store
         self._variants = frozenset(variants)
-        self._case = None if guard is None else Case(guard)
+        self._seed = _seed(plan.seed, definition, candidate, incumbent)
+        metrics = () if plan.guard is None else plan.guard.metrics
+        self._bounds = {one.name: (one.low, one.high) for one in metrics if isinstance(one, Mean)}
+        self._ruled: tuple[Definition, Definition] | None = None
+        self.models = Models(plan.load, plan.unload)
+        self._shadow = Shadow(key, plan.shadow, plan.compare)
+        self._fell_back = telemetry.Counter("flags_fallbacks_total", flag=key)
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
+        self._synced = current().monotonic()
         self._decided: dict[int, Decision] = {}
-        self._state = self._saved(definition)
+        self._origin = os.urandom(6).hex()
+        self._case = None if plan.guard is None else Case(plan.guard, self._origin)
+        self._state = State("ready", -1, current().monotonic())
+        self._state = self._told(definition) or self._state
         owner = store.rollouts.get(key)
         ours = (ramp.get("candidate"), ramp.get("incumbent")) == (candidate, incumbent)
         if ramp.get("status") == "ramping" and (owner is not None or not ours):
@@ -144,10 +181,20 @@ class Rollout:
                 f"{ramp.get('share', 0):g}",
                 hint="roll it back or bring it to 1.0 first",
             )
+        self._folder = None if plan.folder is None else Folder(plan.folder, key, candidate)
+        self._audit = plan.audit
+        if self._audit is None and self._folder is not None:
+            self._audit = Audit(self._folder.audit)
         store.join(self)
+        telemetry.register(self)
+        _follow_changes(self, store)
+        told = "it was saved in the file"
+        if self._folder is not None and self._follow(self._folder.state(), quietly=True):
+            told = "it was kept in the folder"
         if self._state.status != "ready":
             store.claim(self, force=True)
-            self._apply("started", "it was saved in the file", self._state)
+            self._apply("started", told, self._state)
+        self.sync()
 
     @property
     def status(self) -> str:
@@ -161,7 +208,7 @@ class Rollout:
 
     @property
     def evidence(self) -> Mapping[str, float]:
-        """The guard's figures now; an `e_value` that reaches `threshold` rolls back."""
+        """The guard's figures now; an `e_value` that reaches its `threshold` rolls back."""
         with self._lock:
             return MappingProxyType({} if self._case is None else self._case.figures())
 
@@ -171,69 +218,37 @@ class Rollout:
         with self._lock:
             return tuple(decision for _, decision in sorted(self._decided.items()))
 
+    @property
+    def shadowing(self) -> ShadowReport:
+        """What the shadow runs of this process showed."""
+        return self._shadow.report()
+
+    # --- deciding ------------------------------------------------------------------------------------------------
+
     def advance(self) -> Decision:
         """Go to the next share, if the present one lasted long enough.
 
         Returns:
             What was decided: `"advanced"`, or `"held"` with the reason; held decisions are not in `history`.
+
+        Raises:
+            OSError: If the folder cannot be written; nothing has changed then.
         """
-        now = current().monotonic()
-        with self._lock:
-            state = self._state
-            waited = now - state.since
-            if state.status not in _ACTIVE:
-                held = f"the rollout is {state.status}"
-            elif state.status == "full":
-                held = "there is no further step"
-            elif state.status == "ramping" and waited < self._min_step:
-                held = f"the step has lasted {waited:.3g} s of {self._min_step:g} s"
-            else:
-                held = self._claim()
-            if not held:
-                step = state.step + 1
-                status = "full" if step == len(self.steps) - 1 else "ramping"
-                state = self._state = _State(status, step, now, state.turn + 1)
+        with self._together():
+            now = current().monotonic()
+            with self._lock:
+                state = self._state
+                held = self._held(now - state.since) or self._claim()
+                if not held:
+                    step = state.step + 1
+                    status = "full" if step == len(self.steps) - 1 else "ramping"
+                    state = State(status, step, now, state.turn + 1)
+                    if self._folder is not None:
+                        self._folder.keep_state(self._record(state, "advance was called"))
+                    self._state = state
         if held:
             return self._decision("held", held, state)
         return self._apply("advanced", "advance was called", state)
-
-    def observe(self, variant: str | None, *, ok: bool, latency: float | None = None) -> None:
-        """Take in how one request went; may roll back.
-
-        Args:
-            variant: The variant that served it, `details(...).variant`, whatever it is. Only candidate and incumbent count.
-            ok: Whether it went well.
-            latency: Seconds it took, at least 0, or None.
-
-        Raises:
-            ConfigurationError: If an argument is wrong, *variant* too if no handle on the flag can give it.
-        """
-        ok = _as_bool(ok)
-        if latency is not None:
-            latency = seconds("observe(latency=...)", latency, zero=True)
-        if variant is None:
-            return
-        if variant not in (self.candidate, self.incumbent):
-            self._check_variant(variant)
-            return
-        if self._case is None or self._guard is None:
-            return
-        with self._lock:
-            state = self._state
-            if state.status not in _ACTIVE:
-                return
-            # The share as it is served, in whole weights.
-            share = round(self._share(state) * WEIGHTS) / WEIGHTS
-            enough = self._case.add(Trial(variant == self.candidate, ok, latency, share))
-            if not enough or self._claim():
-                return
-            state = self._state = state._replace(status="rolled_back", turn=state.turn + 1)
-        threshold = self._guard.threshold
-        self._apply(
-            "rolled_back",
-            f"the guard {self._guard} has an e-value of at least {threshold:g}",
-            state,
-        )
 
     def rollback(self, reason: str) -> Decision:
         """Take the candidate from every unit, for good.
@@ -260,8 +275,9 @@ class Rollout:
     def save(self) -> None:
         """Write the flag as it is now to the file it came from, replacing the file in one step.
 
-        Other flags and evaluators stay, and the file's mode; a flagd daemon that reads the file decides the same. An edit
-        of this flag that was not loaded yet is overwritten, and of two processes that save at once one may undo the other.
+        Other flags and evaluators stay, and the file's mode; a flagd daemon that reads the file decides the same. Processes
+        that save at once take turns, so that none undoes what another saved of another flag. An edit of this flag that was
+        not loaded yet is overwritten. It is on the disk when this returns.
 
         Raises:
             FlagFileError: If there is no file, it no longer has the flag, or it cannot be read or written.
@@ -279,9 +295,214 @@ class Rollout:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FlagFileError(store.source, f"cannot be saved: {error}") from error
 
+    def close(self) -> None:
+        """Give up all models, each when nobody uses it any more, and wait for the shadow runs. Deciding goes on."""
+        self._shadow.wait()
+        self.models.retire(())
+
+    # --- serving -------------------------------------------------------------------------------------------------
+
+    def serve(self, unit: str | int, /, **attributes: object) -> Served:
+        """Return a context manager for one request: which variant serves it, its model, and how it went.
+
+        Args:
+            unit: Whom to serve.
+            **attributes: What rules may ask.
+
+        Examples:
+            >>> from mlkit.flags import Flags
+            >>> flags = Flags.from_dict({"flags": {"ranker": {
+            ...     "state": "ENABLED", "variants": {"v1": "1", "v2": "2"}, "defaultVariant": "v1"}}})
+            >>> rollout = flags.model("ranker", default="v1").rollout("v2", load=int)
+            >>> with rollout.serve("user-7") as served:
+            ...     served.variant, served.run(lambda model: model + 1)
+            ('v1', 2)
+        """
+        share = self._weight(self._state)
+        ramp = self._by_ramp(unit, attributes)
+        details = self._flag.details(unit, **attributes)
+        return Served(self, unit, details, share, ramp=ramp)
+
+    def observe(
+        self,
+        variant: str | None,
+        *,
+        ok: bool,
+        latency: float | None = None,
+        unit: str | int | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Take in how one request went; may roll back.
+
+        Args:
+            variant: The variant that served it, `details(...).variant`, whatever it is. Only candidate and incumbent count.
+            ok: Whether it went well.
+            latency: Seconds it took, at least 0, or None.
+            unit: Whom it was decided for. Without it, the request counts as a unit of its own: right only where units
+                do not come back; the sample ratio leaves it out.
+            metrics: Further figures by name, those that the guard's `Mean` metrics ask for.
+
+        Raises:
+            ConfigurationError: If an argument is wrong, *variant* too if no handle on the flag can give it.
+        """
+        if variant is not None and variant not in (self.candidate, self.incumbent):
+            self._check_variant(variant)
+        self.ended(
+            variant,
+            ok=as_bool(ok),
+            latency=None
+            if latency is None
+            else seconds("observe(latency=...)", latency, zero=True),
+            unit=unit,
+            metrics=metrics,
+            share=None,
+            ramp=self._inner() is None,
+        )
+
+    def sync(self) -> None:
+        """Tell the other processes of the folder what this one has seen, and take in what they have; may roll back.
+
+        `observe` and `serve` do so by themselves, at most once a second. Trouble with the folder is a `DegradedWarning`.
+        """
+        folder = self._folder
+        if folder is None or not self._syncing.acquire(blocking=False):
+            return
+        try:
+            self._synced = current().monotonic()
+            self._follow(folder.state())
+            if self._case is None:
+                return
+            with self._lock:
+                state = self._case.state()
+            folder.keep_evidence(self._origin, state)
+            for news in folder.news(self._origin):
+                self._take_in(news)
+        except (OSError, ValueError) as error:
+            _degraded("cannot share its evidence", self.key, error)
+        finally:
+            self._syncing.release()
+        self._judge()
+
+    def state(self) -> dict[str, Any]:
+        """Return what this process has seen, as JSON data for `merge` elsewhere; empty without a guard.
+
+        It holds 64 bits of a hash for each unit, not the units.
+        """
+        with self._lock:
+            return {} if self._case is None else self._case.state()
+
+    def merge(self, state: Mapping[str, Any]) -> None:
+        """Take in the `state` of another process, or of one before a restart; may roll back.
+
+        A later state of the same process replaces the earlier one, so that merging twice does no harm.
+
+        Args:
+            state: What `state` returned there, perhaps sent as JSON.
+
+        Raises:
+            ConfigurationError: If it is not such a state, or of another guard.
+        """
+        if state:
+            try:
+                self._take_in(state)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                text = f"{type(error).__name__}: {error}"
+                raise ConfigurationError(
+                    "Rollout.merge(state)",
+                    type(state).__name__,
+                    "the state of an equal guard",
+                    hint=text,
+                ) from error
+        self._judge()
+
+    def samples(self) -> list[telemetry.Sample]:
+        """Return counters and the share, for `mlkit.telemetry`."""
+        share = telemetry.Sample(
+            "flags_rollout_share", (("candidate", self.candidate), ("flag", self.key)), self.share
+        )
+        return [share, *self._fell_back.samples(), *self._shadow.samples()]
+
+    # --- for mlkit.flags itself ----------------------------------------------------------------------------------
+
+    def ended(
+        self,
+        variant: str | None,
+        *,
+        ok: bool,
+        latency: float | None,
+        unit: str | int | None,
+        metrics: Mapping[str, float] | None,
+        share: float | None,
+        ramp: bool,
+    ) -> None:
+        """Take in how a request went; for `mlkit.flags` itself."""
+        figures = as_metrics(metrics, self._bounds)
+        known = self._unit(unit)
+        if variant not in (self.candidate, self.incumbent) or self._case is None:
+            return
+        with self._lock:
+            state = self._state
+            if state.status not in ACTIVE:
+                return
+            share = self._weight(state) if share is None else share
+            trial = Trial(variant == self.candidate, ok, latency, share, known, figures, ramp)
+            found = self._case.add(trial)
+            ended = self._guilty(found)
+        if ended is not None:
+            self._close_case(found, ended)
+        elif self._folder is not None and current().monotonic() - self._synced >= _SYNC_EVERY:
+            self.sync()
+
+    def fell_back(self, error: str) -> None:
+        """Count that the candidate failed and the incumbent answered; for `mlkit.flags` itself."""
+        del error
+        self._fell_back.add()
+
+    def shadowed(self, call: Callable[[Any], Any], answer: Any) -> None:
+        """Run the candidate on what the incumbent has answered, if it is due; for `mlkit.flags` itself."""
+        if self._state.status not in ACTIVE or not self._shadow.due():
+            return
+        uri = self.uri(self.candidate)
+
+        def run() -> Any:
+            model = self.models.take(uri)
+            try:
+                return call(model)
+            finally:
+                self.models.give_back(uri)
+
+        self._shadow.put(run, answer)
+
+    def uri(self, variant: str) -> str:
+        """Return the URI of a variant's model; for `mlkit.flags` itself."""
+        bound = self._flag.bind(self._store.current)
+        if bound.definition is None or variant not in bound.definition.variants:
+            return variant
+        return bound.answer(variant, "STATIC").value
+
     def after_fork(self) -> None:
         """Make a child's copy usable, whatever a thread of the parent was doing; for `mlkit.flags` itself."""
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
+        self.models.after_fork()
+        self._shadow.after_fork()
+        if self._case is not None and self._plan.guard is not None and self._folder is not None:
+            before, self._origin = self._case.state(), os.urandom(6).hex()
+            self._case = Case(self._plan.guard, self._origin)
+            self._case.merge(before)
+            self._folder.forget()
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _held(self, waited: float) -> str:
+        state, least = self._state, self._plan.min_step
+        if state.status not in ACTIVE:
+            return f"the rollout is {state.status}"
+        if state.status == "full":
+            return "there is no further step"
+        if state.status == "ramping" and waited < least:
+            return f"the step has lasted {waited:.3g} s of {least:g} s"
+        return ""
 
     def _end(self, status: str, verb: str, reason: str) -> Decision:
         if not isinstance(reason, str) or not reason:
@@ -296,6 +517,25 @@ class Rollout:
             return self._decision("held", held, state)
         return self._apply(status, reason, state)
 
+    def _guilty(self, found: str | None) -> State | None:
+        """Roll back if the guard has found something, and return the state; the lock is held."""
+        if found is None or self._state.status not in ACTIVE or self._claim():
+            return None
+        state = self._state = self._state._replace(status="rolled_back", turn=self._state.turn + 1)
+        return state
+
+    def _judge(self) -> None:
+        with self._lock:
+            found = None if self._case is None else self._case.enough()
+            ended = self._guilty(found)
+        if ended is not None:
+            self._close_case(found, ended)
+
+    def _close_case(self, found: str | None, state: State) -> None:
+        threshold = self.evidence[f"{found}.threshold"]
+        reason = f"{found} has an e-value of at least {threshold:g}; {self._plan.guard}"
+        self._apply("rolled_back", reason, state)
+
     def _claim(self, *, force: bool = False) -> str:
         """Make this the rollout of its flag, or return why it cannot be."""
         other = self._store.claim(self, force=force)
@@ -305,19 +545,111 @@ class Rollout:
             return f"the rollout of {other.candidate!r} is under way"
         return f"the rollout of {other.candidate!r} has taken its place"
 
-    def _apply(self, action: str, reason: str, state: _State) -> Decision:
+    def _apply(self, action: str, reason: str, state: State) -> Decision:
+        before = self._store.current.digest
         change = self._store.patch(self.key, self._patch)
         decision = self._decision(action, reason, state)
         if change is not None:  # a listener may have changed the flags again
             decision = decision._replace(digest=change.after)
         with self._lock:
             self._decided[state.turn] = decision
+        if state.status not in ACTIVE:
+            self._told_the_end(state, reason)
         facts: dict[str, str | float | bool | None] = dict(decision.evidence)
         facts |= {"candidate": self.candidate, "share": decision.share, "reason": reason}
-        emit(f"flags.rollout.{action}", self.key, digest=decision.digest, **facts)
+        facts["audit"] = self._write_down(decision, before)
+        telemetry.emit(f"flags.rollout.{action}", self.key, digest=decision.digest, **facts)
         return decision
 
-    def _decision(self, action: str, reason: str, state: _State) -> Decision:
+    def _told_the_end(self, state: State, reason: str) -> None:
+        """Tell the other processes of an end, after it is one here, and give up the candidate's model."""
+        wanted = {self.uri(name) for name in self._variants - {self.candidate}}
+        self.models.retire(wanted)
+        if self._folder is None:
+            return
+        try:
+            with self._folder.lock():
+                known = self._folder.state() or {}
+                if known.get("status") not in {"killed", state.status}:
+                    self._folder.keep_state(self._record(state, reason))
+        except (OSError, ValueError) as error:
+            _degraded(f"could not tell the others that it is {state.status}", self.key, error)
+
+    def _write_down(self, decision: Decision, before: str) -> str | None:
+        if self._audit is None:
+            return None
+        try:
+            return self._audit.append(
+                decision.action,
+                flag=self.key,
+                before=before,
+                after=decision.digest,
+                keys=(self.key,) if before != decision.digest else (),
+                reason=decision.reason,
+                evidence={"share": decision.share, **decision.evidence},
+            )
+        except OSError as error:  # what was decided stands
+            _degraded(f"could not write {decision.action!r} to the audit", self.key, error)
+            return None
+
+    def _record(self, state: State, reason: str) -> dict[str, Any]:
+        clock = current()
+        return {
+            "candidate": self.candidate,
+            "incumbent": self.incumbent,
+            "status": state.status,
+            "share": self._share(state),
+            "since": clock.time() - (clock.monotonic() - state.since),
+            "reason": reason,
+        }
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """No other process decides meanwhile, and what they decided is followed."""
+        if self._folder is None:
+            yield
+            return
+        with self._folder.lock():
+            self._follow(self._folder.state())
+            yield
+
+    def _follow(self, told: Mapping[str, Any] | None, *, quietly: bool = False) -> bool:
+        """Go as far as another process or the file is, and return whether that was further."""
+        if not told or told.get("candidate") != self.candidate:
+            return False
+        clock = current()
+        began, now = told.get("since"), clock.time()
+        lasted = max(0.0, now - began) if isinstance(began, (int, float)) else 0.0
+        since = clock.monotonic() - lasted
+        with self._lock:
+            state = further(self._state, self.steps, told.get("status"), told.get("share"), since)
+            if state is None or (not quietly and self._claim(force=state.status == "killed")):
+                return False
+            self._state = state
+        if not quietly:
+            reason = str(told.get("reason") or "it was saved in the file")
+            self._apply("followed", f"decided elsewhere: {reason}", state)
+        return True
+
+    def _told(self, definition: Definition) -> State | None:
+        saved = marks(definition)
+        if (saved.get("candidate"), saved.get("incumbent")) != (self.candidate, self.incumbent):
+            return None
+        now = current().monotonic()
+        return further(self._state, self.steps, saved.get("status"), saved.get("share"), now)
+
+    def follow_file(self) -> None:
+        """Go as far as the file is; for `mlkit.flags` itself."""
+        definition = self._store.document.definitions.get(self.key)
+        if definition is not None and self._told(definition) is not None:
+            self._follow(marks(definition))
+
+    def _take_in(self, state: Mapping[str, Any]) -> None:
+        with self._lock:
+            if self._case is not None:
+                self._case.merge(state)
+
+    def _decision(self, action: str, reason: str, state: State) -> Decision:
         digest = self._store.current.digest
         return Decision(current().time(), action, self._share(state), reason, self.evidence, digest)
 
@@ -330,33 +662,55 @@ class Rollout:
             if view(self._store).values.get(self.key) == variant:
                 return
         definition = self._store.document.definitions.get(self.key)
-        _one_of(
+        one_of(
             "observe(variant)",
             variant,
             definition.variants if definition is not None else self._variants,
         )
 
-    def _share(self, state: _State) -> float:
-        return self.steps[state.step] if state.step >= 0 and state.status in _ACTIVE else 0.0
+    def _unit(self, unit: str | int | None) -> int | None:
+        """Return 64 bits that stand for a unit: what is kept and shared is not the unit itself."""
+        if unit is None:
+            return None
+        try:
+            text = as_unit(unit)
+        except ContextError:
+            raise ConfigurationError("observe(unit=...)", unit, "a text or an int") from None
+        hashed = digest_bytes(f"{self.key}\0{text}".encode("utf-8", "surrogatepass"))
+        return int(hashed[7:23], 16)
 
-    def _saved(self, definition: Definition) -> _State:
-        saved = marks(definition)
-        now = current().monotonic()
-        if (saved.get("candidate"), saved.get("incumbent")) != (self.candidate, self.incumbent):
-            return _State("ready", -1, now)
-        share, status = saved.get("share"), str(saved.get("status"))
-        if status in {"rolled_back", "killed"}:
-            return _State(status, -1, now)
-        # A share that is no step of this rollout counts as the one below it: nobody is taken away who need not be.
-        step = (
-            sum(1 for known in self.steps if isinstance(share, (int, float)) and known <= share) - 1
-        )
-        if step < 0:
-            return _State("ready", -1, now)
-        return _State("full" if step == len(self.steps) - 1 else "ramping", step, now)
+    def _inner(self) -> Definition | None:
+        """Return the flag with the rule that it has without the ramp, None if it has none."""
+        definition = self._store.document.definitions.get(self.key)
+        if definition is None:
+            return None
+        if self._ruled is None or self._ruled[0] is not definition:
+            self._ruled = (definition, before_ramp(definition))
+        inner = self._ruled[1]
+        return None if inner.rule is None else inner
+
+    def _by_ramp(self, unit: Any, attributes: dict[str, object]) -> bool:
+        """Return whether it is left to the ramp what a unit gets."""
+        inner = self._inner()
+        if inner is None:
+            return True
+        try:
+            facts = self._store.facts(self.key)
+            context = {**attributes, "targetingKey": as_unit(unit), "$flagd": facts}
+            return not inner.decide(context)
+        except Exception:  # noqa: BLE001 - whatever attributes do, a request is served
+            return False
+
+    def _share(self, state: State) -> float:
+        return self.steps[state.step] if state.step >= 0 and state.status in ACTIVE else 0.0
+
+    def _weight(self, state: State) -> float:
+        """Return the share as it is served, in whole weights."""
+        return round(self._share(state) * WEIGHTS) / WEIGHTS
 
     def _patch(self, definition: Definition) -> Definition:
-        state = self._state
+        # The store's lock is held, and ours must not be taken under it; `follow_file` takes the state over afterwards.
+        state = self._told(definition) or self._state
         ramp = Ramp(self.candidate, self.incumbent, self._share(state), state.status, self._seed)
         return apply_ramp(definition, ramp)
 
@@ -366,35 +720,34 @@ class Rollout:
         )
 
 
-def _steps(steps: Sequence[float]) -> tuple[float, ...]:
-    try:
-        made = tuple(steps)
-    except TypeError:
-        raise ConfigurationError("rollout(steps=...)", steps, "a sequence of shares") from None
-    made = tuple(fraction("rollout(steps=...)", share) for share in made)
-    weights = [0, *(round(share * WEIGHTS) for share in made)]
-    if len(weights) == 1 or any(one >= two for one, two in pairwise(weights)):
+def _seed(given: str | None, definition: Definition, candidate: str, incumbent: str) -> str | None:
+    """Return the seed of a rollout: a saved one keeps its own, or it would take in other units."""
+    saved = marks(definition)
+    if (saved.get("candidate"), saved.get("incumbent")) != (candidate, incumbent):
+        return given
+    kept = saved.get("seed")
+    if given is not None and given != kept:
         raise ConfigurationError(
-            "rollout(steps=...)", made, f"growing shares, at least 1 / {WEIGHTS} apart"
+            "rollout(seed=...)", given, f"{kept!r}, with which it was saved, or None"
         )
-    return made
+    return kept if isinstance(kept, str) else None
 
 
-def _one_of(argument: str, name: object, variants: Any) -> str:
-    if not isinstance(name, str) or name not in variants:
-        near = did_you_mean(name, variants) if isinstance(name, str) else ""
-        raise ConfigurationError(
-            argument,
-            name,
-            "a variant of the flag",
-            hint=near.removeprefix("; ") or f"there are {listing(variants)}",
-        )
-    return name
+def _follow_changes(rollout: Rollout, store: Store) -> None:
+    """Have a rollout told of each change of its flags, for as long as it lives."""
+    alive = weakref.ref(rollout)
+
+    def follow(change: Change) -> None:
+        del change
+        one = alive()
+        if one is None:
+            stop()
+        else:
+            one.follow_file()
+
+    stop = store.listen(follow)
 
 
-def _as_bool(value: object) -> bool:
-    if isinstance(value, bool) or (
-        type(value).__module__ == "numpy" and type(value).__name__ in {"bool", "bool_"}
-    ):
-        return bool(value)
-    raise ConfigurationError("observe(ok=...)", value, "True or False")
+def _degraded(what: str, key: str, error: Exception) -> None:
+    message = f"the rollout of flag {key!r} {what}: {type(error).__name__}: {error}"
+    warnings.warn(message, DegradedWarning, stacklevel=3)

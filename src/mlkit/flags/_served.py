@@ -1,0 +1,225 @@
+"""One request served under a rollout, and the models that serve it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+from mlkit._clock import current
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from types import TracebackType
+
+    from mlkit.flags._flag import Details
+    from mlkit.flags._rollout import Rollout
+
+__all__ = ["Models", "Served"]
+
+R = TypeVar("R")
+
+
+@final
+class _Loaded:
+    __slots__ = ("error", "model", "ready", "retired", "users")
+
+    def __init__(self) -> None:
+        self.ready = threading.Event()
+        self.model: Any = None
+        self.error: Exception | None = None
+        self.users = 0
+        self.retired = False
+
+
+@final
+class Models:
+    """Models by URI: loaded once when first needed, given up when no longer wanted and no longer in use.
+
+    Args:
+        load: Returns the model of a URI.
+        unload: Is called with a model that is given up, or None.
+    """
+
+    def __init__(self, load: Callable[[str], Any], unload: Callable[[Any], object] | None) -> None:
+        self._load, self._unload = load, unload
+        self._lock = threading.Lock()
+        self._loaded: dict[str, _Loaded] = {}
+
+    def take(self, uri: str) -> Any:
+        """Return a model, which stays loaded until it is given back as often as it was taken.
+
+        Raises:
+            Exception: What the loader raises. The next call tries again.
+        """
+        with self._lock:
+            entry = self._loaded.get(uri)
+            first = entry is None
+            if entry is None:
+                entry = self._loaded[uri] = _Loaded()
+            entry.users += 1
+            entry.retired = False
+        if first:
+            try:
+                entry.model = self._load(uri)
+            except Exception as error:
+                entry.error = error
+                with self._lock:
+                    self._loaded.pop(uri, None)
+                raise
+            finally:
+                entry.ready.set()
+        else:
+            entry.ready.wait()
+            if entry.error is not None:
+                raise entry.error
+        return entry.model
+
+    def give_back(self, uri: str) -> None:
+        """End one use."""
+        with self._lock:
+            entry = self._loaded.get(uri)
+            if entry is None:
+                return
+            entry.users -= 1
+        self._drain()
+
+    def retire(self, wanted: Collection[str]) -> None:
+        """Give up all but *wanted*, each when nobody uses it any more."""
+        with self._lock:
+            for uri, entry in self._loaded.items():
+                entry.retired = uri not in wanted
+        self._drain()
+
+    def after_fork(self) -> None:
+        """Make a child's copy usable: who was loading or using a model in another thread is gone."""
+        self._lock = threading.Lock()
+        self._loaded = {uri: one for uri, one in self._loaded.items() if one.ready.is_set()}
+
+    def _drain(self) -> None:
+        with self._lock:
+            gone = [uri for uri, one in self._loaded.items() if one.retired and one.users <= 0]
+            models = [self._loaded.pop(uri).model for uri in gone]
+        if self._unload is not None:
+            for model in models:
+                self._unload(model)
+
+
+@final
+class Served:
+    """One request under a rollout: which variant serves it, its model, and how it went. A context manager.
+
+    At the end the rollout is told how it went: an exception that leaves the block, or a candidate that failed in `run`, is a
+    failure; the time counts without loading the model. Made by `Rollout.serve`; for one thread or task.
+
+    Attributes:
+        details: The answer of the flag.
+        metrics: Figures of this request for the guard's `Mean` metrics; put them in.
+    """
+
+    __slots__ = (
+        "_begin",
+        "_loading",
+        "_ok",
+        "_ramp",
+        "_rollout",
+        "_shadow",
+        "_share",
+        "_taken",
+        "_unit",
+        "details",
+        "metrics",
+    )
+    details: Details[str]
+    metrics: dict[str, float]
+
+    def __init__(
+        self, rollout: Rollout, unit: Any, details: Details[str], share: float, *, ramp: bool
+    ) -> None:
+        self._rollout, self._unit, self.details = rollout, unit, details
+        self._share, self._ramp = share, ramp
+        self.metrics = {}
+        self._ok, self._begin, self._loading = True, 0.0, 0.0
+        self._taken: dict[str, Any] = {}
+        self._shadow: tuple[Callable[[Any], Any], Any] | None = None
+
+    @property
+    def variant(self) -> str | None:
+        """The variant that the flag chose."""
+        return self.details.variant
+
+    @property
+    def model(self) -> Any:
+        """Its model, loaded on first use; without a loader the URI.
+
+        Raises:
+            Exception: What the loader raises.
+        """
+        return self._take(self.details.value)
+
+    def run(self, call: Callable[[Any], R]) -> R:
+        """Return what *call* makes of the model; if the candidate fails, what it makes of the incumbent's, once.
+
+        Without the shadow budget spent, *call* may run again later with the candidate's model, in another thread.
+
+        Args:
+            call: A function of the model; it must be fit to be called twice.
+
+        Raises:
+            Exception: What it raises with the incumbent's model.
+        """
+        rollout = self._rollout
+        if self.variant == rollout.candidate:
+            try:
+                return call(self.model)
+            except Exception as error:  # noqa: BLE001 - the incumbent is there for any failure
+                self._ok = False
+                rollout.fell_back(type(error).__name__)
+            return call(self._take(rollout.uri(rollout.incumbent)))
+        try:
+            answer = call(self.model)
+        except Exception:
+            self._ok = False
+            raise
+        if self.variant == rollout.incumbent:
+            self._shadow = (call, answer)
+        return answer
+
+    def _take(self, uri: str) -> Any:
+        if uri not in self._taken:
+            clock = current()
+            begin = clock.monotonic()
+            try:
+                self._taken[uri] = self._rollout.models.take(uri)
+            finally:
+                self._loading += clock.monotonic() - begin
+        return self._taken[uri]
+
+    def __enter__(self) -> Served:
+        self._begin = current().monotonic()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None:
+        latency = max(0.0, current().monotonic() - self._begin - self._loading)
+        rollout = self._rollout
+        for uri in self._taken:
+            rollout.models.give_back(uri)
+        # Who is cancelled or interrupted says nothing about the model.
+        if error is None or isinstance(error, Exception):
+            ok = self._ok and error is None
+            rollout.ended(
+                self.variant,
+                ok=ok,
+                latency=latency,
+                unit=self._unit,
+                metrics=self.metrics,
+                share=self._share,
+                ramp=self._ramp,
+            )
+        if error is None and self._shadow is not None:
+            rollout.shadowed(*self._shadow)
