@@ -21,6 +21,7 @@ __all__ = [
     "Details",
     "ErrorRate",
     "Explanation",
+    "Exposures",
     "Flag",
     "Flags",
     "Guard",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from mlkit.flags._assign import Assignment
     from mlkit.flags._audit import Audit, AuditReport, verify_audit
     from mlkit.flags._explain import Explanation
+    from mlkit.flags._exposures import Exposures
     from mlkit.flags._guard import ErrorRate, Guard, Latency, Mean
     from mlkit.flags._model import ModelFlag
     from mlkit.flags._progress import Decision
@@ -51,6 +53,7 @@ else:  # were it visible to type checkers, they would accept any misspelt name (
         "Audit": "_audit",
         "AuditReport": "_audit",
         "Decision": "_progress",
+        "Exposures": "_exposures",
         "ErrorRate": "_guard",
         "Explanation": "_explain",
         "Guard": "_guard",

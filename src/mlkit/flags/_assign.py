@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlkit.flags._flag import Bound, Details, Flag
     from mlkit.flags._residual import Residual
 
-__all__ = ["Assignment", "assign"]
+__all__ = ["Assignment", "as_list", "assign"]
 
 T = TypeVar("T")
 _CHUNK = 16_384
@@ -111,8 +111,8 @@ def assign(
     """Return what *flag* answers for each of *units*; see `Flag.assign`."""
     import numpy as np
 
-    rows = _as_list("Flag.assign(units)", units)
-    table = {name: _as_list(f"Flag.assign({name}=...)", column) for name, column in columns.items()}
+    rows = as_list("Flag.assign(units)", units)
+    table = {name: as_list(f"Flag.assign({name}=...)", column) for name, column in columns.items()}
     for name, column in table.items():
         if len(column) != len(rows):
             raise ConfigurationError(
@@ -206,7 +206,12 @@ def _as_bytes(whole: str, units: list[str]) -> tuple[bytes, NDArray[np.int64]]:
 # --- many rows ---------------------------------------------------------------------------------------------------
 
 
-def _as_list(argument: str, values: Any) -> list[Any]:
+def as_list(argument: str, values: Any) -> list[Any]:
+    """Return a column as a list.
+
+    Raises:
+        ConfigurationError: If it is not a collection of one dimension.
+    """
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
         raise ConfigurationError(argument, values, "a list or a one-dimensional array")
     tolist = getattr(values, "tolist", None)

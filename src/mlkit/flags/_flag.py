@@ -250,9 +250,16 @@ class Flag(Generic[T]):
         Raises:
             ConfigurationError: If a column has another length than *units*, or one is not a collection.
         """
-        from mlkit.flags._assign import assign
+        from mlkit.flags._assign import as_list, assign
 
-        return assign(self, units, columns)
+        exposures = self._store.exposures
+        if exposures is None:
+            return assign(self, units, columns)
+        rows = as_list("Flag.assign(units)", units)
+        made = assign(self, rows, columns)
+        seen = view(self._store)
+        exposures.note_all(self.bind(seen.snapshot or self._store.current), rows, made)
+        return made
 
     def _decide(self, unit: Any, attributes: dict[str, Any]) -> Details[T]:
         bound: Bound[T] | None = None
@@ -266,9 +273,11 @@ class Flag(Generic[T]):
             self._evaluations.add()
             if seen is not None and self.key in seen.values:
                 return self._override(bound, seen.values[self.key])
-            if bound.fixed is not None:
-                return bound.fixed
-            return self.answer(bound, unit, attributes)
+            fixed = bound.fixed
+            made = self.answer(bound, unit, attributes) if fixed is None else fixed
+            if store.exposures is not None:
+                store.exposures.note(bound, unit, made)
+            return made
         except Exception as error:  # noqa: BLE001 - a flag never raises, whatever the attributes do
             return self._failed(bound, error)
 

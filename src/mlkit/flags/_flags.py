@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mlkit.flags._explain import Explanation
+    from mlkit.flags._exposures import Exposures
     from mlkit.flags._model import ModelFlag
 
 __all__ = ["Flags"]
@@ -425,6 +426,40 @@ class Flags:
                 "Flags.on_change(listener)", listener, "a callable of one Change"
             )
         return self._store.listen(listener)
+
+    def record_exposures(
+        self, *, max_units: builtins.int = 100_000, secret: builtins.bytes | None = None
+    ) -> Exposures:
+        """Say from now on who was given which variant: for each unit once, as the telemetry event `flags.flag.exposed`.
+
+        Whoever records them, in tracking or elsewhere, listens with `mlkit.telemetry.listen`, from before this call on.
+
+        Args:
+            max_units: How many units, flags and variants to remember, at least 1; twice as many at most. Who was forgotten
+                is said again, with the same id.
+            secret: 16 to 64 bytes. With it, events have a keyed hash of the unit; see `Exposures`.
+
+        Returns:
+            What ends it: `close()`, or leaving the context. A later call takes the place of an earlier.
+
+        Raises:
+            ConfigurationError: If an argument is wrong.
+
+        Examples:
+            >>> from mlkit.telemetry import listen
+            >>> flags, seen = Flags.in_memory({"ranker": "v1"}), []
+            >>> RANKER = flags.str("ranker", default="none")
+            >>> with listen(seen.append, scope="context"), flags.record_exposures():
+            ...     RANKER("user-7"), RANKER("user-7")
+            ('v1', 'v1')
+            >>> [(event.kind, event.fields["variant"]) for event in seen]
+            [('flags.flag.exposed', 'v1')]
+        """
+        from mlkit.flags._exposures import Exposures
+
+        made = Exposures(self._store, max_units=max_units, secret=secret)
+        self._store.exposures = made
+        return made
 
     def close(self) -> None:
         """End watching. Reading goes on; it may be called more than once."""

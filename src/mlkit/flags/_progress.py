@@ -77,10 +77,9 @@ def further(
     mine = _RANKS.get(state.status, 0)
     if rank > mine:
         return State(str(status), -1, since, state.turn + 1)
-    known = isinstance(share, (int, float)) and status in {"ramping", "full"}
-    if mine or not known:
+    if mine or not isinstance(share, (int, float)) or status not in {"ramping", "full"}:
         return None
-    step = sum(1 for one in steps if one <= share) - 1  # type: ignore[operator]
+    step = len([one for one in steps if one <= share]) - 1
     if step <= state.step:
         return None
     name = "full" if step == len(steps) - 1 else "ramping"

@@ -100,7 +100,7 @@ class Above:
     "Estimating means of bounded random variables by betting", JRSS B 2024); for events it is the likelihood ratio.
     """
 
-    weights = _WEIGHTS
+    weights: tuple[float, ...] = _WEIGHTS
     thinned = True
 
     def __init__(self, limit: float, value: Callable[[Trial], float | None]) -> None:
@@ -128,7 +128,7 @@ class Ratio:
     units only loses factors above 1).
     """
 
-    weights = _WEIGHTS
+    weights: tuple[float, ...] = _WEIGHTS
     thinned = False
 
     def __init__(self, limit: float, value: Callable[[Trial], float | None]) -> None:
@@ -156,7 +156,7 @@ class Slower:
     that times the allowed multiple; the event "slow" is then judged as by `Ratio`, with both sides in the same hours.
     """
 
-    weights = _WEIGHTS
+    weights: tuple[float, ...] = _WEIGHTS
     thinned = False
 
     def __init__(self, q: float, limit: float, known: deque[float] | None = None) -> None:
@@ -200,7 +200,7 @@ class Rise:
     of it estimates the difference of the sides without bias, whatever the units are like; the bet is on that.
     """
 
-    weights = (1 / len(_PARTS),) * len(_PARTS)
+    weights: tuple[float, ...] = (1 / len(_PARTS),) * len(_PARTS)
     thinned = True
 
     def __init__(
@@ -237,9 +237,9 @@ class Split:
     Multinomial Count Data", NeurIPS 2022). A unit counts with its first request.
     """
 
-    weights = (1 / len(_TILTS),) * len(_TILTS)
+    weights: tuple[float, ...] = (1 / len(_TILTS),) * len(_TILTS)
     thinned = True
-    limit = 0.0
+    limit: float = 0.0
 
     def value(self, trial: Trial) -> float | None:
         known = trial.unit is not None and trial.ramp and 0.0 < trial.share < 1.0

@@ -59,7 +59,8 @@ class Shadow:
         self._n, self._failed, self._different, self._dropped = self._counters = [
             Counter(f"flags_shadow_{name}_total", flag=key) for name in names
         ]
-        self.after_fork()
+        self._waiting: Queue[tuple[Any, Callable[[], Any], Any]] = Queue(_WAITING)
+        self._thread: threading.Thread | None = None
 
     def due(self) -> bool:
         """Return whether this request is to be run, which spends from the budget."""
@@ -104,8 +105,8 @@ class Shadow:
     def after_fork(self) -> None:
         """Begin anew in a child, which has no thread."""
         self._lock = threading.Lock()
-        self._waiting: Queue[tuple[Any, Callable[[], Any], Any]] = Queue(_WAITING)
-        self._thread: threading.Thread | None = None
+        self._waiting = Queue(_WAITING)
+        self._thread = None
 
     def _work(self) -> None:
         while True:

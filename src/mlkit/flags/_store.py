@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlkit.flags._definition import Definition
+    from mlkit.flags._exposures import Exposures
     from mlkit.flags._flag import Kind
     from mlkit.flags._kept import Kept
     from mlkit.flags._rollout import Rollout
@@ -101,6 +102,7 @@ class Store:
         self.failure = None
         self.declared: dict[str, Declared] = {}
         self.rollouts: dict[str, Rollout] = {}
+        self.exposures: Exposures | None = None
         self._members: weakref.WeakSet[Rollout] = weakref.WeakSet()
         self.document = parse(data, source, None)
         self._confirmed = current().monotonic() - age
