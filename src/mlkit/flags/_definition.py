@@ -1,32 +1,25 @@
-"""One flag, read from its JSON and ready to decide."""
+"""One flag of a file, ready to decide."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._digest import digest_bytes
-from mlkit._suggest import clip, did_you_mean, listing
-from mlkit.flags._bucket import GENERATIONS
+from mlkit.flags._body import Reader, freeze
 from mlkit.flags._check import Facts, RuleError, check_rule
 from mlkit.flags._logic import compile_rule
 from mlkit.flags._operators import limited
 from mlkit.flags._rule import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator
 
-__all__ = ["Definition", "Shared", "freeze", "scalar_mapping"]
+    from mlkit.flags._body import Body
 
-_MAX_SAFE = 2**53 - 1
-_KINDS = {
-    bool: "boolean",
-    str: "string",
-    int: "number",
-    float: "number",
-    dict: "object",
-    list: "object",
-}
+__all__ = ["Definition", "Definitions", "Shared", "freeze"]
+
 _NO_RULE = Facts(0, 0, frozenset(), flagd=False, iterates=False)
 
 
@@ -48,93 +41,135 @@ class Shared:
         self.known: dict[str, Facts] = {}
 
 
+class _Made:
+    """What a definition makes on first use."""
+
+    __slots__ = ("code", "digest", "facts", "metadata", "node")
+
+    def __init__(self, node: Any, facts: Facts) -> None:
+        self.node, self.facts = node, facts
+        self.code: Callable[[Any], Any] | None = None
+        self.digest: str | None = None
+        self.metadata: Mapping[str, Any] | None = None
+
+
 @final
 class Definition:
-    """One flag. Immutable, but for the rule that is compiled on first use; two threads may both compile it.
+    """One flag. Immutable, but for what is made on first use; two threads may both make it.
 
     Args:
         key: The flag.
-        document: Its JSON; kept and never changed.
+        body: What its text says.
         shared: What it has in common with the others of its file.
 
     Raises:
-        RuleError: If it is not a valid flag.
+        RuleError: If its rule refers to what is not there.
     """
 
-    __slots__ = (
-        "_compiled",
-        "default_variant",
-        "digest",
-        "document",
-        "enabled",
-        "facts",
-        "generation",
-        "key",
-        "kind",
-        "metadata",
-        "rule",
-        "shared",
-        "variants",
-    )
+    __slots__ = ("_lazy", "body", "key", "shared")
     key: str
-    document: dict[str, Any]
+    body: Body
     shared: Shared
-    enabled: bool
-    kind: str
-    variants: Mapping[str, Any]
-    default_variant: str | None
-    metadata: Mapping[str, Any]
-    facts: Facts
-    rule: Any
-    digest: str
 
-    def __init__(self, key: str, document: Any, shared: Shared) -> None:
+    def __init__(self, key: str, body: Body, shared: Shared) -> None:
+        self.key, self.body, self.shared = key, body, shared
+        # Ten thousand of these are made at a load, and few are asked: what can wait does.
+        self._lazy: _Made | None = None if body.plain else self._look()
+
+    def _look(self) -> _Made:
+        from msgspec.json import decode
+
+        if not self.body.rule:
+            return _Made(None, _NO_RULE)
+        node = decode(self.body.rule)
+        try:
+            return _Made(node, check_rule(node, self.shared.evaluators, self.shared.known))
+        except RuleError as error:
+            error.under("targeting")
+            raise
+        except RecursionError:
+            raise RuleError("/targeting", "nested too deeply") from None
+
+    @property
+    def _made(self) -> _Made:
+        if self._lazy is None:
+            self._lazy = self._look()
+        return self._lazy
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it decides anything."""
+        return self.body.enabled
+
+    @property
+    def kind(self) -> str:
+        """The type of its variants."""
+        return self.body.kind
+
+    @property
+    def variants(self) -> Mapping[str, Any]:
+        """The value of each variant."""
+        return self.body.variants
+
+    @property
+    def default_variant(self) -> str | None:
+        """The variant without a rule's say."""
+        return self.body.default_variant
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Its JSON; never to be changed."""
+        return self.body.document
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Its metadata over those of its file."""
+        own, made = self.body.metadata, self._made
+        if not own:
+            return self.shared.metadata
+        if made.metadata is None:
+            made.metadata = MappingProxyType({**self.shared.metadata, **own})
+        return made.metadata
+
+    @property
+    def generation(self) -> str:
+        """The bucketing generation."""
+        return self.metadata.get("bucketing", "v3")  # type: ignore[no-any-return]
+
+    @property
+    def rule(self) -> Any:
+        """Its rule, None without one."""
+        return self._made.node
+
+    @property
+    def facts(self) -> Facts:
+        """What the rule needs."""
+        return self._made.facts
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that its answers depend on; equal for other spaces and another order of names."""
+        made = self._made
+        if made.digest is None:
+            made.digest = self._identify()
+        return made.digest
+
+    def _identify(self) -> str:
         from msgspec.json import encode
 
-        if type(document) is not dict:
-            raise RuleError("", f"a flag is an object, not {clip(document, 40)}")
-        self.key, self.document, self.shared = key, document, shared
-        state = document.get("state")
-        if type(state) is not str or state not in {"ENABLED", "DISABLED"}:
-            shown, near = clip(state, 40), ""
-            if type(state) is str:
-                shown, near = repr(shown), did_you_mean(state, ("ENABLED", "DISABLED"))
-            raise RuleError("/state", f"expected 'ENABLED' or 'DISABLED', got {shown}{near}")
-        self.enabled = state == "ENABLED"
-        self.kind, self.variants = _variants(document.get("variants"))
-        self.default_variant = _default(document.get("defaultVariant"), self.variants)
-        own = scalar_mapping(document.get("metadata"), "/metadata")
-        self.metadata = MappingProxyType({**shared.metadata, **own}) if own else shared.metadata
-        self.generation: str = self.metadata.get("bucketing", "v3")
-        if self.generation not in GENERATIONS:
-            raise RuleError(
-                "/metadata/bucketing",
-                f"expected {listing(GENERATIONS)}, got {clip(self.generation, 40)}",
-            )
-        self.rule, self.facts = self._check(document.get("targeting"))
+        shared = self.shared
         identity: list[Any] = [
-            key,
-            document,
+            self.key,
+            self.document,
             self.generation,
             {name: shared.evaluators[name] for name in self.facts.references},
         ]
         # A handle on a model takes its URI from here, `model.<variant>`.
-        uris = {f"model.{name}" for name in self.variants} & shared.metadata.keys() - own.keys()
+        uris = {f"model.{name}" for name in self.variants} & shared.metadata.keys()
+        uris -= self.body.metadata.keys()
         if uris:
             identity.append({name: shared.metadata[name] for name in uris})
-        self.digest = digest_bytes(encode(identity, order="deterministic"))
-        self._compiled: Callable[[Any], Any] | None = None
-
-    def _check(self, rule: Any) -> tuple[Any, Facts]:
-        if rule is None or rule == {}:
-            return None, _NO_RULE
-        if type(rule) is not dict:
-            raise RuleError("/targeting", f"a rule is an object, not {clip(rule, 40)}")
-        try:
-            return rule, check_rule(rule, self.shared.evaluators, self.shared.known)
-        except RuleError as error:
-            error.under("targeting")
-            raise
+        return digest_bytes(encode(identity, order="deterministic"))
 
     @property
     def scope(self) -> Scope:
@@ -144,10 +179,20 @@ class Definition:
     @property
     def decide(self) -> Callable[[Any], Any]:
         """The rule as a function of the context."""
-        if self._compiled is None:
-            code = compile_rule(self.rule, self.scope)
-            self._compiled = limited(code) if self.facts.iterates else code
-        return self._compiled
+        made = self._made
+        if made.code is None:
+            code = compile_rule(made.node, self.scope)
+            made.code = limited(code) if made.facts.iterates else code
+        return made.code
+
+    def decides_as(self, other: Definition) -> bool:
+        """Return whether *other* surely gives the same answers; the digest of neither is made where that can be helped."""
+        if self is other:
+            return True
+        alike = self.body is other.body and self.body.plain
+        if alike and self.shared.metadata == other.shared.metadata:
+            return True
+        return self.digest == other.digest
 
     def with_document(self, document: dict[str, Any]) -> Definition:
         """Return the same flag with other contents.
@@ -155,70 +200,64 @@ class Definition:
         Raises:
             RuleError: If they are not a valid flag.
         """
-        return Definition(self.key, document, self.shared)
+        from msgspec.json import encode
+
+        return Definition(self.key, Reader().read(encode(document)), self.shared)
 
 
-def freeze(value: Any) -> Any:
-    """Return JSON *value* so that a caller cannot change it: mappings read-only, lists as tuples."""
-    if type(value) is dict:
-        return MappingProxyType({key: freeze(item) for key, item in value.items()})
-    return tuple(map(freeze, value)) if type(value) is list else value
+@final
+class Definitions(Mapping[str, Definition]):
+    """The flags of one file by key. Immutable in effect: a definition is made when it is first asked for.
 
-
-def scalar_mapping(value: Any, pointer: str) -> dict[str, Any]:
-    """Return metadata, which maps text to text, numbers and booleans.
-
-    Raises:
-        RuleError: If it does not.
+    Args:
+        bodies: What the text of each flag says.
+        shared: What they have in common.
+        made: Definitions that are there already; added to.
     """
-    if value is None:
-        return {}
-    if type(value) is not dict:
-        raise RuleError(pointer, f"metadata is an object, not {clip(value, 40)}")
-    for key, item in value.items():
-        if not key or type(item) not in {str, int, float, bool}:
-            raise RuleError(
-                f"{pointer}/{clip(key, 40)}",
-                f"expected a text, number or boolean, got {clip(item, 40)}",
-            )
-    return value
 
+    __slots__ = ("_made", "bodies", "shared")
+    bodies: Mapping[str, Body]
+    shared: Shared
 
-def _variants(document: Any) -> tuple[str, Mapping[str, Any]]:
-    if type(document) is not dict or not document:
-        raise RuleError(
-            "/variants", f"expected an object of at least one variant, got {clip(document, 40)}"
-        )
-    kinds = {_KINDS.get(type(value)) for value in document.values()}
-    if len(kinds) > 1 or None in kinds or "" in document:
-        _refuse_variants(document)
-    (kind,) = kinds
-    if kind == "number":
-        for name, value in document.items():
-            if type(value) is int and abs(value) > _MAX_SAFE:
-                reason = f"{value} is not exact in JSON; the largest integer is 2**53 - 1"
-                raise RuleError(f"/variants/{clip(name, 40)}", reason)
-    return str(kind), MappingProxyType(freeze(document) if kind == "object" else document)
+    def __init__(
+        self, bodies: Mapping[str, Body], shared: Shared, made: dict[str, Definition]
+    ) -> None:
+        self.bodies, self.shared, self._made = bodies, shared, made
 
+    def __getitem__(self, key: str) -> Definition:
+        made = self._made.get(key)
+        if made is None:
+            # `setdefault`, so that two threads that ask at once get the same one.
+            made = self._made.setdefault(key, Definition(key, self.bodies[key], self.shared))
+        return made
 
-def _refuse_variants(document: dict[str, Any]) -> None:
-    for name, value in document.items():
-        if not name or type(value) not in _KINDS:
-            reason = f"{clip(value, 40)} is no value for a variant"
-            raise RuleError(f"/variants/{clip(name, 40)}", reason)
-    kinds = listing({_KINDS[type(value)] for value in document.values()})
-    raise RuleError("/variants", f"all variants have one type, these are {kinds}")
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.bodies)
 
+    def __len__(self) -> int:
+        return len(self.bodies)
 
-def _default(name: Any, variants: Mapping[str, Any]) -> str | None:
-    if name is None or name == "":
-        return None
-    if type(name) is bool:
-        name = str(name).lower()
-    if type(name) is not str or name not in variants:
-        near = did_you_mean(name, variants) if type(name) is str else ""
-        raise RuleError(
-            "/defaultVariant",
-            f"no variant {clip(name, 40)}{near or f'; there are {listing(variants)}'}",
-        )
-    return name
+    def __contains__(self, key: object) -> bool:
+        return key in self.bodies
+
+    @property
+    def made(self) -> Mapping[str, Definition]:
+        """Those that were asked for."""
+        return self._made
+
+    def patched(self, others: Mapping[str, Definition]) -> Definitions:
+        """Return the same with *others* in place of some."""
+        bodies = {key: definition.body for key, definition in others.items()}
+        return Definitions({**self.bodies, **bodies}, self.shared, {**self._made, **others})
+
+    def differing(self, other: Definitions) -> list[str]:
+        """Return the keys of both at which they may decide differently, sorted."""
+        same = self.shared is other.shared
+        found = []
+        for key, body in self.bodies.items():
+            before = other.bodies.get(key)
+            if before is None or (same and before is body and body.plain):
+                continue
+            if not self[key].decides_as(other[key]):
+                found.append(key)
+        return sorted(found)

@@ -2,40 +2,64 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit._digest import digest_bytes
 from mlkit._suggest import clip, listing
 from mlkit.errors import FlagFileError
+from mlkit.flags._parts import MAX_BYTES, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from mlkit.flags._definition import Definition, Shared
+    from mlkit.flags._body import Body
+    from mlkit.flags._definition import Definition, Definitions, Shared
+    from mlkit.flags._parts import Parts
 
-__all__ = ["MAX_BYTES", "Change", "Document", "Problem", "Snapshot", "changed", "parse"]
+__all__ = [
+    "MAX_BYTES",
+    "Change",
+    "Document",
+    "Problem",
+    "Snapshot",
+    "changed",
+    "parse",
+    "snapshot_of",
+]
 
-MAX_BYTES = 16 * 2**20
+_BLOCK = 512
 
 
 class Problem(NamedTuple):
     """One thing wrong with a flag file.
 
     Attributes:
-        flag: The flag that is set aside, None if the whole file is.
+        flag: The flag that it concerns, None if the whole file.
         pointer: Where in the file, as a JSON pointer: `"/flags/ranker/targeting/iff"`.
         message: What is there, and what should be.
         kept: Whether an earlier definition of the flag, or an earlier file, stays in force.
+        severity: `"error"` if the flag is set aside, `"warning"` if it is in force as the file has it, though
+            something in it is not what it seems: a key that is there twice, or what flagd's schema does not have.
+        line: Line of that place, from 1; 0 where there is none.
+        column: Column of that place in characters, from 1; 0 where there is none.
     """
 
     flag: str | None
     pointer: str
     message: str
     kept: bool
+    severity: str = "error"
+    line: int = 0
+    column: int = 0
 
     def __str__(self) -> str:
         then = "the last good one stays in force" if self.kept else "callers get their default"
-        return f"{self.pointer}: {self.message} ({then})"
+        if self.severity == "warning":
+            then = "warning"
+        place = f"line {self.line}, column {self.column}: " if self.line else ""
+        return f"{place}{self.pointer}: {self.message} ({then})"
 
 
 class Change(NamedTuple):
@@ -76,22 +100,20 @@ class Snapshot:
     """
 
     __slots__ = ("__weakref__", "broken", "definitions", "digest", "metadata")
-    definitions: Mapping[str, Definition]
+    definitions: Definitions
     broken: Mapping[str, str]
     metadata: Mapping[str, Any]
     digest: str
 
     def __init__(
         self,
-        definitions: Mapping[str, Definition],
+        definitions: Definitions,
         broken: Mapping[str, str],
         metadata: Mapping[str, Any],
+        digest: str,
     ) -> None:
-        from msgspec.json import encode
-
         self.definitions, self.broken, self.metadata = definitions, broken, metadata
-        digests = {key: definition.digest for key, definition in definitions.items()}
-        self.digest = digest_bytes(encode(digests, order="deterministic"))
+        self.digest = digest
 
     def __contains__(self, key: object) -> bool:
         return key in self.definitions
@@ -111,19 +133,29 @@ class Document(NamedTuple):
 
     Attributes:
         definitions: The flags in force by key, last good ones among them.
-        raw: The bytes of each flag of the file, good or not.
+        refused: The bytes of each flag that is not in force as the file has it, by key.
         shared: Evaluators and metadata.
         head: The bytes of evaluators and metadata.
-        problems: What is wrong.
+        problems: What keeps a flag or more from being in force.
         broken: Why a flag without a good definition has none, by key.
+        blocks: Hashes of the flags in force, so many at a time.
+        digest: Digest of all that they decide by; spaces do not count.
     """
 
-    definitions: dict[str, Definition]
-    raw: dict[str, bytes]
+    definitions: Definitions
+    refused: dict[str, bytes]
     shared: Shared
     head: tuple[bytes, bytes]
     problems: tuple[Problem, ...]
     broken: dict[str, str]
+    blocks: tuple[bytes, ...]
+    digest: str
+
+    @property
+    def raw(self) -> dict[str, bytes]:
+        """The bytes of each flag of the file, good or not."""
+        good = {key: body.text for key, body in self.definitions.bodies.items()}
+        return {**good, **self.refused}
 
 
 def parse(data: bytes, source: str, last: Document | None) -> Document:
@@ -137,92 +169,129 @@ def parse(data: bytes, source: str, last: Document | None) -> Document:
     Raises:
         FlagFileError: If the file as a whole cannot be used.
     """
+    from mlkit.flags._body import Reader
     from mlkit.flags._check import RuleError
+    from mlkit.flags._definition import Definition, Definitions, Shared
 
-    if len(data) > MAX_BYTES:
-        raise FlagFileError(source, f"{len(data)} bytes; a flag file has at most {MAX_BYTES}")
-    raw, head = _split(data, source)
-    shared = last.shared if last is not None and head == last.head else _shared(head, source)
-    definitions: dict[str, Definition] = {}
+    parts = split(data, source)
+    texts = list(map(bytes, parts.flags.values()))
+    old = Definitions({}, Shared({}, {}), {}) if last is None else last.definitions
+    same = last is not None and parts.head == last.head
+    shared = last.shared if last is not None and same else _shared(parts, source)
+    known, read = {body.text: body for body in old.bodies.values()}, Reader().read
+    bodies: dict[str, Body] = {}
+    made: dict[str, Definition] = {}
+    refused: dict[str, bytes] = {}
     problems: list[Problem] = []
     broken: dict[str, str] = {}
-    known = last.definitions if last is not None else {}
-    same = last.raw if last is not None and last.shared is shared else {}
-    failed = {problem.flag: problem for problem in last.problems} if last is not None else {}
-    for key, body in raw.items():
-        old = known.get(key)
-        if old is not None and same.get(key) == body:
-            definitions[key] = old
-            if key in failed:
-                problems.append(failed[key])
-            continue
+    for key, text in zip(parts.flags, texts, strict=True):
         try:
-            definitions[key] = _define(key, body, shared)
+            body = known.get(text)
+            if body is None:
+                body = known[text] = read(text)
+            bodies[key] = body
+            if not body.plain:
+                made[key] = _again(old, key, body, shared) or Definition(key, body, shared)
         except RuleError as error:
             error.under(key)
             error.under("flags")
             pointer = clip(error.pointer, 200)
-            problems.append(Problem(key, pointer, error.reason, old is not None))
-            if old is not None:
-                definitions[key] = old
+            problems.append(Problem(key, pointer, error.reason, key in old))
+            refused[key] = text
+            if key in old:
+                bodies[key], made[key] = old.bodies[key], old[key]
             else:
+                bodies.pop(key, None)
                 broken[key] = f"{pointer}: {error.reason}"
-    return Document(definitions, raw, shared, head, tuple(problems), broken)
+    for key in old.made if same else ():
+        if bodies.get(key) is old.bodies[key]:
+            made[key] = old[key]
+    definitions = Definitions(bodies, shared, made)
+    blocks = tuple(_block(definitions, begin) for begin in range(0, len(definitions), _BLOCK))
+    digest = _identify(definitions, blocks)
+    return Document(
+        definitions, refused, shared, parts.head, tuple(problems), broken, blocks, digest
+    )
 
 
-def _define(key: str, body: bytes, shared: Shared) -> Definition:
-    from mlkit.flags._check import RuleError
-    from mlkit.flags._definition import Definition
+def _again(old: Definitions, key: str, body: Body, shared: Shared) -> Definition | None:
+    """Return the definition that *key* had, if it is still the same."""
+    same = old.bodies.get(key) is body
+    return old[key] if same and old[key].shared is shared else None
 
-    try:
-        return Definition(key, _decode(body), shared)
-    except RecursionError:
-        raise RuleError("", "nested too deeply") from None
+
+def _block(definitions: Definitions, begin: int) -> bytes:
+    """Return the hash of the keys and texts of some flags."""
+    from msgspec.json import encode
+
+    keys = list(islice(definitions, begin, begin + _BLOCK))
+    texts = [definitions.bodies[key].text for key in keys]
+    return sha256(encode(keys) + b",".join(texts)).digest()
+
+
+def _identify(definitions: Definitions, blocks: tuple[bytes, ...]) -> str:
+    """Return the digest of what decides: the flags' texts in their order, and what they refer to."""
+    from msgspec.json import encode
+
+    shared = definitions.shared
+    used: set[str] = set()
+    elsewhere: dict[str, str] = {}  # good under evaluators and metadata that the file no longer has
+    for key, definition in definitions.made.items():
+        if definition.shared is not shared:
+            elsewhere[key] = definition.digest
+        elif not definition.body.plain:
+            used |= definition.facts.references
+    evaluators = {name: shared.evaluators[name] for name in used}
+    common = [len(definitions), evaluators, dict(shared.metadata), elsewhere]
+    return digest_bytes(encode(common, order="deterministic") + b"".join(blocks))
+
+
+def snapshot_of(document: Document, patched: Mapping[str, Definition]) -> Snapshot:
+    """Return the flags of *document*, with others in place of some."""
+    definitions, digest = document.definitions, document.digest
+    if patched:
+        definitions = definitions.patched(patched)
+        # Only what holds a patched flag is hashed again: taking a rollout back must not wait for 10,000 flags.
+        places = {place // _BLOCK for place, key in enumerate(definitions) if key in patched}
+        blocks = tuple(
+            _block(definitions, place * _BLOCK) if place in places else block
+            for place, block in enumerate(document.blocks)
+        )
+        digest = _identify(definitions, blocks)
+    return Snapshot(definitions, document.broken, document.shared.metadata, digest)
 
 
 def changed(before: Snapshot, after: Snapshot, problems: tuple[Problem, ...]) -> Change:
     """Return what differs between two snapshots."""
     old, new = before.definitions, after.definitions
     return Change(
-        tuple(sorted(new.keys() - old.keys())),
-        tuple(sorted(old.keys() - new.keys())),
-        tuple(sorted(key for key in new.keys() & old.keys() if new[key].digest != old[key].digest)),
+        tuple(sorted(new.bodies.keys() - old.bodies.keys())),
+        tuple(sorted(old.bodies.keys() - new.bodies.keys())),
+        tuple(new.differing(old)),
         before.digest,
         after.digest,
         problems,
     )
 
 
-def _split(data: bytes, source: str) -> tuple[dict[str, bytes], tuple[bytes, bytes]]:
-    """Return the bytes of each flag, and of evaluators and metadata."""
-    from msgspec import DecodeError, Raw, ValidationError
+def _shared(parts: Parts, source: str) -> Shared:
+    from msgspec import DecodeError, ValidationError
     from msgspec.json import decode
 
-    try:
-        top = decode(data, type=dict[str, Raw])
-        if "flags" not in top:
-            has = f"; it has {listing(top)}" if top else ""
-            raise FlagFileError(source, f"expected an object with a key 'flags'{has}")
-        flags = decode(top["flags"], type=dict[str, Raw])
-    except FlagFileError:
-        raise
-    except ValidationError as error:
-        raise FlagFileError(source, f"an object of flags by key is expected: {error}") from None
-    except (DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FlagFileError(source, f"not JSON that can be read: {error}") from None
-    if "" in flags:
-        raise FlagFileError(source, "/flags: a flag has an empty key")
-    head = (bytes(top.get("$evaluators", b"{}")), bytes(top.get("metadata", b"{}")))
-    return {key: bytes(body) for key, body in flags.items()}, head
-
-
-def _shared(head: tuple[bytes, bytes], source: str) -> Shared:
+    from mlkit.flags._body import scalar_mapping
     from mlkit.flags._bucket import GENERATIONS
     from mlkit.flags._check import RuleError
-    from mlkit.flags._definition import Shared, scalar_mapping
+    from mlkit.flags._definition import Shared
 
+    read: list[Any] = []
+    for name, text in zip(("$evaluators", "metadata"), parts.head, strict=True):
+        try:
+            read.append(decode(text))
+        except (DecodeError, ValidationError, RecursionError) as error:
+            raise FlagFileError(source, f"/{name}: not JSON that can be read: {error}") from None
+    evaluators, metadata = read
     try:
-        evaluators, metadata = _decode(head[0]), scalar_mapping(_decode(head[1]), "/metadata")
+        metadata = scalar_mapping(metadata, "/metadata")
     except RuleError as error:
         raise FlagFileError(source, f"{error.pointer or '/'}: {error.reason}") from None
     if type(evaluators) is not dict:
@@ -233,18 +302,6 @@ def _shared(head: tuple[bytes, bytes], source: str) -> Shared:
             f"/metadata/bucketing: expected {listing(GENERATIONS)}, got {clip(metadata['bucketing'], 40)}",
         )
     return Shared(evaluators, metadata)
-
-
-def _decode(body: bytes) -> Any:
-    from msgspec import DecodeError
-    from msgspec.json import decode
-
-    from mlkit.flags._check import RuleError
-
-    try:
-        return decode(body)
-    except (DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RuleError("", f"not JSON that can be read: {error}") from None
 
 
 def encode_document(document: Mapping[str, Any], source: str) -> bytes:

@@ -94,7 +94,7 @@ class JsonKind:
 
     def accept(self, value: Any, variant: str | None, metadata: Mapping[str, Any]) -> Any:
         del variant, metadata
-        from mlkit.flags._definition import freeze
+        from mlkit.flags._body import freeze
 
         frozen = freeze(value)
         if isinstance(frozen, (str, int, float)) or frozen is None:

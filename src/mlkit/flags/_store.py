@@ -15,7 +15,7 @@ from mlkit import telemetry
 from mlkit._clock import current
 from mlkit._digest import digest_bytes
 from mlkit.errors import DegradedWarning, FlagFileError
-from mlkit.flags._document import Change, Document, Problem, Snapshot, changed, parse
+from mlkit.flags._document import Change, Document, Problem, Snapshot, changed, parse, snapshot_of
 from mlkit.flags._source import File
 from mlkit.flags._watcher import Watcher
 
@@ -365,14 +365,14 @@ class Store:
     def _build(self, document: Document) -> tuple[Snapshot, tuple[tuple[str, str], ...]]:
         from mlkit.flags._check import RuleError
 
-        definitions, unusable = document.definitions, []
+        patched, unusable = {}, []
         for key, patch in self._patches.items():
-            if key in definitions:
+            if key in document.definitions:
                 try:
-                    definitions = {**definitions, key: patch(definitions[key])}
+                    patched[key] = patch(document.definitions[key])
                 except RuleError as error:
                     unusable.append((key, error.reason))
-        return Snapshot(definitions, document.broken, document.shared.metadata), tuple(unusable)
+        return snapshot_of(document, patched), tuple(unusable)
 
     def _announce(self, news: _News) -> Change | None:
         if news.recovered:

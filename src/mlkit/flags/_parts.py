@@ -1,0 +1,134 @@
+"""A flag file taken apart: the bytes of each flag, of the evaluators and of the metadata. Nothing in them is read yet."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mlkit._suggest import listing
+from mlkit.errors import FlagFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from msgspec import Raw
+
+__all__ = ["MAX_BYTES", "Parts", "split"]
+
+MAX_BYTES = 16 * 2**20
+
+
+class Parts(NamedTuple):
+    """The parts of a flag file, without spaces between tokens.
+
+    Attributes:
+        flags: Each flag by its key, in the order of the file.
+        head: The evaluators and the metadata of the set.
+    """
+
+    flags: Mapping[str, Raw]
+    head: tuple[bytes, bytes]
+
+
+def split(data: bytes, source: str) -> Parts:
+    """Return the parts of a flag file.
+
+    Args:
+        data: The file.
+        source: Where it comes from, for messages.
+
+    Raises:
+        FlagFileError: If it is no JSON, or not an object of flags.
+    """
+    from msgspec import DecodeError, ValidationError
+    from msgspec.json import format as compact
+
+    if len(data) > MAX_BYTES:
+        raise FlagFileError(source, f"{len(data)} bytes; a flag file has at most {MAX_BYTES}")
+    _check_text(data, source)
+    try:
+        text = compact(data, indent=-1)
+        try:
+            top = _decoder()(text)
+        except ValidationError:
+            top = _slowly(text, source)
+    except ValidationError as error:
+        raise FlagFileError(source, f"an object of flags by key is expected: {error}") from None
+    except (DecodeError, RecursionError) as error:
+        raise FlagFileError(source, _where(data, error)) from None
+    if "" in top.flags:
+        raise FlagFileError(source, "/flags: a flag has an empty key")
+    return Parts(top.flags, (bytes(top.evaluators), bytes(top.metadata)))
+
+
+@cache
+def _decoder() -> Callable[[bytes], Any]:
+    from msgspec import Raw, defstruct
+    from msgspec.json import Decoder
+
+    fields: list[Any] = [
+        ("flags", dict[str, Raw]),
+        ("evaluators", Raw, Raw(b"{}")),
+        ("metadata", Raw, Raw(b"{}")),
+    ]
+    return Decoder(defstruct("File", fields, rename={"evaluators": "$evaluators"})).decode
+
+
+def _slowly(text: bytes, source: str) -> Any:
+    """Return the same of a file that is not of the usual form, or say what is wrong with it."""
+    from msgspec import Raw
+    from msgspec.json import decode, encode
+
+    top = decode(text, type=dict[str, Raw])
+    if "flags" not in top:
+        has = f"; it has {listing(top)}" if top else ""
+        raise FlagFileError(source, f"expected an object with a key 'flags'{has}")
+    if bytes(top["flags"])[:1] == b"[" and b"#flagdImport" in bytes(top.get("$schema", b"")):
+        top["flags"] = Raw(_keyed(top["flags"], source))
+    return _decoder()(encode(top))
+
+
+def _check_text(data: bytes, source: str) -> None:
+    """Refuse what is no UTF-8: msgspec skips over texts that it is not asked for."""
+    if data[:3] == b"\xef\xbb\xbf":
+        reason = "line 1, column 1: begins with a byte order mark; save it as UTF-8 without one"
+        raise FlagFileError(source, reason)
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        reason = f"{place(data, error.start)}: not UTF-8: {error.reason}"
+        raise FlagFileError(source, reason) from None
+
+
+def place(data: bytes, offset: int) -> str:
+    """Return the line and column of a byte, in words."""
+    before = data[:offset]
+    line = before.count(b"\n") + 1
+    column = len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1
+    return f"line {line}, column {column}"
+
+
+def _where(data: bytes, error: Exception) -> str:
+    found = re.search(r"\(byte (\d+)\)", str(error))
+    if found is not None:
+        reason = str(error)[: found.start()].strip()
+        return f"{place(data, int(found[1]))}: not JSON that can be read: {reason}"
+    if isinstance(error, RecursionError):
+        return "not JSON that can be read: nested too deeply"
+    return f"{place(data, len(data))}: not JSON that can be read: {error}"
+
+
+def _keyed(flags: Raw, source: str) -> bytes:
+    """Return flags that come as a list with their keys inside as an object, which is what the list stands for."""
+    from msgspec import Raw
+    from msgspec.json import decode, encode
+
+    made: dict[str, Any] = {}
+    for index, raw in enumerate(decode(flags, type=list[Raw])):
+        flag = decode(raw)
+        key = flag.get("key") if type(flag) is dict else None
+        if type(key) is not str or not key:
+            raise FlagFileError(source, f"/flags/{index}: a flag of a list has its key in 'key'")
+        made[key] = {name: item for name, item in flag.items() if name != "key"}
+    return encode(made)
