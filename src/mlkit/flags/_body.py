@@ -85,7 +85,8 @@ class Body:
     ) -> None:
         self.text, self.enabled, self.kind, self.variants = text, enabled, kind, variants
         self.default_variant, self.metadata = default_variant, metadata
-        self.rule, self.plain, self._document = rule, plain, None
+        self.rule, self.plain = rule, plain
+        self._document: dict[str, Any] | None = None
 
     @property
     def document(self) -> dict[str, Any]:
@@ -93,8 +94,8 @@ class Body:
         if self._document is None:
             from msgspec.json import decode
 
-            self._document = decode(self.text)
-        return self._document  # type: ignore[no-any-return]
+            self._document = decode(self.text, type=dict[str, Any])
+        return self._document
 
 
 @final

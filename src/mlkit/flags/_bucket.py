@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GENERATIONS",
+    "MAX_WEIGHT",
     "Split",
     "cbor",
     "hash_bytes",

@@ -106,7 +106,7 @@ class _Walk:
             raise RuleError("", f"unknown operator {clip(name, 40)!r}{near}")
         if type(given) is dict or type(given) is list:
             self._visit(given, level + 1)
-        if name in _READERS and _may_read_flagd(given):
+        if name == "rollout" or (name in _READERS and _may_read_flagd(given)):
             self._flagd = True
         if name in ITERATORS:
             self._iterates = True

@@ -1,10 +1,10 @@
-"""flagd's `fractional`: weighted outcomes, chosen by a hash."""
+"""flagd's `fractional` and `rollout`: outcomes weighted by numbers or by the time, chosen by a hash."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlkit.flags._bucket import cbor, hash_bytes, parse_split, unit_payload, unit_prefix
+from mlkit.flags._bucket import MAX_WEIGHT, cbor, hash_bytes, parse_split, unit_payload, unit_prefix
 from mlkit.flags._rule import literal
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Code = Callable[[Any], Any]
 
-__all__ = ["compile_fractional", "hash_key"]
+__all__ = ["compile_fractional", "compile_rollout", "hash_key"]
 
 _UNIT = "targetingKey"
 
@@ -73,6 +73,48 @@ def compile_fractional(given: list[Any], codes: Sequence[Code], scope: Scope) ->
         return None if hashed is None else split.choose(hashed)
 
     return run
+
+
+def compile_rollout(given: list[Any], codes: Sequence[Code], scope: Scope) -> Code:
+    """Return a function of the data that goes from one outcome to another in the course of time.
+
+    The arguments are `[by?, begin, end, from?, to]`, times in seconds since 1970; without *from* it goes from the default
+    variant. After https://flagd.dev, architecture decision "Rollout Operator": `(hash * (end - begin)) >> 32` below the
+    seconds gone by gives *to*.
+
+    Args:
+        given: The arguments as they are written.
+        codes: The arguments, compiled.
+        scope: Where the rule stands.
+    """
+    keyed = bool(given) and type(given[0]) not in {int, float}
+    by, rest = (codes[0], codes[1:]) if keyed else (_default_key, codes)
+    if not 3 <= len(rest) <= 4:
+        return _nothing
+    before, after = (rest[2], rest[3]) if len(rest) == 4 else (_nothing, rest[2])
+
+    def run(data: Any) -> Any:
+        begin, end, key = rest[0](data), rest[1](data), by(data)
+        now = _now(data)
+        if now is None or type(begin) not in {int, float} or type(end) not in {int, float}:
+            return None
+        gone, length = now - int(begin), int(end) - int(begin)
+        hashed = hash_key([] if key is None else key, data, scope)
+        if hashed is None or not 0 < length <= MAX_WEIGHT:
+            return None
+        return after(data) if (hashed * length) >> 32 < gone else before(data)
+
+    return run
+
+
+def _default_key(_: Any) -> list[Any]:
+    return []
+
+
+def _now(data: Any) -> int | None:
+    facts = data.get("$flagd") if type(data) is dict else None
+    now = facts.get("timestamp") if type(facts) is dict else None
+    return now if type(now) is int else None
 
 
 def _unit_split(split: Split, scope: Scope) -> Code:

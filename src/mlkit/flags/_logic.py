@@ -1,7 +1,7 @@
 """JsonLogic compiled to closures: one call per node, data in, JSON value out.
 
-The dialect is flagd's: classic JsonLogic (https://jsonlogic.com/operations.html) plus `fractional`, `sem_ver`,
-`starts_with` and `ends_with`. `check_rule` looks at a rule without running it; `compile_rule` trusts what it accepted.
+The dialect is flagd's: classic JsonLogic (https://jsonlogic.com/operations.html) plus `fractional`, `rollout`,
+`sem_ver`, `starts_with` and `ends_with`. `check_rule` looks at a rule without running it; `compile_rule` trusts what it accepted.
 An operator never raises for want of a value: a number that cannot be made is NaN, as in ECMAScript.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlkit.flags._coerce import PLAIN, loosely_equal, number, plain, strictly_equal, truthy
 from mlkit.flags._data import absent, lookup, walk
-from mlkit.flags._fractional import compile_fractional
+from mlkit.flags._fractional import compile_fractional, compile_rollout
 from mlkit.flags._operators import SPREAD, VALUE_OPERATORS, contains, spend
 from mlkit.flags._rule import arguments, literal
 
@@ -298,6 +298,9 @@ _SPECIAL: dict[str, Callable[[list[Any], Scope], Code]] = {
     "none": _over_list(lambda items, body: not any(truthy(body(item)) for item in items)),
     "reduce": _reduce,
     "fractional": lambda given, scope: compile_fractional(
+        given, [compile_rule(item, scope) for item in given], scope
+    ),
+    "rollout": lambda given, scope: compile_rollout(
         given, [compile_rule(item, scope) for item in given], scope
     ),
 }

@@ -105,4 +105,4 @@ def _reads_unit(node: Any, scope: Scope) -> bool:
         )
         return not named or _reads_unit(given[1:], scope)
     # In v2 a key that is no text stands for the unit as well.
-    return name in {"fractional", "missing", "missing_some"} or _reads_unit(given, scope)
+    return name in {"fractional", "rollout", "missing", "missing_some"} or _reads_unit(given, scope)

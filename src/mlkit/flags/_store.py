@@ -105,6 +105,7 @@ class Store:
         self.exposures: Exposures | None = None
         self._members: weakref.WeakSet[Rollout] = weakref.WeakSet()
         self.document = parse(data, source, None)
+        self._reported: tuple[Document | None, tuple[Problem, ...]] = (None, ())
         self._confirmed = current().monotonic() - age
         self.current = self._build(self.document)[0]
         telemetry.register(self)
@@ -146,7 +147,14 @@ class Store:
         """What is wrong now: with the source, with keeping its last good document, with single flags."""
         kept = None if self._kept is None else self._kept.problem
         whole = tuple(problem for problem in (self.failure, kept) if problem is not None)
-        return (*whole, *self.document.problems)
+        document, found = self._reported
+        if document is not self.document:
+            from mlkit.flags._report import report
+
+            document = self.document
+            found = report(document, self.data)
+            self._reported = (document, found)
+        return (*whole, *found)
 
     @property
     def age(self) -> float:
