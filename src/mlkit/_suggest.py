@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["clip", "closest", "did_you_mean", "listing", "meant"]
 
@@ -22,15 +22,16 @@ def closest(name: str, names: Iterable[str], *, limit: int = 3) -> list[str]:
 
     Returns:
         Members of *names*, empty if none is near.
-    """
-    from difflib import get_close_matches  # 2 ms that only a failing call should pay
 
+    Note:
+        What `difflib.get_close_matches` finds, in its order, without comparing letter by letter what cannot be among
+        the best. A few milliseconds for ten thousand names.
+    """
+    known = list(names)
     folded: dict[str, str] = {}
-    for candidate in names:
-        folded.setdefault(_fold(candidate), candidate)
-    wanted = _fold(name)
-    matches = get_close_matches(wanted, _likely(wanted, folded), n=limit, cutoff=0.6)
-    return [folded[match] for match in matches]
+    for key, candidate in zip(_each(known, _fold), known, strict=True):
+        folded.setdefault(key, candidate)
+    return [folded[key] for key in _nearest(_fold(name), list(folded), limit)]
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -93,24 +94,86 @@ def _fold(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-def _likely(wanted: str, names: Iterable[str], *, enough: int = 100) -> list[str]:
-    """Return those of many names that are worth comparing: difflib takes 20 us for each.
+def _each(texts: list[str], change: Callable[[str], str]) -> list[str]:
+    """Return each text changed; all of them in one call, unless they contain line ends themselves."""
+    changed = change("\n".join(texts)).split("\n")
+    return changed if len(changed) == len(texts) else [change(text) for text in texts]
 
-    A slip leaves the beginning or the end of a name whole. So these are the names that share the longest beginning, and
-    the longest end, and among them those of the nearest length.
+
+def _nearest(wanted: str, names: list[str], limit: int, cutoff: float = 0.6) -> list[str]:
+    """Return what `difflib.get_close_matches` does, in less time.
+
+    difflib takes 20 us for a name, and its result for one is `2 * matched letters / all letters`. Two upper bounds of
+    the matched letters decide whom to ask: the letters of a name that *wanted* has at all, which needs no loop over
+    names, and the longest common subsequence.
     """
-    rest = list(names)
-    if len(rest) <= 2 * enough:
-        return rest
-    found: dict[str, None] = {}
-    for shares in (str.startswith, str.endswith):
-        mine: dict[str, None] = {}
-        for size in range(min(len(wanted), 24), 0, -1):
-            part = wanted[:size] if shares is str.startswith else wanted[-size:]
-            hits = [one for one in rest if shares(one, part) and one not in mine]
-            hits.sort(key=lambda one: abs(len(one) - len(wanted)))
-            mine.update(dict.fromkeys(hits[: enough - len(mine)]))
-            if len(mine) >= enough:
+    from difflib import SequenceMatcher  # 2 ms that only a failing call should pay
+
+    matcher = SequenceMatcher(None, "", wanted)
+    common = _common(wanted)
+    best: list[tuple[float, str]] = []
+    for bound, group in _by_letters(wanted, names):
+        if bound < cutoff or (len(best) == limit and bound < best[-1][0]):
+            break
+        ranked = [(_ratio(common(name), name, wanted), name) for name in group]
+        for candidate in sorted(ranked, reverse=True):
+            if candidate[0] < cutoff or (len(best) == limit and candidate < best[-1]):
                 break
-        found |= mine
-    return list(found)
+            matcher.set_seq1(candidate[1])
+            score = matcher.ratio()
+            if score >= cutoff:
+                best = sorted([*best, (score, candidate[1])], reverse=True)[:limit]
+    return [name for _, name in best]
+
+
+def _by_letters(wanted: str, names: list[str]) -> list[tuple[float, list[str]]]:
+    """Return the names with the best result that their letters allow in any order, best first."""
+    own = dict.fromkeys(map(ord, set(wanted) - {"\n"}))
+    foreign = _each(names, lambda text: text.translate(own))
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, key in zip(names, zip(map(len, names), map(len, foreign), strict=True), strict=True):
+        group = groups.get(key)
+        if group is None:
+            groups[key] = [name]
+        else:
+            group.append(name)
+    bounds = [
+        (_ratio(min(size - other, len(wanted)), group[0], wanted), group)
+        for (size, other), group in groups.items()
+    ]
+    return sorted(bounds, key=lambda item: item[0], reverse=True)
+
+
+def _common(wanted: str) -> Callable[[str], int]:
+    """Return a function that counts the longest common subsequence of a text and *wanted*.
+
+    Note:
+        H. Hyyro, "Bit-parallel LCS-length computation revisited", 2004: one addition a letter, on numbers with a bit
+        for each letter of *wanted*. Names that differ in their last two letters only share the work before these.
+    """
+    places: dict[str, int] = {}
+    for index, letter in enumerate(wanted):
+        places[letter] = places.get(letter, 0) | 1 << index
+    everywhere = (1 << len(wanted)) - 1
+    stems: dict[str, int] = {}
+
+    def advance(row: int, text: str) -> int:
+        for letter in text:
+            if letter in places:
+                hits = row & places[letter]
+                row = (row + hits) | (row - hits)
+        return row
+
+    def common(text: str) -> int:
+        stem = text[:-2]
+        row = stems.get(stem)
+        if row is None:
+            row = stems[stem] = advance(everywhere, stem)
+        return (~advance(row, text[-2:]) & everywhere).bit_count()
+
+    return common
+
+
+def _ratio(matched: int, name: str, wanted: str) -> float:
+    total = len(name) + len(wanted)
+    return 2.0 * matched / total if total else 1.0

@@ -17,7 +17,8 @@ from __future__ import annotations
 from mlkit.registry._built import spec_of
 from mlkit.registry._choice import Choice
 from mlkit.registry._entry import Entry
+from mlkit.registry._problem import Problem
 from mlkit.registry._registry import Registry
 from mlkit.registry._spec import Spec
 
-__all__ = ["Choice", "Entry", "Registry", "Spec", "spec_of"]
+__all__ = ["Choice", "Entry", "Problem", "Registry", "Spec", "spec_of"]

@@ -162,6 +162,45 @@ class Catalogue:
             )
         return list(merged.items())
 
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with the plugins, after importing each that was not."""
+        plugins = self._scan()
+        if plugins is None:
+            return []
+        from mlkit.registry._listing import natural
+
+        found = list(plugins.problems)
+        for _, records in plugins.table.items():
+            for record in records:
+                found += self._wrong(record)
+        return sorted(found, key=lambda problem: natural(problem.name))
+
+    def _wrong(self, record: Record) -> list[Problem]:
+        from mlkit.registry._problem import Problem
+
+        entry = record.entry
+        ours = self.table.find(entry.name, entry.version)
+        if ours is not None:
+            message = f"{describe(ours)} has the name and comes first: choose another name or version for one of them"
+            return [Problem(entry.ref, "shadowed", record.distribution, entry.target, message)]
+        if record.claims:
+            all_of_them = (record, *record.claims)
+            return [
+                Problem(
+                    entry.ref,
+                    "conflict",
+                    claim.distribution,
+                    claim.entry.target,
+                    f"{' and '.join(describe(other) for other in all_of_them)} claim the name: uninstall one of them, or register the one you mean under it",
+                )
+                for claim in all_of_them
+            ]
+        try:
+            self.load(record)
+        except EntryError as error:
+            return [Problem(entry.ref, "broken", record.distribution, entry.target, str(error))]
+        return []
+
     def known(self) -> int:
         """Return the number of names as far as they were read: those of plugins only if somebody asked for them."""
         plugins = self._plugins
@@ -248,8 +287,8 @@ class Catalogue:
         self.load(record)
         if entry.deprecated is not None:
             warn_deprecated(self.name, entry, stacklevel=4)
-        found: Callable[..., Any] = record.factory
-        return found
+        found: Any = record.factory
+        return found  # type: ignore[no-any-return]
 
     def follow(self, record: Record, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return what to build instead of a record that has `migrate`, and with which arguments.
@@ -287,7 +326,8 @@ class Catalogue:
             if record is not known:
                 ready = self.load(record)
             else:
-                ready = known.ready if lasting else checked(self.name, record, ref, self.base)
+                kept = known.ready if lasting else None
+                ready = kept or checked(self.name, record, ref, self.base)
         if entry.deprecated is not None:
             warn_deprecated(self.name, entry, stacklevel=4)
         elif lasting:

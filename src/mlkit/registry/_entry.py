@@ -214,7 +214,11 @@ class Record:
     _entry: Entry | None = None
 
     def __init__(
-        self, name: str, source: tuple[str, int] | str, factory: Any = None, ready: Any = None
+        self,
+        name: str,
+        source: tuple[str, int] | str,
+        factory: Callable[..., Any] | None = None,
+        ready: Callable[..., Any] | None = None,
     ) -> None:
         self.name, self.source, self.factory, self.ready = name, source, factory, ready
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from mlkit.registry._entry import Migration, Record, Said
+    from mlkit.registry._problem import Problem
 
 
 __all__ = ["Registry"]
@@ -34,7 +35,8 @@ R = TypeVar("R")
 P = ParamSpec("P")
 F = TypeVar("F", bound="Callable[..., Any]")
 
-_FIRST, _NO_PRIORITY = 1, 0  # the defaults themselves: `True` and `1.0` equal the one but are no version
+_FIRST: int = 1
+_NO_PRIORITY: float = 0  # the defaults themselves: `True` and `1.0` equal the one but are no version
 
 
 @final
@@ -283,6 +285,23 @@ class Registry(Generic[T]):
         record = lazy_record(self.name, target, name=name, source=source, said=options)
         self._catalogue.put(record, replace)
 
+    def freeze(self) -> None:
+        """Refuse every later `register` and `lazy`: what can be reached is settled.
+
+        Call it when the program has imported what it needs, so that nothing it loads afterwards adds a name. What
+        plugins declare is read now, without importing any. A lazy entry or a plugin whose own module registers it, as
+        it was declared, still can when it is imported; `override` still works, because it ends. There is no way back.
+
+        Examples:
+            >>> models = Registry("models")
+            >>> models.freeze()
+            >>> models.lazy("late", "mypkg:Late")
+            Traceback (most recent call last):
+            ...
+            mlkit.errors.RegistryFrozenError: registry 'models' is frozen, so 'late' cannot be registered: ...
+        """
+        self._catalogue.freeze()
+
     # --- using -------------------------------------------------------------------------------------------------------
 
     @overload
@@ -490,6 +509,20 @@ class Registry(Generic[T]):
         raise TypeError(
             f"registry {self.name!r} cannot be pickled: a copy would be another registry; import its module instead"
         )
+
+    def problems(self) -> builtins.list[Problem]:
+        """Say what is wrong with the installed plugins; none of it stands in the way of the others.
+
+        Every plugin that was not imported yet is imported now, because only that shows whether it works.
+
+        Returns:
+            Plugins that cannot be used, by name: broken, in conflict with another distribution, shadowed by what code
+            registered, or declared under a name or target that can be none. Empty if all is well.
+
+        Note:
+            Nothing is remembered: a plugin that was mended is found well by the next call.
+        """
+        return self._catalogue.problems()
 
     def list(
         self,

@@ -128,7 +128,8 @@ def qualified(kind: type) -> str:
 
 def refuse_type(registry: str, factory: Any) -> None:
     """Refuse a factory with a parameter called `type` as soon as it is registered, where that is cheap to see."""
-    code = getattr(factory.__init__ if isinstance(factory, type) else factory, "__code__", None)
+    function = getattr(factory, "__init__", None) if isinstance(factory, type) else factory
+    code = getattr(function, "__code__", None)
     if code is None:
         return
     names = code.co_varnames
