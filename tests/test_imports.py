@@ -12,7 +12,10 @@ import pytest
 import mlkit
 
 BLOCKS = ("registry", "repro", "inference", "resilience", "flags", "tracking", "models")
-EXTRAS = ("hypothesis", "matplotlib", "mlflow", "sklearn", "starlette", "torch", "tqdm", "uvicorn")
+EXTRAS = (
+    "hypothesis", "matplotlib", "mlflow", "opentelemetry", "prometheus_client", "sklearn", "starlette", "structlog", "torch",
+    "tqdm", "uvicorn",
+)  # fmt: skip
 
 
 def run(code: str, **environment: str) -> str:
