@@ -201,6 +201,9 @@ def _adapter(annotations: dict[str, Any]) -> Any:
     from pydantic import ConfigDict, TypeAdapter, with_config
     from typing_extensions import TypedDict  # pydantic refuses typing's own before Python 3.12
 
+    from mlkit.registry._literal import told_apart
+
+    annotations = {name: told_apart(annotation) for name, annotation in annotations.items()}
     config = ConfigDict(strict=True, arbitrary_types_allowed=True)
     make: Any = TypedDict  # mypy wants a literal here
     return TypeAdapter(with_config(config)(make("Arguments", annotations, total=False)))
@@ -218,6 +221,9 @@ def _generator() -> Any:
 
         def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 - pydantic's signature
             return False  # it would only repeat the name
+
+        def is_subclass_schema(self, schema: Any) -> dict[str, Any]:  # noqa: ARG002 - as above
+            return {"not": {}}
 
         def set_schema(self, schema: Any) -> dict[str, Any]:
             # A list with a value twice is accepted, and makes a set without it.
