@@ -45,6 +45,10 @@ _Series = tuple[str, tuple[tuple[str, str], ...]]
 _METRICS: Mapping[str, str] = MappingProxyType({
     "flags_errors_total": "Evaluations that ended in the default because of an error.",
     "flags_evaluations_total": "Evaluations of a flag.",
+    "flags_exposure_failures_total": "Exposures that could not be recorded.",
+    "flags_exposures_total": "Exposures recorded, once for each unit.",
+    "flags_fallbacks_total": "Decisions for the control because the candidate could not answer.",
+    "flags_rollout_share": "Share of the units that a rollout gives its candidate now.",
     "flags_snapshot_age_seconds": "Seconds since the flags in use were read or confirmed.",
     "inference_batches_total": "Batches that ran, by their number of rows.",
     "inference_calls_total": "Calls of the model, those that isolate a bad row included.",
@@ -58,6 +62,7 @@ _METRICS: Mapping[str, str] = MappingProxyType({
     "registry_imports_total": "Lazy entries imported.",
     "resilience_answers_total": "Answers, or rows with per_row, by the tier that gave them.",
     "resilience_breaker_state": "0 closed, 1 half-open, 2 open.",
+    "resilience_hedges_total": "Attempts started beside a slow one.",
     "resilience_rejections_total": "Calls refused by a breaker, bulkhead or rate.",
     "resilience_retries_total": "Attempts after the first.",
     "telemetry_events_total": "Events by kind and by what they happened to.",
@@ -132,7 +137,7 @@ class Counter:
     name: str
     labels: tuple[tuple[str, str], ...]
 
-    def __init__(self, name: str, **labels: str) -> None:
+    def __init__(self, name: str, /, **labels: str) -> None:
         self.name = name
         self.labels = tuple(sorted(labels.items()))
         # A cell per thread: `+=` on a shared number would lose updates. A thread's number may be
@@ -161,6 +166,8 @@ class Counter:
 _lock = threading.RLock()  # reentrant: a finalizer may run, and register, while it is held
 _sources: dict[int, weakref.ref[Source]] = {}
 _retired: dict[_Series, float] = {}
+_MAX_RETIRED = 10_000
+_OTHER = "(other)"
 _everywhere: tuple[Callable[[Event], object], ...] = ()
 _here: ContextVar[tuple[Callable[[Event], object], ...]] = ContextVar("mlkit.listeners", default=())
 
@@ -179,6 +186,8 @@ def register(source: Source) -> None:
                 del _sources[place]
             if cells:
                 series = name, labels
+                if series not in _retired and len(_retired) >= _MAX_RETIRED:
+                    series = name, tuple((key, _OTHER) for key, _ in labels)
                 _retired[series] = _retired.get(series, 0) + sum(cells.values())
 
     # A counter that died has counted all the same: `Reader` goes on from there.
@@ -197,7 +206,7 @@ def collect() -> list[Sample]:
     """Return the present value of every counter and gauge of every living source, sorted by name and labels.
 
     Samples of the same name and labels read as one, so that two batchers of one model do: they are added up, except
-    for what has no sum (names that end in `_seconds` or `_state`), of which the largest is taken. A source that
+    for what has no sum (names that end in `_seconds`, `_share` or `_state`), of which the largest is taken. A source that
     raises is reported as a `DegradedWarning` and left out.
     """
     totals: dict[_Series, float] = {}
@@ -214,7 +223,7 @@ def _readings() -> Iterator[tuple[Source, list[Sample]]]:
         try:
             samples = list(source.samples())
         except Exception as error:  # noqa: BLE001 - a broken source must not hide the others
-            _degraded(f"telemetry source {type(source).__name__}", "was left out", error)
+            _degraded(f"telemetry source {_named(type(source))}", "was left out", error)
             continue
         yield source, samples
 
@@ -224,7 +233,7 @@ def _add(totals: dict[_Series, float], samples: Iterable[Sample]) -> None:
         known = totals.get((name, labels))
         if known is None:
             totals[name, labels] = value
-        elif name.endswith(("_seconds", "_state")):
+        elif name.endswith(("_seconds", "_share", "_state")):
             totals[name, labels] = max(known, value)
         else:
             totals[name, labels] = known + value
@@ -241,7 +250,7 @@ class Reader:
     A source that dies takes its totals out of `collect`, which a metrics system would take for a restart. A reader
     keeps them: exactly for a `Counter`; for another source, what it last said to this reader.
 
-    Thread-safe.
+    Thread-safe; `note` takes no lock. A forked child goes on from the parent's totals.
 
     Args:
         max_series: How many label sets of one metric are told apart; the totals of further ones are added up in a
@@ -254,7 +263,7 @@ class Reader:
         [1]
     """
 
-    __slots__ = ("_events", "_gone", "_lock", "_names", "_seen", "max_series")
+    __slots__ = ("_events", "_gone", "_lock", "_names", "_pid", "_seen", "max_series")
     max_series: int
 
     def __init__(self, *, max_series: int = 1_000) -> None:
@@ -263,8 +272,8 @@ class Reader:
                 "Reader(max_series=...)", max_series, "an integer of at least 1"
             )
         self.max_series = max_series
-        self._lock = threading.Lock()
-        self._events: dict[tuple[str, str], int] = {}
+        self._lock, self._pid = threading.RLock(), os.getpid()
+        self._events: dict[tuple[str, str], Counter] = {}
         self._gone: dict[_Series, float] = {}
         self._names: dict[str, dict[_Series, None]] = {}
         self._seen: dict[int, tuple[weakref.ref[Source], dict[_Series, float]]] = {}
@@ -275,15 +284,20 @@ class Reader:
         Args:
             event: What happened.
         """
-        with self._lock:
-            key = event.kind, event.name
-            if key not in self._events and len(self._events) >= self.max_series:
+        key = event.kind, event.name
+        counter = self._events.get(key)
+        if counter is None:
+            if len(self._events) >= self.max_series:
                 key = _OTHER, _OTHER
-            self._events[key] = self._events.get(key, 0) + 1
+            new = Counter("telemetry_events_total", kind=key[0], name=key[1])
+            counter = self._events.setdefault(key, new)
+        counter.add()
 
     def read(self) -> list[Sample]:
         """Return every metric's present value, sorted by name and labels."""
         readings = list(_readings())  # user code: before the lock
+        if self._pid != os.getpid():  # whoever held it is in the parent
+            self._lock, self._pid = threading.RLock(), os.getpid()
         with self._lock:
             self._bury()
             totals = dict(self._gone)
@@ -296,13 +310,8 @@ class Reader:
             with _lock:
                 retired = list(_retired.items())
             _add(totals, (Sample(*series, value) for series, value in retired))
-            _add(
-                totals,
-                (
-                    Sample("telemetry_events_total", (("kind", kind), ("name", name)), n)
-                    for (kind, name), n in self._events.items()
-                ),
-            )
+            for counter in self._events.copy().values():
+                _add(totals, counter.samples())
             return self._bounded(_sorted(totals))
 
     def _bury(self) -> None:
@@ -323,9 +332,6 @@ class Reader:
                 other = tuple((key, _OTHER) for key, _ in labels)
                 _add(bounded, (Sample(name, other, value),))
         return _sorted(bounded)
-
-
-_OTHER = "(other)"
 
 
 def _only_grows(name: str) -> bool:
@@ -351,14 +357,23 @@ def emit(kind: str, name: str, /, **fields: str | float | bool | None) -> None:
         try:
             listener(event)
         except Exception as error:  # noqa: BLE001 - a broken listener must not break what it listens to
-            _degraded(f"telemetry listener {listener!r}", f"failed on {kind}", error)
+            _degraded(f"telemetry listener {_named(listener)}", f"failed on {kind}", error)
+
+
+def _named(thing: object) -> str:
+    """Return a name without `repr`, which is code of a user and may raise."""
+    return str(getattr(thing, "__qualname__", type(thing).__qualname__))
 
 
 def _degraded(who: str, what: str, error: Exception) -> None:
-    message = f"{who} {what}: {type(error).__name__}: {error}"
+    try:
+        why = str(error)
+    except Exception:  # noqa: BLE001 - an error without a text
+        why = ""
+    message = f"{who} {what}: {type(error).__name__}: {why}"
     try:
         warnings.warn(message, DegradedWarning, stacklevel=3)
-    except DegradedWarning:  # warnings are errors here; still, the caller has done nothing wrong
+    except Exception:  # noqa: BLE001 - warnings are errors here; still, the caller has done nothing wrong
         import logging
 
         logging.getLogger("mlkit").error(message)  # noqa: TRY400 - the trace would be that of the warning

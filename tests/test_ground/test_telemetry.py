@@ -238,6 +238,57 @@ def test_a_broken_listener_harms_nobody_where_warnings_are_errors(
     assert "no disk" in caplog.text
 
 
+def test_a_listener_that_cannot_even_be_named_harms_nobody() -> None:
+    class Silent(ValueError):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    class Nameless:
+        def __call__(self, _: telemetry.Event) -> None:
+            raise Silent
+
+        def __repr__(self) -> str:
+            raise RuntimeError("no repr")
+
+    with listen(Nameless(), scope="context"), pytest.warns(DegradedWarning, match="Nameless"):
+        emit("test.tick", "x")
+
+
+def test_what_died_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_MAX_RETIRED", len(telemetry._retired) + 3)
+    for n in range(10):
+        counter = Counter("test_read_bound_total", request=str(n))
+        register(counter)
+        counter.add()
+        del counter
+        gc.collect()
+    found = [s for s in Reader().read() if s.name == "test_read_bound_total"]
+    assert sum(sample.value for sample in found) == 10
+    assert len(found) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_during_a_reading_can_read_and_note() -> None:
+    reader = Reader()
+    reader._lock.acquire()
+
+    def fork() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
+            reader.note(telemetry.Event("test.tick", "x", 0.0, {}))
+            os._exit(0 if any(s.name == "telemetry_events_total" for s in reader.read()) else 1)
+        statuses.append(os.waitpid(child, 0)[1])
+
+    statuses: list[int] = []
+    forking = threading.Thread(target=fork)
+    forking.start()
+    forking.join(30)
+    reader._lock.release()
+    assert statuses == [0]
+
+
 def test_a_broken_source_is_left_out_and_reported() -> None:
     class Broken:
         def samples(self) -> list[Sample]:
@@ -297,6 +348,9 @@ def test_every_metric_of_the_blocks_is_known() -> None:
             path.read_text(encoding="utf-8"),
         )
     }
+    resilience = "".join(path.read_text("utf-8") for path in (source / "resilience").glob("*.py"))
+    counted = re.findall(r"(?:_limits|self)\.count\(\"(\w+)\"", resilience)
+    named |= {f"resilience_{what}_total" for what in counted}
     assert len(named) > 10
     assert named <= set(known_metrics())
     assert all(re.fullmatch(r"[a-z]+(_[a-z]+)+", name) for name in known_metrics())

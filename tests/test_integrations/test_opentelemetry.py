@@ -172,6 +172,15 @@ def test_series_are_bounded(metrics):
     assert values[(("user", "(other)"),)] == 45
 
 
+def test_a_name_that_opentelemetry_cannot_hold_is_mended(metrics):
+    counter = Counter("otel odd:rows_total")
+    register(counter)
+    counter.add()
+    provider, collected = metrics
+    with listen(provider):
+        assert points(collected()["mlkit.otel.odd_rows"]) == {(): 1}
+
+
 def test_a_wrong_argument_leaves_nothing_behind(metrics, spans):
     provider, collected = metrics
     tracer, exporter = spans

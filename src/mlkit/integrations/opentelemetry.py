@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING, Any, final
 from weakref import WeakKeyDictionary
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["listen"]
 
+_FORBIDDEN = re.compile(r"[^A-Za-z0-9_./-]")
 _UNITS = {"seconds": "s", "bytes": "By"}
 
 
@@ -91,11 +93,11 @@ _made: WeakKeyDictionary[Any, _Instruments] = WeakKeyDictionary()
 def _instruments_of(provider: Any, observation: Any, max_series: int) -> _Instruments:
     with _lock:
         made = _made.get(provider)
-        if made is None:
-            made = _made[provider] = _Instruments(
-                provider.get_meter("mlkit"), observation, max_series
-            )
-        return made
+    if made is None:
+        new = _Instruments(provider.get_meter("mlkit"), observation, max_series)
+        with _lock:
+            made = _made.setdefault(provider, new)
+    return made
 
 
 @final
@@ -173,7 +175,7 @@ class _Instruments:
 
 
 def _stem_and_unit(name: str) -> tuple[str, str]:
-    stem = name.removesuffix("_total")
+    stem = _FORBIDDEN.sub("_", name.removesuffix("_total"))[:200]
     head, _, last = stem.rpartition("_")
     if head and last in _UNITS:
         return f"mlkit.{head.replace('_', '.', 1)}", _UNITS[last]
