@@ -90,7 +90,13 @@ class File:
         try:
             with self.path.open("rb") as file:
                 before = os.fstat(file.fileno())
-                data = file.read(self._max_bytes + 1)
+                if before.st_size > self._max_bytes:
+                    reason = f"{before.st_size} bytes; a flag file has at most {self._max_bytes}"
+                    raise FlagFileError(self.name, reason)
+                # As much as there is: `read` sets aside all the room that it is allowed.
+                data = file.read(before.st_size + 1)
+                if len(data) > before.st_size:  # it grows, or has no size
+                    data += file.read(self._max_bytes + 1 - len(data))
                 after = os.fstat(file.fileno())
         except OSError as error:
             reason = f"cannot be read: {error.strerror or type(error).__name__}"
