@@ -341,7 +341,7 @@ class TestMemory:
         guarded = SYNC[way](fn)
 
         def use():
-            for _ in range(250):
+            for _ in range(100):
                 with suppress(ConnectionError, AllTiersFailedError):
                     guarded(None)
 
@@ -353,7 +353,7 @@ class TestMemory:
         guarded = ASYNC[way](fn)
 
         async def main():
-            for _ in range(250):
+            for _ in range(100):
                 with suppress(ConnectionError, AllTiersFailedError):
                     await guarded(None)
 
