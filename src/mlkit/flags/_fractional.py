@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlkit.flags._bucket import MAX_WEIGHT, cbor, hash_bytes, parse_split, unit_payload, unit_prefix
+from mlkit.flags._bucket import (
+    MAX_WEIGHT,
+    cbor,
+    hash_bytes,
+    parse_split,
+    text_head,
+    unit_payload,
+    unit_prefix,
+)
 from mlkit.flags._rule import literal
 
 if TYPE_CHECKING:
@@ -121,11 +129,13 @@ def _unit_split(split: Split, scope: Scope) -> Code:
     """Return the common case: fixed weights, by the flag and the unit."""
     from mmh3 import mmh3_32_uintdigest as hashed
 
-    generation, total = scope.generation, split.total
+    total, headed = split.total, scope.generation == "v3"
     try:
-        prefix = unit_prefix(scope.flag_key, generation)
+        prefix = unit_prefix(scope.flag_key, scope.generation)
     except UnicodeEncodeError:
         return _nothing
+    # What goes before a unit of each length that ids have.
+    before = [prefix + text_head(length) if headed else prefix for length in range(64)]
     ranges = list(zip(split.edges, split.outcomes, strict=True))
 
     def run(data: Any) -> Any:
@@ -133,9 +143,12 @@ def _unit_split(split: Split, scope: Scope) -> Code:
         if type(unit) is not str or not unit:
             return None
         try:
-            bucket = (hashed(unit_payload(unit, prefix, generation)) * total) >> 32
+            body = unit.encode()
         except UnicodeEncodeError:
             return None
+        length = len(body)
+        head = before[length] if length < 64 else prefix + (text_head(length) if headed else b"")
+        bucket = (hashed(head + body) * total) >> 32
         for edge, outcome in ranges:
             if bucket < edge:
                 return outcome

@@ -14,6 +14,7 @@ from mlkit.flags._data import absent, lookup, walk
 from mlkit.flags._fractional import compile_fractional, compile_rollout
 from mlkit.flags._operators import SPREAD, VALUE_OPERATORS, contains, spend
 from mlkit.flags._rule import arguments, literal
+from mlkit.flags._shortcuts import shortcut
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +43,9 @@ def compile_rule(node: Any, scope: Scope) -> Code:
     name, given = arguments(node)
     if name == "$ref":
         return compile_rule(scope.evaluators[given[0]], scope)
+    short = shortcut(name, given, scope)
+    if short is not None:
+        return short
     special = _SPECIAL.get(name)
     if special is not None:
         return special(given, scope)
@@ -138,20 +142,44 @@ def _missing_some(given: list[Any], scope: Scope) -> Code:
 # --- choosing ----------------------------------------------------------------------------------------------------
 
 
+# What gives true, false or null: Python takes the same of these for true as JsonLogic.
+_PLAIN_TRUTH = frozenset(
+    {"==", "!=", "===", "!==", "<", "<=", ">", ">=", "!", "!!", "in", "all", "some", "none",
+     "starts_with", "ends_with", "sem_ver"}
+)  # fmt: skip
+
+
+def _is_plain_truth(node: Any) -> bool:
+    if type(node) is not dict or len(node) != 1:
+        return type(node) is bool
+    name, given = arguments(node)
+    return name in _PLAIN_TRUTH or (name in {"and", "or"} and all(map(_is_plain_truth, given)))
+
+
+def _condition(node: Any, scope: Scope) -> Code:
+    """Return a function of the data whose result Python takes for true where the condition holds."""
+    code = compile_rule(node, scope)
+    return code if _is_plain_truth(node) else lambda data: truthy(code(data))
+
+
 def _if(given: list[Any], scope: Scope) -> Code:
-    codes = [compile_rule(item, scope) for item in given]
-    if not codes:
+    if not given:
         return _constant(None)
-    pairs = list(zip(codes[:-1:2], codes[1::2], strict=False))
-    otherwise = codes[-1] if len(codes) % 2 else _constant(None)
-    if len(pairs) == 1:
-        ((condition, chosen),) = pairs
-        return lambda data: chosen(data) if truthy(condition(data)) else otherwise(data)
+    tests = [_condition(item, scope) for item in given[:-1:2]]
+    chosen = [compile_rule(item, scope) for item in given[1::2]]
+    otherwise = compile_rule(given[-1], scope) if len(given) % 2 else _constant(None)
+    if len(tests) == 1 and literal(given[1]) and (len(given) == 2 or literal(given[2])):
+        (test,), yes, no = tests, given[1], given[2] if len(given) > 2 else None
+        return lambda data: yes if test(data) else no
+    if len(tests) == 1:
+        (test,), (then,) = tests, chosen
+        return lambda data: then(data) if test(data) else otherwise(data)
+    pairs = list(zip(tests, chosen, strict=False))
 
     def run(data: Any) -> Any:
-        for condition, chosen in pairs:
-            if truthy(condition(data)):
-                return chosen(data)
+        for test, then in pairs:
+            if test(data):
+                return then(data)
         return otherwise(data)
 
     return run
@@ -159,6 +187,13 @@ def _if(given: list[Any], scope: Scope) -> Code:
 
 def _and(given: list[Any], scope: Scope) -> Code:
     codes = [compile_rule(item, scope) for item in given]
+    if all(map(_is_plain_truth, given)):
+        if len(codes) == 2:
+            one, two = codes
+            return lambda data: one(data) and two(data)
+        if len(codes) == 3:
+            one, two, three = codes
+            return lambda data: one(data) and two(data) and three(data)
 
     def run(data: Any) -> Any:
         value = None
