@@ -229,17 +229,24 @@ class UnknownNameError(RegistryError, KeyError):
         name: What was asked for.
         known: What is registered.
         hint: What else may help where no name is near, e.g. to import what registers it.
+        defined_at: The file and line that would register it, `"mypkg/heads.py:41"`, if it was found in one that was
+            not imported; *hint* then says what to do.
     """
 
     registry: str
     name: str
     suggestions: tuple[str, ...]
+    defined_at: str
 
-    def __init__(self, registry: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
+    def __init__(
+        self, registry: str, name: str, known: Iterable[str], *, hint: str = "", defined_at: str = ""
+    ) -> None:
         known = list(known)
-        self.registry, self.name = registry, name
+        self.registry, self.name, self.defined_at = registry, name, defined_at
         self.suggestions = tuple(closest(name, known))
         near = meant(self.suggestions)
+        if defined_at:
+            near = f": defined at {clip(defined_at, 120)} but never imported: {hint}"
         if not near:
             near = f"; {registry!r} has {listing(known)}{hint and ' '}{hint}"
         super().__init__(f"unknown name {clip(name, 60)!r} in registry {registry!r}{near}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit.errors import (
@@ -57,6 +58,7 @@ class Catalogue:
         overriding: How many overrides are open, in whatever context.
         group: The entry points that belong to it, None for none.
         table: What code registered.
+        registry: The registry that it belongs to, not kept alive.
     """
 
     __slots__ = (
@@ -69,10 +71,12 @@ class Catalogue:
         "overriding",
         "plans",
         "ready",
+        "registry",
         "table",
     )
 
-    def __init__(self, name: str, base: Base, group: str | None) -> None:
+    def __init__(self, registry: Registry[Any], name: str, base: Base, group: str | None) -> None:
+        self.registry = weakref.ref(registry)
         self.name, self.base, self.group = name, base, group
         self.table = Table()
         self._plugins: Plugins | None = None
@@ -149,11 +153,11 @@ class Catalogue:
     def names(self) -> list[tuple[str, tuple[Record, ...]]]:
         """Return every name with its versions; of a name that code and plugins have, the plugins' versions come last."""
         plugins = self._scan()
-        found = self.table.items()
+        found = self.table.pairs()
         if plugins is None:
             return found
         merged = dict(found)
-        for name, declared in plugins.table.items():
+        for name, declared in plugins.table.pairs():
             ours = merged.get(name, ())
             taken = {record.said.version for record in ours}
             merged[name] = (
@@ -170,7 +174,7 @@ class Catalogue:
         from mlkit.registry._listing import natural
 
         found = list(plugins.problems)
-        for _, records in plugins.table.items():
+        for _, records in plugins.table.pairs():
             for record in records:
                 found += self._wrong(record)
         return sorted(found, key=lambda problem: natural(problem.name))
@@ -208,11 +212,13 @@ class Catalogue:
 
     def candidates(self) -> list[Record]:
         """Return what each name means that is asked for without a version."""
-        found = [newest(versions) for _, versions in self.table.items()]
+        found = [newest(versions) for _, versions in self.table.pairs()]
         plugins = self._scan()
         if plugins is not None:
             ours = self.table.names
-            found += [newest(versions) for name, versions in plugins.table.items() if name not in ours]
+            found += [
+                newest(versions) for name, versions in plugins.table.pairs() if name not in ours
+            ]
         return found
 
     def refs(self) -> list[str]:
@@ -369,16 +375,24 @@ class Catalogue:
 
     def _unknown(self, ref: str) -> UnknownNameError:
         name, at, _ = ref.partition("@")
-        versions = self.table.versions(name)
-        if not versions and self._plugins is not None:
-            versions = self._plugins.table.versions(name)
+        plugins = self._plugins.table if self._plugins is not None else Table()
+        versions = self.table.versions(name) or plugins.versions(name)
         if at and versions:
-            return UnknownNameError(self.name, ref, [record.entry.ref for record in versions])
-        known = [*self.table.names.copy(), *self.table.aliases.copy()]
-        if self._plugins is not None:
-            known += [*self._plugins.table.names.copy(), *self._plugins.table.aliases.copy()]
+            known = [record.entry.ref for record in versions]
+        else:
+            tables = (self.table.names, plugins.names, self.table.aliases, plugins.aliases)
+            known = [known for table in tables for known in table.copy()]
         hint = "(if it is defined, was the module that registers it imported?)"
-        return UnknownNameError(self.name, ref, known, hint=hint)
+        defined_at, advice = self._defined(ref)
+        return UnknownNameError(self.name, ref, known, hint=advice or hint, defined_at=defined_at)
+
+    def _defined(self, ref: str) -> tuple[str, str]:
+        parsed, registry = parse_ref(ref), self.registry()
+        if parsed is None or registry is None:
+            return "", ""
+        from mlkit.registry._unimported import find_definition  # what only a miss needs
+
+        return find_definition(registry, *parsed)
 
     def _scan(self) -> Plugins | None:
         plugins = self._plugins
@@ -400,7 +414,7 @@ class Catalogue:
     def _declared(self, plugins: Table) -> list[Record]:
         """Return what plugins registered before they were read, to be put with what they declare."""
         found = []
-        for _, records in self.table.items():
+        for _, records in self.table.pairs():
             for record in records:
                 declared = plugins.at(record.name, record.said.version)
                 if declared is not None and any(
@@ -427,7 +441,9 @@ def _inherit(record: Record, declared: Record) -> None:
     mine = next((claim for claim in claimed if same_owner(claim, record)), declared)
     if mine.distribution:
         record.source, record.distribution = mine.source, mine.distribution
-    record.claims = tuple(claim for claim in claimed if claim is not mine) if declared.claims else ()
+    record.claims = (
+        tuple(claim for claim in claimed if claim is not mine) if declared.claims else ()
+    )
 
 
 def warn_deprecated(registry: str, entry: Entry, *, stacklevel: int) -> None:

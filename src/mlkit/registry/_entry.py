@@ -13,7 +13,19 @@ if TYPE_CHECKING:
 
     Migration = Callable[[dict[str, Any]], Mapping[str, Any]]
 
-__all__ = ["MAX_NAME", "PLAIN", "Entry", "Frozen", "Record", "Said", "check_name", "is_target", "parse_ref", "same_owner", "texts"]
+__all__ = [
+    "MAX_NAME",
+    "PLAIN",
+    "Entry",
+    "Frozen",
+    "Record",
+    "Said",
+    "check_name",
+    "is_target",
+    "parse_ref",
+    "same_owner",
+    "texts",
+]
 
 MAX_NAME = 200  # characters
 _FORBIDDEN = frozenset("@*?[]")

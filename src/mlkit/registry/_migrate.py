@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["migrated", "named", "wrong"]
 
 
-def migrated(registry: str, record: Record, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def migrated(
+    registry: str, record: Record, arguments: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
     """Return the replacement of a record that has `migrate`, and what becomes of its arguments.
 
     Raises:

@@ -28,7 +28,7 @@ __all__ = ["NOTHING", "check_base", "imported_record", "lazy_record", "said"]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def imported_record(
+def imported_record(  # noqa: PLR0917 - by position: it runs once for each of very many names
     registry: str, base: Base, factory: Any, name: Any, source: tuple[str, int], said: Said
 ) -> Record:
     """Return the record of a class or function that is in memory.
@@ -79,9 +79,7 @@ def lazy_record(
         ConfigurationError: If its name or target is not what it must be.
     """
     if not isinstance(target, str) or not is_target(target):
-        raise ConfigurationError(
-            f"{registry}.lazy(target)", target, "'package.module:attribute'"
-        )
+        raise ConfigurationError(f"{registry}.lazy(target)", target, "'package.module:attribute'")
     record = Record(check_name(f"{registry}.lazy(name)", name), source)
     record.target, record.imported = target, False
     if said is not PLAIN:

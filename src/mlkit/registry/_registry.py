@@ -36,7 +36,9 @@ P = ParamSpec("P")
 F = TypeVar("F", bound="Callable[..., Any]")
 
 _FIRST: int = 1
-_NO_PRIORITY: float = 0  # the defaults themselves: `True` and `1.0` equal the one but are no version
+_NO_PRIORITY: float = (
+    0  # the defaults themselves: `True` and `1.0` equal the one but are no version
+)
 
 
 @final
@@ -102,7 +104,7 @@ class Registry(Generic[T]):
             raise ConfigurationError(
                 "Registry(entry_points=...)", entry_points, "the name of an entry-point group"
             )
-        self._catalogue = Catalogue(name, base, entry_points)
+        self._catalogue = Catalogue(self, name, base, entry_points)
         self._builds = Counter("registry_builds_total", registry=name)
         register(self._builds)
         note(self)
@@ -570,7 +572,7 @@ class Registry(Generic[T]):
         )
 
 
-def _register(
+def _register(  # noqa: PLR0917 - a partial has no names
     catalogue: Catalogue,
     name: Any,
     source: tuple[str, int],

@@ -48,7 +48,7 @@ class Table:
         """Return what is registered under exactly this name, which is no alias."""
         return self.find(name, version) if name in self.names else None
 
-    def items(self) -> list[tuple[str, tuple[Record, ...]]]:
+    def pairs(self) -> list[tuple[str, tuple[Record, ...]]]:
         """Return all names with their versions."""
         # dict.copy() does not give up the interpreter half-way, so that another thread may be writing; a loop does.
         return [
