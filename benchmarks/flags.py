@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlkit.flags import Flags
@@ -23,10 +25,19 @@ PEERS = (
 SPLIT = "10/90 split for a pro user"
 RULE = {"if": [{"==": [{"var": "plan"}, "pro"]}, {"fractional": [["on", 10], ["off", 90]]}, "off"]}
 STATIC = {"state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "on"}
+THREE = {
+    "and": [
+        {"==": [{"var": "plan"}, "pro"]},
+        {">=": [{"var": "age"}, 18]},
+        {"in": [{"var": "country"}, ["DE", "FR"]]},
+    ]
+}
 FLAGS = {
     "static": STATIC,
     "rollout": {**STATIC, "defaultVariant": "off", "targeting": RULE},
+    "three": {**STATIC, "targeting": {"if": [THREE, "on", "off"]}},
 }
+VISITOR = {"plan": "pro", "age": 30, "country": "DE"}
 N_CALLS = 1000
 
 
@@ -36,6 +47,8 @@ def run(bench: Bench) -> None:
     try:
         flags = Flags.from_dict({"flags": FLAGS})
         _static(bench, flags)
+        _three(bench, flags)
+        _many(bench)
         _split(bench, flags)
         _assign(bench, flags, 5_000 if bench.quick else 100_000)
         _load(bench, 300 if bench.quick else 10_000)
@@ -61,6 +74,51 @@ def _static(bench: Bench, flags: Flags) -> None:
     _add(bench, work, contenders, "openfeature in-memory", _openfeature)
     _add(bench, work, contenders, "growthbook", lambda: _growthbook("static"))
     bench.compare(work, contenders, baseline="dict lookup", calls=N_CALLS)
+
+
+def _three(bench: Bench, flags: Flags) -> None:
+    flag = flags.bool("three", default=False)
+
+    def bare() -> list[bool]:
+        answers = []
+        for _ in range(N_CALLS):
+            data = VISITOR
+            answers.append(
+                data["plan"] == "pro" and data["age"] >= 18 and data["country"] in {"DE", "FR"}
+            )
+        return answers
+
+    contenders: dict[str, Callable[[], object]] = {
+        "by hand": bare,
+        "mlkit": lambda: [flag("u", **VISITOR) for _ in range(N_CALLS)],
+        "mlkit details": lambda: [flag.details("u", **VISITOR).value for _ in range(N_CALLS)],
+    }
+    work = "rule of three conditions"
+    _add(bench, work, contenders, "flagd-core", lambda: _flagd("three", VISITOR))
+    bench.compare(work, contenders, baseline="by hand", calls=N_CALLS)
+
+
+def _many(bench: Bench) -> None:
+    """Time a thousand flags with a rule each for one user, as a client's bulk evaluation does."""
+    document = {"flags": {f"rule-{i}": FLAGS["three"] for i in range(N_CALLS)}}
+    flags = Flags.from_dict(document)
+    handles = [flags.bool(key, default=False) for key in document["flags"]]
+    contenders: dict[str, Callable[[], object]] = {
+        "mlkit details": lambda: [flag.details("u", **VISITOR).value for flag in handles],
+    }
+
+    def flagd() -> Callable[[], object]:
+        from openfeature.contrib.tools.flagd.core import FlagdCore
+        from openfeature.evaluation_context import EvaluationContext
+
+        core, context = FlagdCore(), EvaluationContext("u", VISITOR)
+        core.set_flags(json.dumps(document))
+        keys = list(document["flags"])
+        return lambda: [core.resolve_boolean_value(key, False, context).value for key in keys]  # noqa: FBT003
+
+    work = f"{N_CALLS} rules of three conditions"
+    _add(bench, work, contenders, "flagd-core", flagd)
+    bench.compare(work, contenders, baseline="mlkit details", unit="ms")
 
 
 def _split(bench: Bench, flags: Flags) -> None:
@@ -125,26 +183,40 @@ def _assign(bench: Bench, flags: Flags, n: int) -> None:
     )
 
 
+def _flag_of_many(index: int) -> dict[str, Any]:
+    """Return one of many flags: six in ten static, three with a rule of their own, one with a split."""
+    if index % 10 < 6:
+        return STATIC
+    if index % 10 == 9:
+        weight = index % 100
+        return {**STATIC, "targeting": {"fractional": [["on", weight], ["off", 100 - weight]]}}
+    own = {"and": [{"==": [{"var": "plan"}, f"pro-{index}"]}, *THREE["and"][1:]]}
+    return {**STATIC, "targeting": {"if": [own, "on", "off"]}}
+
+
 def _load(bench: Bench, n: int) -> None:
-    flags = {f"flag-{i}": FLAGS["rollout" if i % 3 else "static"] for i in range(n)}
+    flags = {f"flag-{i}": _flag_of_many(i) for i in range(n)}
     text = json.dumps({"flags": flags})
     changed = json.dumps({"flags": {**flags, "flag-0": {**STATIC, "defaultVariant": "off"}}})
-    first, second = json.loads(text), json.loads(changed)
-    watched = Flags.from_dict(first)
+    path = Path(tempfile.mkdtemp()) / "flags.json"
+    path.write_text(text)
+    watched = Flags.from_file(path)
 
     def reload() -> int:
-        watched.replace(second)
-        watched.replace(first)
+        for version in (changed, text):
+            path.write_text(version)
+            if watched.reload() is None:
+                raise RuntimeError("the change was not seen")
         return n
 
     work = f"load {n} flags"
     contenders: dict[str, Callable[[], object]] = {
         "json.loads": lambda: len(json.loads(text)["flags"]),
-        "mlkit": lambda: len(list(_entered(Flags.from_dict(first)))),
+        "mlkit": lambda: len(_entered(Flags.from_file(path))),
     }
     _add(bench, work, contenders, "flagd-core", lambda: _flagd_load(text, n))
     bench.compare(
-        work, contenders, baseline="json.loads", unit="ms", rounds=3 if bench.quick else 5
+        work, contenders, baseline="json.loads", unit="ms", rounds=3 if bench.quick else 9
     )
     work = f"reload, one of {n} changed"
     again: dict[str, Callable[[], object]] = {
@@ -153,7 +225,7 @@ def _load(bench: Bench, n: int) -> None:
     }
     _add(bench, work, again, "flagd-core", lambda: _flagd_reload(text, changed, n))
     bench.compare(
-        work, again, baseline="json.loads", unit="ms", calls=2, rounds=3 if bench.quick else 5
+        work, again, baseline="json.loads", unit="ms", calls=2, rounds=3 if bench.quick else 9
     )
 
 
