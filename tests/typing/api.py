@@ -12,7 +12,7 @@ from mlkit.errors import RowError
 from mlkit.flags import Details, Flag, Flags, ModelFlag, Rollout
 from mlkit.inference import Batcher, map_batches
 from mlkit.models import ModelStore, ModelVersion
-from mlkit.registry import Registry, Spec, spec_of
+from mlkit.registry import Problem, Registry, Spec, spec_of
 from mlkit.repro import Manifest, Seeds, fingerprint, isolated, seed_all
 from mlkit.resilience import Answer, Policy, Retry, constant, fallback, finite, tier
 from mlkit.tracking import Delivery, Run, RunData, read, start_run
@@ -41,6 +41,28 @@ def a_registry_keeps_types(models: Registry[Model]) -> None:
     assert_type(spec_of(Net(3)), Spec)
     registered = models.register("net")(Net)
     assert_type(registered(3), Net)
+    assert_type(models["net"](3), Model)
+    assert_type(models.problems(), list[Problem])
+    models.register(Net, verison=2)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+
+
+def what_is_decorated_keeps_its_type(models: Registry[Model]) -> None:
+    @models.register
+    class Bare(Model):
+        def __init__(self, width: int) -> None: ...
+
+    @models.register("named", version=2, tags=["x"], replacement="named@3", migrate=lambda old: old)
+    def make(width: int, *, depth: int = 1) -> Net:
+        return Net(width, depth=depth)
+
+    assert_type(models.register(Net, version=2, tags=["x"]), type[Net])
+    assert_type(Bare(3), Bare)
+    assert_type(make(1, depth=2), Net)
+    assert_type(models.create(make, 1), Net)
+    assert_type(models.create(Bare, width=1), Bare)
+    make("no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    models.create(Bare)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+    models.create(make, widht=1)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
 def seeds_give_generators(seeds: Seeds) -> None:

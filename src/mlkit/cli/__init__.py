@@ -20,6 +20,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "demo": "train, store, roll out, break, roll back and trace a real model",
     "doctor": "say what is installed, what is missing and what threatens results",
+    "registry": "look into a registry, and check specs without building them",
 }
 
 

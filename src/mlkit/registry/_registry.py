@@ -122,7 +122,24 @@ class Registry(Generic[T]):
     # --- registering -------------------------------------------------------------------------------------------------
 
     @overload
-    def register(self, name: F, /) -> F: ...
+    def register(
+        self,
+        name: F,
+        /,
+        *,
+        version: int = _FIRST,
+        aliases: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        meta: Mapping[str, Any] = ...,
+        requires: Iterable[str] = (),
+        deprecated: str | None = None,
+        replacement: str | None = None,
+        migrate: Migration | None = None,
+        extra: bool = False,
+        when: Callable[[Any], bool | str] | None = None,
+        priority: float = _NO_PRIORITY,
+        replace: bool = False,
+    ) -> F: ...
     @overload
     def register(
         self,
