@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import pytest
 
@@ -52,3 +52,34 @@ def test_a_name_for_type_checkers_only_matters_where_it_is_used():
     assert parts.build({"type": "hidden", "n": 3}).n == 3
     with pytest.raises(SpecError, match="TYPE_CHECKING"):
         parts.build({"type": "hidden", "price": 3})
+
+
+def test_parts_of_an_annotation_that_are_text():
+    def net(nodes, n, gone=None) -> object:
+        return (nodes, n)
+
+    net.__annotations__ = {
+        "nodes": list[Annotated["Leaf", parts]],
+        "n": list["int"],
+        "gone": list["Gone"],  # noqa: F821 - as above
+    }
+    registry: Registry[Any] = Registry("partly")
+    registry.register("net")(net)
+    nodes, n = registry.build({"type": "net", "nodes": ["leaf"], "n": [1]})
+    assert type(nodes[0]) is Leaf
+    assert n == [1]
+    with pytest.raises(SpecError) as caught:
+        registry.build({"type": "net", "nodes": ["leaf"], "n": ["x"], "gone": []})
+    assert [problem.path for problem in caught.value.problems] == ["n[0]", "gone"]
+
+
+class Pair(NamedTuple):
+    left: int
+    right: Annotated[Any, parts]
+
+
+def test_a_named_tuple_keeps_text_as_forward_references():
+    parts.register("pair")(Pair)
+    assert type(parts.build({"type": "pair", "left": 1, "right": "leaf"}).right) is Leaf
+    with pytest.raises(SpecError, match="expected int"):
+        parts.build({"type": "pair", "left": "x", "right": "leaf"})

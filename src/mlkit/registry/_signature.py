@@ -57,14 +57,27 @@ def _typed_dict(factory: Any, required: frozenset[str]) -> inspect.Signature:
 
 def annotation_of(factory: Any, annotation: Any) -> Any:
     """Return *annotation* as an object where it was written as text, `Unreadable` if a name in it is unknown."""
-    if isinstance(annotation, str):
+    if _has_text(annotation):
         annotation = _evaluated(factory, annotation)
     if type(annotation).__name__ == "InitVar" and hasattr(annotation, "type"):
         return annotation_of(factory, annotation.type)  # an argument of `__init__` that is no field
     return annotation
 
 
-def _evaluated(factory: Any, annotation: str) -> Any:
+def _has_text(annotation: Any) -> bool:
+    """Return whether *annotation* is text, or has a part that is, as in `list["Encoder"]`."""
+    if isinstance(annotation, str) or hasattr(annotation, "__forward_arg__"):
+        return True
+    import typing
+
+    if typing.get_origin(annotation) is typing.Literal:
+        return False
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _has_text(annotation.__origin__)
+    return any(map(_has_text, typing.get_args(annotation)))
+
+
+def _evaluated(factory: Any, annotation: Any) -> Any:
     import typing
 
     failure: Exception | None = None
@@ -76,9 +89,13 @@ def _evaluated(factory: Any, annotation: str) -> Any:
         except Exception as error:  # noqa: BLE001 - an annotation is any expression
             failure = failure or error
     return Unreadable(
-        f"its annotation {clip(annotation, 60)!r} cannot be evaluated ({failure}); define its names at module level "
+        f"its annotation {clip(_text(annotation), 60)!r} cannot be evaluated ({failure}); define its names at module level "
         f"and outside `if TYPE_CHECKING`"
     )
+
+
+def _text(annotation: Any) -> str:
+    return str(getattr(annotation, "__forward_arg__", annotation))
 
 
 def _namespaces(factory: Any) -> list[dict[str, Any]]:

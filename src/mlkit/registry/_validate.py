@@ -206,7 +206,10 @@ def _adapter(annotations: dict[str, Any]) -> Any:
     annotations = {name: told_apart(annotation) for name, annotation in annotations.items()}
     config = ConfigDict(strict=True, arbitrary_types_allowed=True)
     make: Any = TypedDict  # mypy wants a literal here
-    return TypeAdapter(with_config(config)(make("Arguments", annotations, total=False)))
+    adapter = TypeAdapter(with_config(config)(make("Arguments", annotations, total=False)))
+    if not adapter.pydantic_complete:  # a class it refers to is not defined
+        raise TypeError("incomplete")
+    return adapter
 
 
 @functools.cache

@@ -1,0 +1,288 @@
+"""What can be a factory, and what each kind of parameter may be given."""
+
+import dataclasses
+import functools
+from collections import deque
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+
+import pytest
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+
+from mlkit.errors import SpecError
+from mlkit.registry import Registry, Spec, spec_of
+
+
+class Keep:
+    def __init__(self, **given: Any) -> None:
+        self.__dict__.update(given)
+
+
+class Encoder:
+    def __init__(self, width: int = 8) -> None:
+        self.width = width
+
+
+class Head:
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+
+
+encoders: Registry[Encoder] = Registry("encoders", Encoder)
+heads: Registry[Head] = Registry("heads", Head)
+encoders.register("conv")(Encoder)
+encoders.register("same")(Encoder)
+heads.register("linear")(Head)
+heads.register("same")(Head)
+kinds: Registry[Any] = Registry("kinds")
+
+
+def problems(spec: Any, registry: Registry[Any] = kinds) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        registry.build(spec)
+    return [str(problem) for problem in caught.value.problems]
+
+
+@kinds.register("data")
+@dataclasses.dataclass(kw_only=True)
+class Data:
+    part: Annotated[Encoder, encoders]
+    scale: dataclasses.InitVar[int]
+    tags: list[str] = dataclasses.field(default_factory=list)
+    hidden: int = dataclasses.field(init=False, default=0)
+
+    def __post_init__(self, scale: int) -> None:
+        self.hidden = scale * 2
+
+
+def test_a_dataclass_with_arguments_that_are_no_fields():
+    built = kinds.build({"type": "data", "part": "conv", "scale": 3})
+    assert (built.hidden, built.tags) == (6, [])
+    assert spec_of(built).to_dict() == {
+        "type": "data@1",
+        "part": {"type": "conv@1", "width": 8},
+        "scale": 3,
+        "tags": [],
+    }
+    assert problems({"type": "data", "part": "conv", "scale": "x", "hidden": 1}) == [
+        "scale: expected int, got 'x'",
+        "hidden: data@1 has no argument 'hidden'; it has part, scale, tags",
+    ]
+
+
+@kinds.register("model")
+class Model(BaseModel):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    part: Annotated[Encoder, encoders]
+    rate: float = Field(0.5, gt=0, alias="lr")
+    names: list[str] = Field(default_factory=list, validation_alias=AliasChoices("words", "tokens"))
+    kind: Literal["a", "b"] = "a"
+
+
+def test_a_pydantic_model_with_aliases_and_a_nested_part():
+    built = kinds.build(
+        {"type": "model", "part": {"type": "conv", "width": 2}, "lr": 1, "kind": "b"}
+    )
+    assert (built.part.width, built.rate, built.kind) == (2, 1.0, "b")
+    assert problems({"type": "model", "part": "conv", "lr": -1, "rate": 1})[0].startswith("lr: ")
+
+
+class Pair(NamedTuple):
+    left: int
+    right: Annotated[Encoder, encoders]
+
+
+class Options(TypedDict, total=False):
+    depth: int
+
+
+kinds.register("pair")(Pair)
+kinds.register("options")(Options)
+
+
+def test_named_tuples_and_typed_dicts():
+    built = kinds.build({"type": "pair", "left": 1, "right": "conv"})
+    assert type(built) is Pair
+    assert built.right.width == 8
+    assert kinds.build({"type": "options", "depth": 3}) == {"depth": 3}
+    assert kinds.build("options") == {}
+    assert problems({"type": "options", "depth": "x"}) == ["depth: expected int, got 'x'"]
+
+
+class Made:
+    @classmethod
+    def of(cls, n: int) -> Keep:
+        return Keep(n=n, cls=cls)
+
+    @staticmethod
+    def plain(n: int, /, m: int = 2, *rest: int, k: int = 4) -> Keep:
+        return Keep(values=(n, m, *rest, k))
+
+
+kinds.register("classmethod")(Made.of)
+kinds.register("staticmethod")(Made.plain)
+kinds.register("partial")(functools.partial(Made.plain, 1, k=5))
+
+
+@pytest.mark.parametrize(
+    ("spec", "values"),
+    [
+        ({"type": "staticmethod", "n": 1}, (1, 2, 4)),
+        ({"type": "staticmethod", "n": 1, "rest": [7, 8]}, (1, 2, 7, 8, 4)),
+        ({"type": "staticmethod", "n": 1, "rest": []}, (1, 2, 4)),
+        ({"type": "staticmethod", "rest": [7], "k": 0, "m": 3, "n": 1}, (1, 3, 7, 0)),
+        ({"type": "partial", "rest": [7]}, (1, 2, 7, 5)),
+        ({"type": "partial", "m": 3, "k": 6}, (1, 3, 6)),
+    ],
+)
+def test_arguments_by_position_and_any_number_of_them(spec, values):
+    assert kinds.build(spec).values == values
+    assert Spec(spec).compile(kinds)().values == values
+    assert kinds.build(spec_of(kinds.build(spec))).values == values
+    assert kinds.build({"type": "classmethod", "n": 1}).cls is Made
+
+
+def test_wrong_ones_of_any_number_are_found():
+    assert problems({"type": "staticmethod", "n": 1, "rest": [7, "x"]}) == [
+        "rest[1]: expected int, got 'x'"
+    ]
+    assert problems({"type": "staticmethod", "m": 1}) == ["n: staticmethod@1 needs an argument 'n'"]
+
+
+@kinds.register("chain")
+def chain(*parts: Annotated[Encoder, encoders] | int) -> Keep:
+    return Keep(parts=parts)
+
+
+@kinds.register("loose", extra=True)
+def loose(width: int = 1, **parts: Annotated[Encoder, encoders] | str) -> Keep:
+    return Keep(width=width, parts=parts)
+
+
+def test_any_number_of_nested_specs():
+    built = kinds.build({"type": "chain", "parts": ["conv", 3, {"type": "conv", "width": 4}]})
+    assert [getattr(part, "width", part) for part in built.parts] == [8, 3, 4]
+    assert spec_of(built).to_dict()["parts"][1] == 3
+
+
+def test_names_of_ones_own_keep_their_order_and_are_checked():
+    spec = {
+        "type": "loose",
+        "z": "conv",
+        "width": 2,
+        "a": "text",
+        "m": {"type": "conv", "width": 3},
+    }
+    for built in (kinds.build(spec), kinds.build(Spec(spec)), Spec(spec).compile(kinds)()):
+        assert list(built.parts) == ["z", "a", "m"]
+        assert (built.parts["z"].width, built.parts["a"], built.parts["m"].width) == (8, "text", 3)
+        assert kinds.build(spec_of(built)).parts["a"] == "text"
+    assert len(problems({"type": "loose", "z": 3})) == 1
+
+
+@kinds.register("either")
+def either(
+    part: Annotated[Encoder, encoders] | Annotated[Head, heads] | None = None,
+    word: Annotated[Encoder, encoders] | str = "",
+) -> Keep:
+    return Keep(part=part, word=word)
+
+
+def test_one_of_two_registries_by_the_name():
+    assert type(kinds.build({"type": "either", "part": "conv"}).part) is Encoder
+    assert type(kinds.build({"type": "either", "part": {"type": "linear", "size": 3}}).part) is Head
+    live = Head()
+    assert kinds.build({"type": "either", "part": live}).part is live
+    assert kinds.build({"type": "either", "part": None}).part is None
+    assert problems({"type": "either", "part": "same"}) == [
+        "part: 'same' is in registries 'encoders' and 'heads'; rename one"
+    ]
+    assert problems({"type": "either", "part": {"type": "lineer"}}) == [
+        "part.type: unknown name 'lineer' in registry 'heads'; did you mean 'linear'?"
+    ]
+    assert problems({"type": "either", "part": {"type": "linear", "sise": 3}}) == [
+        "part.sise: linear@1 has no argument 'sise'; did you mean 'size'?"
+    ]
+    assert "or a" in problems({"type": "either", "part": 3})[0]
+
+
+def test_text_is_a_name_where_it_is_one_and_text_where_text_may_be():
+    assert kinds.build({"type": "either", "word": "conv"}).word.width == 8
+    assert kinds.build({"type": "either", "word": "other"}).word == "other"
+    assert problems({"type": "either", "word": {"type": "other"}})[0].startswith(
+        "word.type: unknown"
+    )
+
+
+@kinds.register("containers")
+def containers(
+    both: tuple[Annotated[Encoder, encoders], int] | None = None,
+    group: set[Annotated[Encoder, encoders]] = set(),
+    frozen: frozenset[Annotated[Encoder, encoders]] = frozenset(),
+    deep: dict[str, list[Annotated[Encoder, encoders]]] = {},
+) -> Keep:
+    return Keep(both=both, group=group, frozen=frozen, deep=deep)
+
+
+def test_containers_of_nested_specs():
+    live = Encoder(5)
+    built = kinds.build(
+        {
+            "type": "containers",
+            "both": ["conv", 3],
+            "group": ["conv", live],
+            "frozen": ["conv"],
+            "deep": {"a": ["conv", {"type": "conv", "width": 2}]},
+        }
+    )
+    assert type(built.both) is tuple
+    assert (built.both[0].width, built.both[1]) == (8, 3)
+    assert live in built.group
+    assert type(built.group) is set
+    assert type(built.frozen) is frozenset
+    assert [part.width for part in built.deep["a"]] == [8, 2]
+    whole = {live}
+    assert kinds.build({"type": "containers", "group": whole}).group is whole
+    assert problems({"type": "containers", "both": ["conv"]}) == [
+        "both: expected a list of 2 parts, got ['conv']"
+    ]
+    first, second = problems({"type": "containers", "both": ["conv", "x"], "deep": {"a": ["nope"]}})
+    assert first == "both[1]: expected int, got 'x'"
+    assert second.startswith("deep.a[0]: unknown name 'nope' in registry 'encoders'")
+
+
+def test_what_python_knows_no_signature_of_is_built_without_arguments():
+    kinds.register("deque", replace=True)(deque)
+    kinds.register("dict", replace=True)(dict)
+    assert kinds.build("dict") == {}
+    assert "no signature" in problems({"type": "dict", "a": 1})[0]
+
+
+def test_names_that_only_kwargs_would_take_need_leave():
+    kinds.register("swallow", replace=True)(Keep)
+    (said,) = problems({"type": "swallow", "widht": 3})
+    assert "extra=True" in said
+    kinds.register("swallow", extra=True, replace=True)(Keep)
+    assert kinds.build({"type": "swallow", "widht": 3}).widht == 3
+
+
+def test_parts_are_built_in_the_order_of_the_signature_whatever_the_order_of_keys():
+    order: list[int] = []
+    registry: Registry[Any] = Registry("order")
+
+    @registry.register("part")
+    def part(n: int) -> Keep:
+        order.append(n)
+        return Keep()
+
+    @registry.register("net")
+    def net(
+        a: Annotated[Any, registry], b: Annotated[Any, registry], c: list[Annotated[Any, registry]]
+    ) -> Keep:
+        return Keep()
+
+    parts = {key: {"type": "part", "n": n} for n, key in enumerate("ab")}
+    backwards = {"c": [{"type": "part", "n": 2}], "b": parts["b"], "type": "net", "a": parts["a"]}
+    for build in (lambda: registry.build(backwards), Spec(backwards).compile(registry)):
+        order.clear()
+        build()
+        assert order == [0, 1, 2]
