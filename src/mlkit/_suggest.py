@@ -128,8 +128,11 @@ def _nearest(wanted: str, names: list[str], limit: int, cutoff: float = 0.6) -> 
 
 def _by_letters(wanted: str, names: list[str]) -> list[tuple[float, list[str]]]:
     """Return the names with the best result that their letters allow in any order, best first."""
-    own = dict.fromkeys(map(ord, set(wanted) - {"\n"}))
-    foreign = _each(names, lambda text: text.translate(own))
+    own = dict.fromkeys(map(ord, wanted))
+    if "\n" in wanted:
+        foreign = [name.translate(own) for name in names]
+    else:
+        foreign = _each(names, lambda text: text.translate(own))
     groups: dict[tuple[int, int], list[str]] = {}
     for name, key in zip(names, zip(map(len, names), map(len, foreign), strict=True), strict=True):
         group = groups.get(key)

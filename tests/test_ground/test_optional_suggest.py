@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,32 @@ def test_strategies_without_hypothesis_name_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "hypothesis.strategies", raising=False)
     with pytest.raises(MissingDependencyError, match=r"mlkit-blocks\[testing\]"):
         strategies.names()
+
+
+def folded(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+@given(
+    st.text("abcB-_1\n", max_size=9),
+    st.lists(st.text("abcB-_1\n", max_size=9), max_size=80),
+    st.integers(1, 5),
+)
+def test_what_is_suggested_is_exactly_what_difflib_suggests(
+    name: str, names: list[str], limit: int
+) -> None:
+    first = {folded(one): one for one in reversed(names)}
+    expected = get_close_matches(folded(name), list(first), n=limit, cutoff=0.6)
+    assert closest(name, names, limit=limit) == [first[one] for one in expected]
+
+
+@given(st.integers(0, 9_999), st.text("resnt18-_x", max_size=12))
+def test_it_is_also_among_many_names_that_are_alike(number: int, other: str) -> None:
+    names = [f"resnet{n}-a{n % 7}" for n in range(0, 9_999, 13)]
+    for name in (f"resnet{number}_a3", other):
+        assert closest(name, names) == get_close_matches(folded(name), names)
+
+
+def test_long_texts_are_judged_as_difflib_judges_them() -> None:
+    names = ["ab" * 150, "ba" * 150, "a" * 250, "x" * 300]
+    assert closest("ab" * 149, names) == get_close_matches("ab" * 149, names)

@@ -7,12 +7,19 @@ import functools
 import pickle
 import sys
 import types
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import pytest
 
-from mlkit.errors import ConfigurationError, DuplicateNameError, EntryError, UnknownNameError
-from mlkit.registry import Registry
+from mlkit.errors import (
+    ConfigurationError,
+    DuplicateNameError,
+    EntryError,
+    RegistryFrozenError,
+    SpecError,
+    UnknownNameError,
+)
+from mlkit.registry import Registry, Spec, spec_of
 
 
 class Thing:
@@ -22,6 +29,10 @@ class Thing:
 
 class Sub(Thing):
     pass
+
+
+nested: Registry[Thing] = Registry("nested", Thing)
+nested.register("old", deprecated="use new")(Thing)
 
 
 def things() -> Registry[Thing]:
@@ -303,6 +314,12 @@ def test_bad_names_are_refused(name):
         {"requires": "timm"},
         {"deprecated": ""},
         {"deprecated": True},
+        {"replacement": ""},
+        {"replacement": "a@x"},
+        {"replacement": 3},
+        {"migrate": dict},
+        {"migrate": 3, "replacement": "t@2"},
+        {"extra": 1},
         {"when": "always"},
         {"priority": float("nan")},
         {"priority": True},
@@ -481,7 +498,7 @@ def test_a_registry_is_copied_by_reference_and_never_pickled():
 
 def test_options_count_also_when_the_object_is_passed_directly():
     reg = things()
-    assert reg.register(Sub, version=2, tags=["x"], deprecated="use Thing") is Sub  # type: ignore[call-overload]
+    assert reg.register(Sub, version=2, tags=["x"], deprecated="use Thing") is Sub
     entry = reg.entry("Sub")
     assert (entry.ref, entry.tags, entry.deprecated) == ("Sub@2", {"x"}, "use Thing")
 
@@ -552,3 +569,248 @@ def test_a_handle_whose_equality_uses_the_registry_does_not_hang():
     reg.register("one")(one)
     assert reg.create(one) == 1
     assert reg.create(one) == 1
+
+
+def closures(reg):
+    def make(width, bias=0):
+        @reg.register("net")
+        class Net(Thing):
+            def __init__(self) -> None:
+                super().__init__(width)
+
+        return Net
+
+    return make
+
+
+def test_a_closure_that_is_made_again_the_same_replaces_and_another_one_does_not():
+    reg = things()
+    make = closures(reg)
+    first, again = make(3), make(3)
+    assert reg["net"] is again is not first
+    with pytest.raises(DuplicateNameError):
+        make(4)
+    assert reg.create("net").size == 3
+    assert type(reg.create(again)) is again
+
+
+def test_functions_made_by_one_function_are_told_apart_by_what_they_hold():
+    reg = things()
+
+    def make(size, *, wrapped=None):
+        def factory(n=size):
+            return wrapped() if wrapped else Thing(size + n)
+
+        return factory
+
+    reg.register("f")(make(1))
+    reg.register("f")(make(1))
+    for other in (make(2), make(True), make(1, wrapped=Thing)):
+        with pytest.raises(DuplicateNameError):
+            reg.register("f")(other)
+    reg.register("g")(make(1, wrapped=make(5)))
+    reg.register("g")(make(1, wrapped=make(5)))
+    with pytest.raises(DuplicateNameError):
+        reg.register("g")(make(1, wrapped=make(6)))
+
+    def recursive(depth):
+        def factory():
+            return factory if depth < 0 else Thing(depth)
+
+        return factory
+
+    reg.register("r")(recursive(2))
+    reg.register("r")(recursive(2))
+    with pytest.raises(DuplicateNameError):
+        reg.register("r")(recursive(3))
+
+
+def test_two_lambdas_of_a_module_are_two_things():
+    reg = things()
+    one, two = (lambda: Thing(1)), (lambda: Thing(2))
+    reg.register("one")(one)
+    reg.register("two")(two)
+    assert reg.create(one).size == 1
+    assert reg.create(two).size == 2
+    with pytest.raises(DuplicateNameError):
+        reg.register("one")(two)
+    with pytest.raises(UnknownNameError):
+        reg.create(lambda: Thing(3))
+    assert reg.entry("one").target.startswith(f"{__name__}:test_two_lambdas")
+    assert "line" in reg.entry("one").target
+    for size in (1, 2):
+        if size == 1:
+            reg.register("looped")(lambda size=size: Thing(size))
+        else:
+            with pytest.raises(DuplicateNameError):
+                reg.register("looped")(lambda size=size: Thing(size))
+
+
+def test_a_partial_is_its_function_and_its_arguments():
+    reg = things()
+    reg.register("p")(functools.partial(Thing, 2))
+    reg.register("p")(functools.partial(Thing, 2))
+    for other in (
+        functools.partial(Thing, 3),
+        functools.partial(Sub, 2),
+        functools.partial(Thing, size=2),
+    ):
+        with pytest.raises(DuplicateNameError):
+            reg.register("p")(other)
+
+
+def test_what_was_said_of_a_lazy_entry_is_kept_when_its_module_registers_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    reg = things()
+    hub = types.ModuleType("registry_hub_for_tags")
+    hub.reg, hub.Thing = reg, Thing
+    monkeypatch.setitem(sys.modules, hub.__name__, hub)
+    (tmp_path / "lazy_tagged.py").write_text(
+        "from registry_hub_for_tags import reg, Thing\n"
+        "@reg.register('d', tags=['inner'], meta={'b': 2, 'c': 3}, priority=5)\nclass D(Thing): pass\n"
+    )
+    reg.lazy(
+        "d", "lazy_tagged:D", tags=["outer"], requires=["timm"], aliases=["dd"], meta={"a": 1, "b": 1},
+        when=lambda context: context or "no",
+    )  # fmt: skip
+    assert type(reg.create("d")).__name__ == "D"
+    entry = reg.entry("dd")
+    assert entry.tags == {"inner", "outer"}
+    assert entry.requires == ("timm",)
+    assert dict(entry.meta) == {"a": 1, "b": 2, "c": 3}
+    assert entry.priority == 5
+    assert entry.imported
+    assert reg.select(True).entry.name == "d"
+    sys.modules.pop("lazy_tagged")
+
+
+def test_a_frozen_registry_takes_nothing_more():
+    reg = things()
+    reg.register("t")(Thing)
+    reg.freeze()
+    reg.freeze()
+    for attempt in (
+        lambda: reg.register("new")(Sub),
+        lambda: reg.register("t", version=2)(Sub),
+        lambda: reg.register("t", replace=True)(Sub),
+        lambda: reg.register("t")(Thing),
+        lambda: reg.lazy("new", "a:b"),
+    ):
+        with pytest.raises(RegistryFrozenError, match="freeze"):
+            attempt()
+    assert reg.list(versions=True) == ["t@1"]
+    assert reg.create("t").size == 1
+    with reg.override(t=Sub):
+        assert type(reg.create("t")) is Sub
+    assert type(reg.create("t")) is Thing
+
+
+def replaced(reg, migrate):
+    calls = []
+
+    @reg.register("net", version=2)
+    def new(layers: int, width: int = 4) -> Thing:
+        calls.append((layers, width))
+        return Thing(layers)
+
+    @reg.register("net", version=1, replacement="net@2", migrate=migrate)
+    def old(depth: int, wide: bool = False) -> Thing:
+        raise AssertionError("the old one was called")
+
+    return calls, old
+
+
+def test_a_spec_of_an_old_version_builds_its_replacement_and_says_so_once():
+    reg = things()
+    seen = []
+
+    def migrate(arguments):
+        seen.append(dict(arguments))
+        depth = arguments.pop("depth")
+        return {"layers": depth, "width": 8 if arguments.pop("wide", False) else 4, **arguments}
+
+    calls, old = replaced(reg, migrate)
+    given = {"type": "net@1", "depth": 3, "wide": True}
+    with pytest.warns(
+        FutureWarning, match=r"net@1 of registry 'things' is deprecated: use net@2"
+    ) as caught:
+        assert reg.build(given).size == 3
+    assert [warning.filename for warning in caught] == [__file__]
+    assert given == {"type": "net@1", "depth": 3, "wide": True}
+    with pytest.warns(FutureWarning) as caught:
+        assert reg.create("net@1", 5).size == 5
+        assert reg.create("net@1", depth=6, wide=True).size == 6
+    assert [warning.filename for warning in caught] == [__file__] * 2
+    assert calls == [(3, 8), (5, 4), (6, 8)]
+    assert reg.create("net", layers=2).size == 2
+    assert reg.entry("net@1").replacement == "net@2"
+    assert reg.list(versions=True) == ["net@2"]
+    with pytest.warns(FutureWarning):
+        assert reg["net@1"] is old
+    with pytest.warns(FutureWarning), pytest.raises(EntryError, match="by name"):
+        reg.create("net@1", 1, True, 3)
+    with pytest.warns(FutureWarning):
+        spec = Spec({"type": "net@1", "depth": 3})
+        assert spec_of(reg.build(spec)).to_dict() == {"type": "net@2", "layers": 3, "width": 4}
+
+
+def test_overriding_an_old_version_takes_the_old_arguments():
+    reg = things()
+    replaced(reg, lambda old: {})
+    with reg.override({"net@1": lambda depth: Thing(depth + 100)}), pytest.warns(FutureWarning):
+        assert reg.create("net@1", depth=1).size == 101
+
+
+@pytest.mark.parametrize(
+    ("migrate", "said"),
+    [
+        (lambda old: old["absent"], "KeyError: 'absent'"),
+        (lambda old: None, "expected a mapping"),
+        (lambda old: {"type": "x"}, "expected a mapping"),
+        (lambda old: {3: 4}, "expected a mapping"),
+        (lambda old: [1, 2], "expected a mapping"),
+    ],
+    ids=["raises", "nothing", "type", "number", "list"],
+)
+def test_a_migration_that_fails_says_so(migrate, said):
+    reg = things()
+    replaced(reg, migrate)
+    with pytest.warns(FutureWarning), pytest.raises(EntryError, match=said):
+        reg.create("net@1", depth=1)
+    with pytest.raises(SpecError, match=said):
+        reg.build({"type": "net@1", "depth": 1})
+
+
+def test_migrations_are_followed_to_their_end_and_never_for_ever():
+    reg = things()
+    for version in (1, 2):
+        reg.register(
+            "t", version=version, replacement=f"t@{version + 1}",
+            migrate=lambda old, version=version: {"size": old["size"] * 10},
+        )(functools.partial(Thing, version))  # fmt: skip
+    reg.register("t", version=3)(Thing)
+    for name, back in (("a", "b"), ("b", "a")):
+        reg.register(name, replacement=back, migrate=dict)(functools.partial(Thing, len(name)))
+    reg.register("lost", replacement="nowhere", migrate=dict)(Thing)
+    with pytest.warns(FutureWarning):
+        assert reg.create("t@1", size=1).size == 100
+        assert reg.build({"type": "t@1", "size": 1}).size == 100
+        with pytest.raises(EntryError, match="back to where"):
+            reg.create("a")
+        with pytest.raises(EntryError, match="nowhere"):
+            reg.create("lost")
+    for name in ("a", "lost"):
+        with pytest.raises(SpecError):
+            reg.build(name)
+
+
+def test_a_warning_names_the_registry_of_the_entry_once_for_each_build():
+    reg: Registry[object] = Registry("outer")
+
+    @reg.register("pair")
+    def pair(a: Annotated[Thing, nested], b: Annotated[Thing, nested]) -> object:
+        return [a, b]
+
+    with pytest.warns(FutureWarning, match=r"old@1 of registry 'nested' is deprecated") as caught:
+        reg.build({"type": "pair", "a": "old", "b": {"type": "old", "size": 3}})
+    assert len(caught) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -125,9 +126,8 @@ def test_the_definition_is_found(package, name, file, target):
     error = missed(package.models, name)
     path, _, line = error.defined_at.partition(":")
     assert path == file
-    text = (sys.modules["unim_pkg"].__path__[0] + "/../" + path).replace("\\", "/")
-    with open(text) as opened:
-        shown = opened.read().splitlines()[int(line) - 1]
+    source = Path(sys.modules["unim_pkg"].__path__[0]).parent / path
+    shown = source.read_text().splitlines()[int(line) - 1]
     assert shown.strip().startswith(("class", "def", "async def", "models.register"))
     module = target.partition(":")[0]
     assert (
@@ -164,11 +164,10 @@ def test_what_is_no_definition_for_this_registry_is_not_reported(package, name):
 
 def test_a_module_that_was_imported_is_not_blamed(package):
     folder = sys.modules["unim_pkg"].__path__[0]
-    with open(f"{folder}/seen.py", "w") as file:
-        file.write(
-            "from unim_pkg.hub import models\n"
-            "if False:\n    @models.register('never')\n    class A: pass\n"
-        )
+    Path(folder, "seen.py").write_text(
+        "from unim_pkg.hub import models\n"
+        "if False:\n    @models.register('never')\n    class A: pass\n"
+    )
     assert missed(package.models, "never").defined_at == "unim_pkg/seen.py:4"
     importlib.import_module("unim_pkg.seen")
     assert missed(package.models, "never").defined_at == ""
@@ -191,8 +190,9 @@ def test_a_registry_that_no_module_holds_reads_nothing(package, monkeypatch):
 
 def test_the_time_it_may_take_is_bounded(package, monkeypatch):
     folder = sys.modules["unim_pkg"].__path__[0]
-    with open(f"{folder}/zz.py", "w") as file:
-        file.write("from unim_pkg.hub import models\n@models.register('last')\nclass A: pass\n")
+    Path(folder, "zz.py").write_text(
+        "from unim_pkg.hub import models\n@models.register('last')\nclass A: pass\n"
+    )
     assert missed(package.models, "last").defined_at
     monkeypatch.setattr(_unimported, "_BUDGET", 0.05)
     monkeypatch.setattr(_unimported, "_reading", None)

@@ -24,11 +24,11 @@ __all__ = ["check", "construct", "explain", "refuse", "resolve"]
 
 def check(
     registry: Registry[Any], spec: Spec | Mapping[str, Any] | str
-) -> tuple[Planned, list[Entry]]:
+) -> tuple[Planned, dict[Entry, str]]:
     """Check *spec* as a whole.
 
     Returns:
-        What to construct, and the deprecated entries it uses.
+        What to construct, and the deprecated entries it uses, each with the name of its registry.
 
     Raises:
         SpecError: If anything is wrong; every problem at once.

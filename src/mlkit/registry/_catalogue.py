@@ -237,10 +237,10 @@ class Catalogue:
 
     def search(self, name: str, version: int | None) -> Record | None:
         """Return the record of a name or alias, or None."""
+        plugins = self._scan()  # first: what a plugin registered may be in conflict with another
         found = self.table.find(name, version)
-        if found is None and self.group is not None:
-            plugins = self._scan()
-            found = plugins.table.find(name, version) if plugins is not None else None
+        if found is None and plugins is not None:
+            found = plugins.table.find(name, version)
         return found
 
     def lookup(self, ref: str) -> Record:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Checker"]
 
-MAX_MIGRATIONS = 1_000  # in one spec
 _NONE: frozenset[type] = frozenset()
 
 
@@ -47,17 +46,16 @@ class Checker:
 
     Attributes:
         problems: What is wrong so far.
-        deprecated: Deprecated entries met so far.
+        deprecated: Deprecated entries met so far, each with the name of its registry.
         cause: The first error of importing an entry, to be the cause of the SpecError.
     """
 
-    __slots__ = ("_keep", "_migrations", "_origins", "cause", "deprecated", "problems")
+    __slots__ = ("_keep", "_origins", "cause", "deprecated", "problems")
 
     def __init__(self, *, keep: bool, origins: Origins | None = None) -> None:
         self._keep, self._origins = keep, origins
-        self._migrations = 0
         self.problems: list[Found] = []
-        self.deprecated: list[Entry] = []
+        self.deprecated: dict[Entry, str] = {}
         self.cause: Exception | None = None
 
     def node(
@@ -75,7 +73,7 @@ class Checker:
         if known is None:
             return None
         if known.entry.deprecated is not None:
-            self.deprecated.append(known.entry)
+            self.deprecated[known.entry] = known.registry
         if known.migrates:
             return self._migrated(registry, known, data, path, kind)
         planned = Planned(known, path)
@@ -186,20 +184,10 @@ class Checker:
         kind: type | None,
     ) -> Planned | None:
         """Check what the entry says has become of it and its arguments."""
-        from mlkit.registry._migrate import migrated
-
-        self._migrations += 1
         given = {name: value for name, value in data.items() if name != "type"}
         try:
-            if self._migrations > MAX_MIGRATIONS:
-                raise EntryError(
-                    registry.name,
-                    known.entry.ref,
-                    target=known.entry.target,
-                    reason=f"its replacement leads on and on, {MAX_MIGRATIONS} times",
-                )
             own = given if self._keep else copy_plain(given)
-            name, made = migrated(registry.name, known.record, own)
+            name, made = registry._catalogue.follow(known.record, own)  # noqa: SLF001 - as above
         except EntryError as error:
             self.cause = self.cause or error
             self._problem(path, "entry", str(error))

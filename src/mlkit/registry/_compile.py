@@ -26,8 +26,8 @@ __all__ = ["compiled"]
 def compiled(registry: Registry[Any], spec: Spec) -> Callable[[], Any]:
     """Return a function that builds *spec*, checked now and not again."""
     planned, deprecated = check(registry, spec)
-    for entry in deprecated:
-        warn_deprecated(registry.name, entry, stacklevel=4)
+    for entry, name in deprecated.items():
+        warn_deprecated(name, entry, stacklevel=4)
     make, count = _node(planned), registry._builds.add  # noqa: SLF001 - it is a build like any other
 
     def build() -> Any:

@@ -58,7 +58,7 @@ class Registry(Generic[T]):
         base: The class, or classes, that everything made must be an instance of; a protocol must be
             `runtime_checkable`.
         entry_points: The group under which installed distributions declare entries, e.g. `"mlkit.models"`; they are
-            read on the first miss or listing, and imported only when asked for.
+            read when the first name is looked up or listed, and imported only when asked for.
 
     Raises:
         ConfigurationError: If an argument is not what it must be.
@@ -382,8 +382,8 @@ class Registry(Generic[T]):
         from mlkit.registry._build import check, construct  # what only building needs
 
         planned, deprecated = check(self, spec)
-        for entry in dict.fromkeys(deprecated):  # once, however often the spec has it
-            warn_deprecated(self.name, entry, stacklevel=3)
+        for entry, name in deprecated.items():  # once, however often the spec has it
+            warn_deprecated(name, entry, stacklevel=3)
         made: T = construct(planned)
         self._builds.add()
         return made
