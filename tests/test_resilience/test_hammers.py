@@ -311,6 +311,14 @@ def without_collector():
 
 
 class TestMemory:
+    @pytest.fixture(autouse=True)
+    def only_what_is_new(self):
+        """Spare the collector what other tests have loaded: it looks a few times in each test."""
+        gc.collect()
+        gc.freeze()
+        yield
+        gc.unfreeze()
+
     @pytest.mark.parametrize("fn", [_identity, _down], ids=["success", "failure"])
     @pytest.mark.parametrize("way", SYNC)
     def test_arguments_are_freed_at_once(self, way, fn, without_collector):

@@ -42,14 +42,14 @@ def listen(
     Examples:
         >>> from prometheus_client import CollectorRegistry, generate_latest
         >>> from mlkit.telemetry import Counter, register
-        >>> rows = Counter("app_rows_total", model="ranker")
-        >>> register(rows)
-        >>> rows.add(3)
+        >>> answers = Counter("app_answers_total", model="ranker")
+        >>> register(answers)
+        >>> answers.add(3)
         >>> registry = CollectorRegistry()
         >>> with listen(registry):
         ...     text = generate_latest(registry).decode()
-        >>> [line for line in text.splitlines() if "app_rows" in line][-1]
-        'mlkit_app_rows_total{model="ranker"} 3.0'
+        >>> [line for line in text.splitlines() if "app_answers" in line][-1]
+        'mlkit_app_answers_total{model="ranker"} 3.0'
     """
     client = require("prometheus_client", extra="prometheus", feature="the Prometheus listener")
     if not (isinstance(namespace, str) and _NAMESPACE.fullmatch(namespace)):
