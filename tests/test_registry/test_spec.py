@@ -247,3 +247,89 @@ def test_json_dump_is_json():
 def test_only_a_registry_can_resolve(wrong):
     with pytest.raises(ConfigurationError, match=r"Spec\.resolved\(registry\)"):
         Spec({"type": "a"}).resolved(wrong)
+
+
+def test_values_are_changed_by_the_path_that_problems_name():
+    spec = Spec(
+        {"type": "net", "encoder": {"type": "conv", "widths": [1, 2]}, "parts": [{"type": "a"}]}
+    )
+    changed = spec.with_(
+        {"encoder.widths[1]": 5, "parts[0].n": 3, "encoder.type": "conv@2"}, depth=4
+    )
+    assert changed.to_dict() == {
+        "type": "net",
+        "encoder": {"type": "conv@2", "widths": [1, 5]},
+        "parts": [{"type": "a", "n": 3}],
+        "depth": 4,
+    }
+    assert spec.to_dict()["encoder"]["widths"] == [1, 2]
+    assert spec.with_() == spec.with_({}) == spec
+    assert spec.with_({"encoder": Spec({"type": "x"})}).to_dict()["encoder"] == {"type": "x"}
+    assert Spec.load("type: a").with_(n=1).source is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "says"),
+    [
+        ({"encodr.width": 3}, "encodr", "there is no 'encodr'; did you mean 'encoder'?"),
+        ({"encoder.sub.width": 3}, "encoder.sub", "there is no 'sub'"),
+        ({"bare.width": 3}, "bare", "expected a mapping to change 'width' in, got 'conv'; give {'type': 'conv', ...} first"),
+        ({"many[2]": 3}, "many[2]", "there is no item 2, but 2 items"),
+        ({"n[0]": 3}, "n[0]", "there is no item 0, but 1"),
+        ({"n": object()}, "n", "expected plain data"),
+        ({"type": 3}, "type", "expected a name"),
+    ],
+)  # fmt: skip
+def test_changes_that_lead_nowhere_are_refused(changes, path, says):
+    spec = Spec(
+        {"type": "net", "encoder": {"type": "conv"}, "bare": "conv", "many": [1, 2], "n": 1}
+    )
+    with pytest.raises(SpecError) as caught:
+        spec.with_(changes)
+    (found,) = caught.value.problems
+    assert found.path == path
+    assert says in found.message
+
+
+def test_every_change_that_leads_nowhere_is_reported():
+    with pytest.raises(SpecError) as caught:
+        Spec({"type": "net"}).with_({"a.b": 1, "c.d": 2})
+    assert [problem.path for problem in caught.value.problems] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", ".", "a.", ".a", "a..b", "[0]", "a[x]", "a[", "a[0", "a]b", 3, None]
+)
+def test_what_is_no_path_is_refused(wrong):
+    with pytest.raises(ConfigurationError, match="a path like"):
+        Spec({"type": "net"}).with_({wrong: 1})
+    with pytest.raises(ConfigurationError, match="a mapping of dotted paths"):
+        Spec({"type": "net"}).with_(wrong)
+
+
+def test_a_json_file_is_refused_with_its_line(tmp_path):
+    file = tmp_path / "spec.json"
+    file.write_text('{\n  "type": "a",\n  "part": {"n": 1,\n    "n": 2}\n}')
+    with pytest.raises(SpecError) as caught:
+        Spec.load(file)
+    assert str(caught.value) == f"{file}:4:5: the key 'n' is there twice"
+    file.write_text('{"type": "a", "n": [1, }')
+    with pytest.raises(SpecError, match=r"spec\.json:1:24"):
+        Spec.load(file)
+    file.write_text('{"type": "a",\r\n\t"b": {"c": 1, "b": {}},\r\n "b": 3}')
+    with pytest.raises(SpecError, match=r"spec\.json:3:2: the key 'b' is there twice"):
+        Spec.load(file)
+
+
+def test_a_document_that_is_too_large_is_refused_before_it_is_read(tmp_path):
+    file = tmp_path / "large.yaml"
+    file.write_text("type: a\nx: [" + "1, " * 4_000_000 + "]\n")
+    with pytest.raises(SpecError, match="at most"):
+        Spec.load(file)
+
+
+def test_a_bomb_of_merged_mappings_is_refused():
+    lines = ["type: a", "l0: &l0 {" + ", ".join(f"k{n}: x" for n in range(9)) + "}"]
+    lines += [f"l{n}: &l{n} {{<<: [{', '.join([f'*l{n - 1}'] * 9)}]}}" for n in range(1, 12)]
+    with pytest.raises(SpecError, match="at most 100,000 keys"):
+        Spec.load("\n".join(lines))

@@ -47,7 +47,7 @@ def changed(
 def _parse(path: object) -> Path:
     steps: list[str | int] = []
     end = 0
-    if isinstance(path, str):
+    if isinstance(path, str) and path[:1] != ".":
         for found in _STEP.finditer(path):
             if found.start() != end:
                 break

@@ -173,7 +173,12 @@ class Checker:
             self._problem(path, "unknown_name", message)
             return
         why = self._origins.why(registry.name, name) if self._origins is not None else ""
-        self._problem(path, "unknown_name", f"{error}{why}", error.suggestions)
+        message = (
+            f"unknown name {clip(name, 60)!r} in registry {registry.name!r}{why}"
+            if why
+            else str(error)
+        )
+        self._problem(path, "unknown_name", message, error.suggestions)
 
     def _migrated(
         self,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit._suggest import clip
 from mlkit.errors import ConfigurationError, SpecError, SpecProblem
-from mlkit.registry._plain import dotted
+from mlkit.registry._plain import MAX_VALUES, dotted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from mlkit.registry._plain import Found, Path
 
 __all__ = ["Source", "dump_json", "dump_yaml", "is_text", "parse", "read", "spec_error"]
+
+
+MAX_TEXT = 4_000_000  # characters; a spec has at most 100,000 values
 
 
 class Source(NamedTuple):
@@ -47,7 +50,8 @@ def read(where: str | PathLike[str]) -> tuple[str, str]:
     if where == "":  # as a path it would be the current folder
         raise ConfigurationError("Spec.load(path_or_text)", where, wanted, hint="it is empty")
     try:
-        raw = Path(where).read_bytes()
+        with Path(where).open("rb") as file:
+            raw = file.read(MAX_TEXT + 1)
     except (TypeError, ValueError, OSError) as error:
         hint = error.strerror if isinstance(error, OSError) and error.strerror else ""
         raise ConfigurationError("Spec.load(path_or_text)", where, wanted, hint=hint) from error
@@ -66,6 +70,8 @@ def parse(name: str, text: str) -> Any:
     Raises:
         SpecError: If it is not well-formed, has a key twice, or has tags; with line and column.
     """
+    if len(text) > MAX_TEXT:
+        raise _syntax(name, 1, 1, f"expected a document of at most {MAX_TEXT:,} characters")
     is_json = name.endswith(".json")
     if is_json or text.lstrip()[:1] == "{":
         try:
@@ -97,6 +103,14 @@ def _parse_json(name: str, text: str) -> Any:
         raise _syntax(name, error.lineno, error.colno, error.msg) from None
     except RecursionError:
         raise _syntax(name, 1, 1, "nested too deeply") from None
+    except _DuplicateKeyError as error:
+        # Python's parser does not say where, the YAML one does; JSON that it cannot read is rare.
+        try:
+            _parse_yaml(name, text.replace("\t", " "))
+        except SpecError as found:
+            if str(error) in str(found):
+                raise found from None
+        raise _syntax(name, 1, 1, str(error)) from None
     except ValueError as error:  # also a number of more digits than Python converts
         raise _syntax(name, 1, 1, str(error)) from None
 
@@ -145,6 +159,13 @@ def _loader() -> Any:
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+        def flatten_mapping(self, node: Any) -> None:
+            # Merged mappings of merged mappings grow exponentially, before anything counts values.
+            super().flatten_mapping(node)
+            if len(node.value) > MAX_VALUES:
+                message = f"expected at most {MAX_VALUES:,} keys"
+                raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
 
     def mapping(loader: Any, node: Any) -> dict[Any, Any]:
         seen = set()
