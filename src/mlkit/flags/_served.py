@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from mlkit._clock import current
+from mlkit.errors import DegradedWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -99,9 +101,12 @@ class Models:
         with self._lock:
             gone = [uri for uri, one in self._loaded.items() if one.retired and one.users <= 0]
             models = [self._loaded.pop(uri).model for uri in gone]
-        if self._unload is not None:
-            for model in models:
+        for model in models if self._unload is not None else ():
+            try:
                 self._unload(model)
+            except Exception as error:  # noqa: BLE001 - a request that was answered stays so
+                message = f"a model could not be unloaded: {type(error).__name__}: {error}"
+                warnings.warn(message, DegradedWarning, stacklevel=3)
 
 
 @final
@@ -159,7 +164,7 @@ class Served:
     def run(self, call: Callable[[Any], R]) -> R:
         """Return what *call* makes of the model; if the candidate fails, what it makes of the incumbent's, once.
 
-        Without the shadow budget spent, *call* may run again later with the candidate's model, in another thread.
+        With a shadow share, *call* may run again later with the candidate's model, in another thread.
 
         Args:
             call: A function of the model; it must be fit to be called twice.
