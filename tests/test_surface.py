@@ -15,7 +15,7 @@ import mlkit
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = ("registry", "repro", "inference", "resilience", "flags", "tracking", "models")
-ROOMS = ("mlflow", "opentelemetry", "prometheus", "structlog")
+ROOMS = ("mlflow", "ofrep", "openfeature", "opentelemetry", "prometheus", "structlog")
 PUBLIC = (
     *BLOCKS,
     "errors",

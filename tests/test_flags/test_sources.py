@@ -747,7 +747,12 @@ def test_no_evaluation_and_no_rollback_waits_for_the_server(site):
     flags = Flags.from_url(site.url, timeout=5)
     f = flags.int("f", default=0)
     site.raw(b"HTTP/1.1 200 OK\r\n", hang=True)
-    thread = threading.Thread(target=lambda: pytest.raises(FlagFileError, flags.reload))
+
+    def reload():
+        with pytest.raises(FlagFileError):
+            flags.reload()
+
+    thread = threading.Thread(target=reload)
     thread.start()
     until(lambda: len(site.asked) == 2)
     start = time.monotonic()
