@@ -122,7 +122,7 @@ def test_the_command_line_sees_it(site):
     assert done.stdout.split() == ["fused", "linear"]
     done = python(site, "-m", "mlkit", "registry", "show", "app:heads", "linear")
     assert done.returncode == 0
-    assert "linear@1(width: 'int', bias: 'float' = 0.0)" in done.stdout
+    assert "linear@1(width: int, bias: float = 0.0)\n" in done.stdout
     assert "distribution example-heads 1.0" in done.stdout
     assert "A weighted sum." in done.stdout
     done = python(site, "-m", "mlkit", "registry", "show", "app:heads", "fused")

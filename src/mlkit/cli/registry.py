@@ -208,10 +208,15 @@ def _facts(entry: Entry) -> dict[str, Any]:
 def _signature(factory: Any) -> str:
     import inspect
 
-    try:
-        return str(inspect.signature(factory))
-    except (TypeError, ValueError):  # Python knows none of it
-        return "(...)"
+    for evaluated in (True, False):
+        try:
+            found = inspect.signature(factory, eval_str=evaluated)
+        except Exception:  # noqa: BLE001, S112 - text annotations may raise anything; some have no signature
+            continue
+        if isinstance(factory, type):  # what `__init__` returns tells nobody anything
+            found = found.replace(return_annotation=found.empty)
+        return str(found)
+    return "(...)"
 
 
 def _print_json(content: Any) -> None:
