@@ -181,7 +181,7 @@ def test_a_split_that_was_not_intended_is_found_and_the_intended_one_is_not():
 
 def test_units_that_a_rule_assigned_are_no_part_of_the_split():
     rule = {"if": [{"==": [{"var": "plan"}, "beta"]}, "v2", None]}
-    model, rollout = started(Guard(ErrorRate(max_rate=0.5)), 0.1, {**FLAG, "targeting": rule})
+    _, rollout = started(Guard(ErrorRate(max_rate=0.5)), 0.1, {**FLAG, "targeting": rule})
     for n in range(2_000):
         with rollout.serve(n, plan="beta" if n % 2 else "free") as served:
             assert served.variant == "v2" or not n % 2
