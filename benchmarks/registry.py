@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
+from benchmarks import registry_names
 from mlkit.registry import Registry, Spec
 
 if TYPE_CHECKING:
@@ -12,7 +13,15 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Bench
 
-PEERS = ("catalogue", "confection", "hydra-core", "mmengine-lite")
+PEERS = (
+    "catalogue",
+    "confection",
+    "fvcore",
+    "gymnasium",
+    "hydra-core",
+    "mmengine-lite",
+    "phx-class-registry",
+)
 
 parts: Registry[Any] = Registry("parts")
 
@@ -27,19 +36,6 @@ class Block:
     rate: float = 0.0
     inner: Annotated[Any, parts] | None = None
     other: Annotated[Any, parts] | None = None
-
-
-@dataclasses.dataclass
-class Thing:
-    """What `create` makes."""
-
-    width: int = 1
-    act: str = "relu"
-
-
-def thing(width: int = 1, act: str = "relu") -> Thing:
-    """Make one through a function."""
-    return Thing(width, act)
 
 
 def direct() -> Block:
@@ -62,43 +58,8 @@ def tree(key: str, name: str) -> dict[str, Any]:
 
 def run(bench: Bench) -> None:
     """Measure the block."""
-    for n in (1, 1_000) if bench.quick else (1, 10_000, 100_000):
-        create(bench, n)
+    registry_names.run(bench)
     nested(bench)
-    registering(bench, 1_000 if bench.quick else 10_000)
-    missing(bench, 1_000 if bench.quick else 10_000)
-
-
-def create(bench: Bench, n: int) -> None:
-    """Compare looking one of *n* names up and calling it."""
-    work = f"create by name, one of {n:,}"
-    names = [f"thing_{index}" for index in range(n)]
-    wanted, calls = names[n // 2], 1_000
-    table = dict.fromkeys(names, Thing)
-    ours: Registry[Thing] = Registry("things", Thing)
-    for name in names:
-        ours.register(name)(Thing)
-    contenders: dict[str, Callable[[], object]] = {
-        "dict, then call": lambda: [table[wanted](width=3, act="x") for _ in range(calls)][-1],
-        "mlkit": lambda: [ours.create(wanted, width=3, act="x") for _ in range(calls)][-1],
-    }
-    try:
-        import catalogue
-    except ImportError as error:
-        bench.skipped(work, "catalogue", str(error))
-    else:
-        if n <= 10_000:
-            theirs = catalogue.create(f"bench_{n}", "things")
-            for name in names:
-                theirs.register(name, func=Thing)
-            contenders["catalogue"] = lambda: [
-                theirs.get(wanted)(width=3, act="x") for _ in range(calls)
-            ][-1]
-        else:
-            bench.skipped(
-                work, "catalogue", "its table is one for all registries; 10,000 tell enough"
-            )
-    bench.compare(work, contenders, baseline="dict, then call", calls=calls)
 
 
 def nested(bench: Bench) -> None:
@@ -182,62 +143,3 @@ def _mmengine() -> Callable[[], object]:
     peer.register_module(name="block", module=block)
     data = tree("type", "block")
     return lambda: peer.build(dict(data))
-
-
-def registering(bench: Bench, n: int) -> None:
-    """Compare filling a table with *n* names."""
-    work = f"register {n:,} names"
-    names = [f"thing_{index}" for index in range(n)]
-
-    def bare() -> int:
-        table = {}
-        for name in names:
-            table[name] = thing
-        return len(table)
-
-    def ours() -> int:
-        registry: Registry[Any] = Registry("things")
-        for name in names:
-            registry.register(name)(thing)
-        return len(registry)
-
-    contenders: dict[str, Callable[[], object]] = {"dict": bare, "mlkit": ours}
-    try:
-        import catalogue
-    except ImportError as error:
-        bench.skipped(work, "catalogue", str(error))
-    else:
-
-        def theirs() -> int:
-            registry = catalogue.create("bench_registering", "things")
-            for name in names:
-                registry.register(name, func=thing)
-            return n
-
-        contenders["catalogue"] = theirs
-    bench.compare(work, contenders, baseline="dict", calls=n, rounds=5)
-
-
-def missing(bench: Bench, n: int) -> None:
-    """Compare a miss with the closest names against what difflib alone takes."""
-    from difflib import get_close_matches
-
-    names = [f"thing_{index}" for index in range(n)]
-    registry: Registry[Any] = Registry("things")
-    for name in names:
-        registry.register(name)(thing)
-
-    def ours() -> bool:
-        try:
-            registry.create("thing_12345x")
-        except KeyError as error:
-            return bool(error.suggestions)  # type: ignore[attr-defined]
-        return False
-
-    bench.compare(
-        f"a miss with suggestions among {n:,}",
-        {"difflib": lambda: bool(get_close_matches("thing_12345x", names)), "mlkit": ours},
-        baseline="difflib",
-        unit="ms",
-        rounds=5,
-    )

@@ -1,0 +1,297 @@
+"""The naming side of the registry: create by name, register, miss, and 50 plugins nobody asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlkit.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.harness import Bench
+
+N_PLUGINS = 50
+GROUP = "mlkit_bench_plugins"
+
+
+@dataclasses.dataclass
+class Thing:
+    """What `create` makes."""
+
+    width: int = 1
+    act: str = "relu"
+
+
+def thing(width: int = 1, act: str = "relu") -> Thing:
+    """Make one through a function."""
+    return Thing(width, act)
+
+
+def run(bench: Bench) -> None:
+    """Measure the naming side."""
+    for n in (1, 1_000) if bench.quick else (1, 100, 10_000, 100_000):
+        create(bench, n)
+    for n in (1_000,) if bench.quick else (1_000, 10_000, 100_000):
+        registering(bench, n)
+    missing(bench, 1_000 if bench.quick else 10_000)
+    plugins(bench)
+
+
+# --- peers: from names to a table that is filled, and how one is looked up -------------------------------------------
+
+
+def _catalogue(names: list[str]) -> Callable[[str], Any]:
+    import catalogue
+
+    # One table for all registries, so that each needs a name of its own.
+    peer = catalogue.create(f"bench_{next(_serial)}", "things")
+    for name in names:
+        peer.register(name, func=Thing)
+    return peer.get  # type: ignore[no-any-return]
+
+
+def _fvcore(names: list[str]) -> Callable[[str], Any]:
+    from fvcore.common.registry import Registry as Peer
+
+    peer: Any = Peer("things")
+    for name in names:
+        peer._do_register(name, Thing)  # its public way takes the name of the object
+    return peer.get  # type: ignore[no-any-return]
+
+
+def _class_registry(names: list[str]) -> Callable[[str], Any]:
+    from class_registry import ClassRegistry
+
+    peer: Any = ClassRegistry()
+    for name in names:
+        peer.register(name)(Thing)
+    return peer.get_class  # type: ignore[no-any-return]
+
+
+def _mmengine(names: list[str]) -> Callable[[str], Any]:
+    from mmengine.registry import Registry as Peer
+
+    peer: Any = Peer(f"bench_{next(_serial)}")
+    for name in names:
+        peer.register_module(name=name, module=Thing)
+    return peer.get  # type: ignore[no-any-return]
+
+
+def _gymnasium(names: list[str]) -> Callable[[str], Any]:
+    from gymnasium.envs import registration
+
+    known: Any = {}
+    before, registration.registry = registration.registry, known
+    try:
+        for name in names:
+            registration.register(name, entry_point=Thing)
+    finally:
+        registration.registry = before
+    return lambda name: known[f"{name}"].entry_point
+
+
+PEERS: dict[str, Callable[[list[str]], Callable[[str], Any]]] = {
+    "catalogue": _catalogue,
+    "class-registry": _class_registry,
+    "fvcore": _fvcore,
+    "mmengine": _mmengine,
+}
+_serial = iter(range(1_000_000))
+
+
+def create(bench: Bench, n: int) -> None:
+    """Compare looking one of *n* names up and calling it."""
+    work = f"create by name, one of {n:,}"
+    names = [f"thing_{index}" for index in range(n)]
+    wanted, calls = names[n // 2], 1_000
+    table = dict.fromkeys(names, Thing)
+    ours: Registry[Thing] = Registry("things", Thing)
+    for name in names:
+        ours.register(name)(Thing)
+
+    def through(get: Callable[[str], Any]) -> Callable[[], object]:
+        return lambda: [get(wanted)(width=3, act="x") for _ in range(calls)][-1]
+
+    contenders: dict[str, Callable[[], object]] = {
+        "dict, then call": lambda: [table[wanted](width=3, act="x") for _ in range(calls)][-1],
+        "mlkit": lambda: [ours.create(wanted, width=3, act="x") for _ in range(calls)][-1],
+    }
+    for peer, fill in PEERS.items():
+        if n > 10_000:
+            bench.skipped(work, peer, "10,000 names tell enough")
+            continue
+        try:
+            contenders[peer] = through(fill(names))
+        except ImportError as error:
+            bench.skipped(work, peer, str(error))
+    bench.compare(work, contenders, baseline="dict, then call", calls=calls)
+
+
+def registering(bench: Bench, n: int) -> None:
+    """Compare filling a table with *n* names, by the decorator where there is one."""
+    work = f"register {n:,} names"
+    names = [f"thing_{index}" for index in range(n)]
+
+    def bare() -> bool:
+        table = {}
+        for name in names:
+            table[name] = Thing
+        return table[names[-1]] is Thing
+
+    def ours() -> bool:
+        registry: Registry[Any] = Registry("things")
+        for name in names:
+            registry.register(name)(Thing)
+        return registry[names[-1]] is Thing
+
+    contenders: dict[str, Callable[[], object]] = {"dict": bare, "mlkit": ours}
+    for peer, fill in {**PEERS, "gymnasium": _gymnasium}.items():
+        limit = 1_000 if peer == "gymnasium" else 10_000
+        if n > limit:
+            bench.skipped(work, peer, f"{limit:,} names tell enough")
+            continue
+        try:
+            fill(names[:1])
+        except ImportError as error:
+            bench.skipped(work, peer, str(error))
+            continue
+        contenders[peer] = _filled(fill, names)
+    bench.compare(work, contenders, baseline="dict", calls=n, rounds=3 if n > 10_000 else 5)
+
+
+def _filled(
+    fill: Callable[[list[str]], Callable[[str], Any]], names: list[str]
+) -> Callable[[], object]:
+    return lambda: fill(names)(names[-1]) is Thing
+
+
+def missing(bench: Bench, n: int) -> None:
+    """Compare a miss with the closest names against what difflib alone takes."""
+    from difflib import get_close_matches
+
+    for names, wanted in (
+        ([f"thing_{index}" for index in range(n)], "thing_12345x"),
+        ([f"resnet{index}-a{index % 7}-in1k" for index in range(n)], "resnest50-a1-in1k"),
+    ):
+        registry: Registry[Any] = Registry("things")
+        for name in names:
+            registry.register(name)(thing)
+
+        def ours(registry: Registry[Any] = registry, wanted: str = wanted) -> list[str]:
+            try:
+                registry.create(wanted)
+            except KeyError as error:
+                return [one.replace("_", "-") for one in error.suggestions]  # type: ignore[attr-defined]
+            return []
+
+        folded = [name.replace("_", "-") for name in names]
+        near = wanted.replace("_", "-")
+        bench.compare(
+            f"a miss among {n:,}, {wanted!r}",
+            {
+                "difflib": lambda folded=folded, near=near: get_close_matches(near, folded),  # type: ignore[misc]
+                "mlkit": ours,
+            },
+            baseline="difflib",
+            unit="ms",
+            rounds=5,
+        )
+    bench.note(
+        "The suggestions of a miss are equal to those of difflib, case and `-` or `_` set aside."
+    )
+
+
+# --- plugins -----------------------------------------------------------------------------------------------------------
+
+
+def plugins(bench: Bench) -> None:
+    """Compare what looking into a group of installed plugins takes, and count what it imports."""
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(N_PLUGINS):
+            info = Path(folder, f"bench_plugin_{index}-1.0.dist-info")
+            info.mkdir()
+            metadata = f"Metadata-Version: 2.1\nName: bench-plugin-{index}\nVersion: 1.0\n"
+            (info / "METADATA").write_text(metadata)
+            target = f"p{index} = bench_plugin_module_{index}:make\n"
+            (info / "entry_points.txt").write_text(f"[{GROUP}]\n{target}")
+            module = Path(folder, f"bench_plugin_module_{index}.py")
+            module.write_text(f"def make():\n    return {index}\n")
+        sys.path.insert(0, folder)
+        importlib.invalidate_caches()
+        try:
+            _look(bench)
+        finally:
+            sys.path.remove(folder)
+            _forget()
+
+
+def _look(bench: Bench) -> None:
+    def ours() -> Any:
+        return Registry("plugins", entry_points=GROUP)
+
+    openers: dict[str, tuple[Callable[[], Any], Callable[[Any], list[str]], str]] = {
+        "mlkit": (ours, lambda registry: sorted(registry.list()), "__getitem__")
+    }
+    try:
+        import catalogue
+    except ImportError as error:
+        bench.skipped("plugins", "catalogue", str(error))
+    else:
+
+        def theirs() -> Any:
+            # It reads all entry points when it is imported, and here that was before there were any.
+            catalogue.AVAILABLE_ENTRY_POINTS = catalogue.importlib_metadata.entry_points()
+            return catalogue.create("mlkit_bench", "plugins", entry_points=True)
+
+        openers["catalogue"] = (
+            theirs,
+            lambda registry: sorted(registry.get_all()),
+            "get",
+        )
+    try:
+        from class_registry.entry_points import EntryPointClassRegistry
+    except ImportError as error:
+        bench.skipped("plugins", "class-registry", str(error))
+    else:
+        openers["class-registry"] = (
+            lambda: EntryPointClassRegistry(GROUP),
+            lambda registry: sorted(registry.keys()),
+            "get_class",
+        )
+    listing: dict[str, Callable[[], object]] = {}
+    for name, (start, names, get) in openers.items():
+        counts = []
+        for act in (names, lambda registry, get=get: getattr(registry, get)("p7")):
+            _forget()
+            registry = start()
+            act(registry)
+            counts.append(_forget())
+        bench.note(
+            f"{name}: listing {N_PLUGINS} plugins imports {counts[0]} of them, getting one imports {counts[1]}."
+        )
+        listing[name] = _listed(start, names)
+    bench.compare(
+        f"open and list {N_PLUGINS} plugins", listing, baseline="mlkit", unit="ms", rounds=5
+    )
+
+
+def _listed(start: Callable[[], Any], names: Callable[[Any], list[str]]) -> Callable[[], object]:
+    def work() -> list[str]:
+        _forget()
+        return names(start())
+
+    return work
+
+
+def _forget() -> int:
+    """Drop the plugins' modules; return how many there were."""
+    found = [name for name in sys.modules if name.startswith("bench_plugin_module_")]
+    for name in found:
+        del sys.modules[name]
+    return len(found)
