@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlkit.registry._entry import Entry
     from mlkit.registry._registry import Registry
 
-__all__ = ["check", "construct", "explain", "refuse", "resolve"]
+__all__ = ["check", "construct", "explain", "is_a", "refuse", "resolve"]
 
 
 def check(
@@ -73,7 +73,7 @@ def construct(planned: Planned) -> Any:
     except Exception as error:
         explain(error, planned)
         raise
-    if planned.kind is not None and not _is_a(made, planned.kind):
+    if planned.kind is not None and not is_a(made, planned.kind):
         refuse(made, planned)
     remember(made, planned)
     return made
@@ -94,7 +94,8 @@ def refuse(made: Any, planned: Planned) -> NoReturn:
     raise EntryError(planned.known.registry, entry.ref, target=entry.target, reason=reason)
 
 
-def _is_a(made: Any, kind: type) -> bool:
+def is_a(made: Any, kind: type) -> bool:
+    """Return whether *made* is a *kind*; true where that cannot be known."""
     try:
         return isinstance(made, kind)
     except TypeError:  # a protocol that cannot be checked at run time

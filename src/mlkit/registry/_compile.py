@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from mlkit.registry._build import check, explain, refuse
+from mlkit.registry._build import check, explain, is_a, refuse
 from mlkit.registry._built import remember
 from mlkit.registry._catalogue import warn_deprecated
 from mlkit.registry._plain import ATOMS, copy_plain, is_plain
@@ -50,13 +50,21 @@ def _node(planned: Planned) -> Callable[[], Any]:
         else:
             parts.append((name, _part(planned, name, part)))
     written: Any = resolved if isinstance(resolved, dict) else planned
+    plain = simple and kind is None and order is None
+
+    def leaf() -> Any:
+        try:
+            made = ready(**fixed)
+        except Exception as error:
+            explain(error, planned)
+            raise
+        remember(made, written)
+        return made
 
     def make() -> Any:
-        arguments = fixed
-        if parts:
-            arguments = fixed.copy()
-            for name, part in parts:
-                arguments[name] = part()
+        arguments = fixed.copy()
+        for name, part in parts:
+            arguments[name] = part()
         if order is not None:
             arguments = {name: arguments[name] for name in order}
         try:
@@ -64,12 +72,12 @@ def _node(planned: Planned) -> Callable[[], Any]:
         except Exception as error:
             explain(error, planned)
             raise
-        if kind is not None and not isinstance(made, kind):
+        if kind is not None and not is_a(made, kind):
             refuse(made, planned)
         remember(made, written)
         return made
 
-    return make
+    return make if parts or not plain else leaf
 
 
 def _part(planned: Planned, name: str, part: Any) -> Callable[[], Any]:
