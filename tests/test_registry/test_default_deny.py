@@ -125,3 +125,46 @@ def test_any_data_builds_something_registered_or_is_refused(data):
         assert len(str(error)) <= 600
     else:
         assert type(built) is Safe
+
+
+# What a block list has to know, and aliases under which the standard library holds the same objects.
+DANGEROUS = [
+    "os.system", "os.popen", "os.execv", "os.spawnl", "os.remove", "os.kill", "os.fork", "posix.system", "pty.spawn",
+    "subprocess.call", "subprocess.check_output", "subprocess.getoutput", "multiprocessing.Process", "asyncio.run",
+    "builtins.exec", "builtins.compile", "builtins.open", "builtins.getattr", "builtins.breakpoint", "importlib.reload",
+    "importlib.util.spec_from_file_location", "runpy.run_module", "zipimport.zipimporter", "pkgutil.resolve_name",
+    "pickle.load", "pickle.Unpickler", "_pickle.loads", "marshal.loads", "shelve.open", "dill.loads", "joblib.load",
+    "pdb.run", "pdb.Pdb._getval", "bdb.Bdb.run", "cProfile.run", "profile.run", "timeit.timeit", "timeit.repeat",
+    "trace.Trace.runctx", "doctest.debug_script", "code.InteractiveInterpreter.runsource", "codeop.compile_command",
+    "ctypes.CDLL", "ctypes.cdll.LoadLibrary", "cffi.FFI", "socket.create_connection", "urllib.request.urlopen",
+    "http.server.HTTPServer", "smtplib.SMTP", "ftplib.FTP", "telnetlib.Telnet", "shutil.move", "pathlib.Path.unlink",
+    "tempfile.mktemp", "signal.raise_signal", "sys.settrace", "threading.Thread", "types.CodeType", "gc.get_objects",
+    "inspect.getattr_static", "operator.methodcaller", "functools.reduce", "itertools.starmap", "atexit.register",
+    "distutils.spawn.spawn", "setuptools.setup", "pip.main", "venv.create", "platform.popen", "antigravity", "this",
+    "pandas.read_pickle", "pandas.eval", "numpy.load", "torch.hub.load", "sklearn.datasets.fetch_openml",
+]  # fmt: skip
+ALIASED = [
+    "logging.os.system", "random._os.system", "tempfile._os.system", "shutil.os.system", "glob.os.system",
+    "inspect.importlib.import_module", "unittest.mock.builtins.exec", "json.codecs.builtins.open", "pathlib.os.remove",
+    "typing.sys.modules", "mlkit.registry._target.import_module", "mlkit.cli.import_module", "yaml.sys.exit",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["{}", "{}@1", "{}()", "{} ", " {}", "!{}", "@{}"])
+def test_no_spelling_of_a_dangerous_callable_is_a_name(form):
+    for dotted in [*DANGEROUS, *ALIASED]:
+        module, _, attribute = dotted.rpartition(".")
+        for target in {dotted, f"{module}:{attribute}", attribute, dotted.replace(".", ":")}:
+            ref = form.format(target)
+            assert ref not in registry
+            with pytest.raises(UnknownNameError):
+                registry.create(ref)
+            with pytest.raises(SpecError):
+                registry.build({"type": "outer", "inner": {"type": ref}})
+
+
+def test_data_can_register_and_declare_nothing():
+    for key in ("target", "module", "import", "requires", "entry_points", "migrate", "replacement"):
+        with pytest.raises(SpecError):
+            registry.build({"type": "safe", key: "marker_target:fire"})
+    assert registry.list(versions=True) == ["outer@1", "safe@1"]

@@ -381,3 +381,20 @@ def test_a_frozen_registry_still_takes_what_was_declared(site, monkeypatch):
     with reg.override(late=dict):
         assert type(reg.create("late")) is dict
     assert "more" not in reg
+
+
+def test_a_plugin_is_overridden_and_restored_without_an_import(site):
+    reg = Registry("plugins", dict, entry_points=GROUP)
+
+    class Fake(dict):
+        pass
+
+    with reg.override({"good": Fake, "broken": Fake, "clash": Fake}):
+        assert {type(reg.create(name)) for name in ("good", "good@1", "broken", "clash")} == {Fake}
+        assert type(reg.build("broken")) is Fake
+    assert loaded() == []
+    assert type(reg.create("good@1")).__name__ == "Good"
+    with pytest.raises(EntryError):
+        reg.create("broken")
+    with pytest.raises(DuplicateNameError):
+        reg.create("clash")

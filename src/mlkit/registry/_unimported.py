@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,8 +85,11 @@ def find_definition(registry: Registry[Any], name: str, version: int | None) -> 
     reading = _reading
     if reading is None or not reading.serves(registry):
         reading = _reading = _Reading(registry)
+    # In quotes, as a definition, or handed to register: anything else that reads the same is not worth parsing.
+    plain = re.escape(name.encode())
+    written = re.compile(rb"['\"]%b['\"]|\b(?:class|def)\s+%b\b|\(\s*%b\b" % (plain, plain, plain))
     for file, text in reading.likely:
-        if name.encode() not in text:
+        if name.encode() not in text or not written.search(text):
             continue
         from mlkit.registry._defined import registered_in  # what only a likely file needs
 
