@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mlkit.errors import FlagFileError
+from mlkit.errors import DegradedWarning, FlagFileError
 from mlkit.flags import Flags
 from mlkit.testing import record_events, virtual_time
 
@@ -406,6 +406,442 @@ def test_a_forked_child_goes_on_watching(path):
     assert process.stdout.readline() == "status 0\n"
     assert process.wait(10) == 0
     process.stdout.close()
+
+
+# --- the ways in which a file is replaced, with and without a watcher ------------------------------------------------
+
+OLD, NEW = text(f=1), text(f=2)
+
+
+def older_time(path):
+    path.write_text(NEW)
+    os.utime(path, (1, 1))
+
+
+def equal_time_and_size(path):
+    status = path.stat()
+    path.write_text(NEW)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+
+
+def in_one_step(path):
+    replace(path, NEW)
+
+
+def in_one_step_with_equal_time_and_size(path):
+    status = path.stat()
+    beside = path.with_suffix(".new")
+    beside.write_text(NEW)
+    os.utime(beside, ns=(status.st_atime_ns, status.st_mtime_ns))
+    beside.replace(path)
+
+
+def in_place(path):
+    path.write_text(NEW)
+
+
+def by_hard_link(path):
+    beside = path.with_suffix(".new")
+    beside.write_text(NEW)
+    path.unlink()
+    os.link(beside, path)
+
+
+def by_symbolic_link(path):
+    beside = path.with_suffix(".new")
+    beside.write_text(NEW)
+    path.unlink()
+    path.symlink_to(beside.name)
+
+
+def by_renamed_folder(path):
+    folder = path.parent
+    beside = folder.with_name("beside")
+    beside.mkdir()
+    (beside / path.name).write_text(NEW)
+    folder.rename(folder.with_name("gone"))
+    beside.rename(folder)
+
+
+REPLACED = [
+    older_time,
+    equal_time_and_size,
+    in_one_step,
+    in_one_step_with_equal_time_and_size,
+    in_place,
+    by_hard_link,
+    by_symbolic_link,
+    by_renamed_folder,
+]
+
+
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize("how", REPLACED)
+def test_every_replacement_is_seen(tmp_path, how, settled):
+    folder = tmp_path / "flags"
+    folder.mkdir()
+    path = folder / "flags.json"
+    path.write_text(OLD)
+    with virtual_time(autojump=False) as clock:
+        if settled:  # long after the last change: a look costs one `stat`
+            clock.advance(max(0.0, time.time() - clock.time()) + 100)
+        flags = Flags.from_file(path, watch=True, interval=1)
+        f = flags.int("f", default=0)
+        how(path)
+        clock.advance(1)
+        until(lambda: f() == 2)
+        assert flags.problems == ()
+        flags.close()
+
+
+def test_a_file_that_is_as_it_was_is_not_read_again(path, monkeypatch):
+    with virtual_time(autojump=False) as clock:
+        clock.advance(max(0.0, time.time() - clock.time()) + 100)
+        flags = Flags.from_file(path, watch=True, interval=1)
+        clock.advance(5)
+        until(lambda: flags.age == 0)
+        opened = []
+        real = os.open
+        monkeypatch.setattr(
+            os, "open", lambda *args, **kw: opened.append(args) or real(*args, **kw)
+        )
+        for _ in range(5):
+            clock.advance(1)
+            until(lambda: flags.age == 0)
+        assert not opened
+        flags.close()
+
+
+def as_somebody(act):
+    """Do something with no more rights than anybody has."""
+    if os.geteuid() != 0:
+        act()
+        return
+    os.seteuid(65534)
+    try:
+        act()
+    finally:
+        os.seteuid(0)
+
+
+def test_a_permission_that_is_lost_and_given_back():
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        path = folder / "flags.json"
+        path.write_text(text(f=1))
+        path.chmod(0o644)
+        flags = Flags.from_file(path)
+        f = flags.int("f", default=0)
+
+        def refused():
+            with pytest.raises(FlagFileError, match="Permission denied"):
+                flags.reload()
+
+        path.chmod(0)
+        as_somebody(refused)
+        assert f() == 1
+        assert "Permission denied" in flags.problems[0].message
+        path.chmod(0o644)
+        as_somebody(flags.reload)
+        assert flags.problems == ()
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "loop", "nothing"])
+def test_something_else_in_place_of_the_file(path, what):
+    flags = Flags.from_file(path)
+    f = flags.int("f", default=0)
+    path.unlink()
+    if what == "folder":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)  # a plain open would wait for a writer
+    elif what == "loop":
+        path.symlink_to(path.name)
+    with pytest.raises(FlagFileError, match="cannot be read"):
+        flags.reload()
+    with pytest.raises(FlagFileError, match="cannot be read"):
+        Flags.from_file(path)
+    assert f() == 1
+    path.rmdir() if what == "folder" else path.unlink(missing_ok=True)
+    path.write_text(text(f=2))
+    flags.reload()
+    assert (f(), flags.problems) == (2, ())
+
+
+def test_the_watcher_lives_through_everything(path):
+    with Flags.from_file(path, watch=True, interval=0.003) as flags:
+        f = flags.int("f", default=0)
+        path.write_text(text(f=2)[:30])  # half written
+        until(lambda: flags.problems)
+        assert f() == 1
+        path.write_text(text(f=2))
+        until(lambda: f() == 2)
+        assert flags.problems == ()
+        path.unlink()
+        until(lambda: flags.problems)
+        path.mkdir()
+        time.sleep(0.02)
+        path.rmdir()
+        assert f() == 2
+        path.write_text(text(f=3))
+        until(lambda: f() == 3)
+        bad = json.loads(text(f=4, g=4))
+        bad["flags"]["f"]["variants"] = {}
+        path.write_text(json.dumps(bad))
+        until(lambda: flags.int("g", default=0)() == 4)
+        assert f() == 3
+        path.write_text(text(f=4, g=4))
+        until(lambda: f() == 4)
+        assert flags.problems == ()
+
+
+def test_bytes_that_were_refused_are_not_parsed_again(path, monkeypatch):
+    from mlkit.flags import _store
+
+    flags = Flags.from_file(path)
+    path.write_text("{")
+    parsed = []
+    real = _store.parse
+    monkeypatch.setattr(_store, "parse", lambda *args: parsed.append(1) or real(*args))
+    said = set()
+    for _ in range(5):
+        with pytest.raises(FlagFileError) as caught:
+            flags.reload()
+        said.add(str(caught.value))
+    assert len(parsed) == 1
+    assert len(said) == 1
+
+
+def test_a_file_that_is_written_while_it_is_read_is_read_again(path, monkeypatch):
+    """The signature that is trusted later is of the bytes that were read."""
+    with virtual_time(autojump=False) as clock:
+        clock.advance(max(0.0, time.time() - clock.time()) + 100)
+        flags = Flags.from_file(path, watch=True, interval=1)
+        f = flags.int("f", default=0)
+        real, calls = os.fstat, []
+
+        def written_after_the_first_look(descriptor):
+            status = real(descriptor)
+            calls.append(1)
+            if len(calls) == 2:
+                path.write_text(text(f=3))
+            return real(descriptor) if len(calls) == 2 else status
+
+        path.write_text(text(f=2))
+        monkeypatch.setattr(os, "fstat", written_after_the_first_look)
+        clock.advance(1)
+        until(lambda: f() == 2)
+        monkeypatch.undo()
+        clock.advance(1)
+        until(lambda: f() == 3)
+        flags.close()
+
+
+# --- who is told -----------------------------------------------------------------------------------------------------
+
+
+def test_listeners_are_told_outside_every_lock(path):
+    import threading
+
+    flags = Flags.from_file(path)
+    seen = []
+
+    def listener(change):
+        # Were a lock held, another thread could not do any of this.
+        done = []
+
+        def work():
+            flags.reload()
+            flags.int("late", default=0)
+            flags.on_change(lambda _: None)()
+            done.append(1)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(10)
+        seen.append((change.keys, flags.digest == change.after, done))
+
+    flags.on_change(listener)
+    path.write_text(text(f=2))
+    flags.reload()
+    assert seen == [(("f",), True, [1])]
+
+
+def test_a_listener_that_fails_disturbs_nobody(path):
+    flags = Flags.from_file(path)
+    f, seen = flags.int("f", default=0), []
+    flags.on_change(lambda _: 1 / 0)
+    stop = flags.on_change(seen.append)
+    path.write_text(text(f=2))
+    with pytest.warns(DegradedWarning, match="ZeroDivisionError"):
+        change = flags.reload()
+    assert (f(), seen) == (2, [change])
+    stop()
+    stop()
+    path.write_text(text(f=3))
+    with pytest.warns(DegradedWarning, match="ZeroDivisionError"):
+        flags.reload()
+    assert (f(), len(seen)) == (3, 1)
+
+
+# --- many readers, many processes ------------------------------------------------------------------------------------
+
+
+def test_readers_see_a_reload_entirely_or_not_at_all(path):
+    import threading
+
+    def document(n):
+        return json.dumps(
+            {"metadata": {"n": n}, **json.loads(text(**dict.fromkeys(("f", "g", "h", "i"), n)))}
+        )
+
+    path.write_text(document(0))
+    wrong, done, n_seen = [], threading.Event(), set()
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with Flags.from_file(path, watch=True, interval=0.001) as flags:
+            handles = [flags.int(key, default=-1) for key in "fghi"]
+
+            def read():
+                while not done.is_set():
+                    with flags.snapshot():
+                        seen = [handle.details() for handle in handles]
+                    values = {one.value for one in seen} | {seen[0].metadata["n"]}
+                    n_seen.update(values)
+                    if len(values) != 1 or len({one.digest for one in seen}) != 1:
+                        wrong.append(seen)
+
+            threads = [threading.Thread(target=read) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for n in range(1, 60):
+                replace(path, document(n))
+                time.sleep(0.004)
+            until(lambda: 59 in n_seen)
+            done.set()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(switch)
+    assert not wrong
+    assert len(n_seen) > 5
+
+
+SPLIT = {
+    "flags": {
+        "ranker": {
+            "state": "ENABLED",
+            "variants": {"v1": "v1", "v2": "v2"},
+            "defaultVariant": "v1",
+            "targeting": {"fractional": [["v1", 70], ["v2", 30]]},
+        }
+    }
+}
+
+
+def decisions(flags):
+    ranker = flags.str("ranker", default="none")
+    return flags.digest, "".join(ranker(unit)[1] for unit in range(300))
+
+
+def spawned(path, results):
+    """What a process started anew decides, before and after a change of the file."""
+    with Flags.from_file(path, watch=True, interval=0.01) as flags:
+        results.put(decisions(flags))
+        before = flags.digest
+        until(lambda: flags.digest != before)
+        results.put(decisions(flags))
+
+
+def test_spawned_processes_decide_alike(path):
+    import multiprocessing
+
+    path.write_text(json.dumps(SPLIT))
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    workers = [context.Process(target=spawned, args=(str(path), results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    first = {results.get() for _ in workers}
+    assert first == {decisions(Flags.from_file(path))}
+    changed = json.loads(json.dumps(SPLIT))
+    changed["flags"]["ranker"]["targeting"]["fractional"] = [["v1", 10], ["v2", 90]]
+    replace(path, json.dumps(changed))
+    second = {results.get() for _ in workers}
+    assert second == {decisions(Flags.from_file(path))}
+    assert first != second
+    for worker in workers:
+        worker.join(20)
+        assert worker.exitcode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+def test_a_server_that_forks_its_workers_beforehand(path, busy):
+    """As gunicorn does with `preload_app`: every worker follows the file, and all decide alike."""
+    code = """
+        import json, os, sys, threading, time
+        from mlkit.flags import Flags
+        path, busy = sys.argv[1], sys.argv[2] == "True"
+        flags = Flags.from_file(path, watch=True, interval=0.001 if busy else 0.01)
+        ranker = flags.str("ranker", default="none")
+
+        def decide():
+            return flags.digest, "".join(ranker(unit)[1] for unit in range(300))
+
+        before = flags.digest
+        if busy:  # fork while locks are taken all the time
+            def churn():
+                while True:
+                    flags.reload()
+                    flags.int(f"late-{time.monotonic_ns() % 50}", default=0)
+            for _ in range(2):
+                threading.Thread(target=churn, daemon=True).start()
+            time.sleep(0.02)
+        children = []
+        for _ in range(4):
+            child = os.fork()
+            if child == 0:
+                lines = [decide()]
+                end = time.monotonic() + 20
+                while flags.digest == before and time.monotonic() < end:
+                    time.sleep(0.002)
+                lines.append(decide())
+                flags.reload()
+                flags.int("after", default=0)
+                os.write(1, (json.dumps(lines) + "\\n").encode())
+                os._exit(0)
+            children.append(child)
+        document = json.load(open(path))
+        document["flags"]["ranker"]["targeting"]["fractional"] = [["v1", 10], ["v2", 90]]
+        time.sleep(0.05)
+        with open(path + ".new", "w") as file:
+            json.dump(document, file)
+        os.replace(path + ".new", path)
+        status = [os.waitpid(child, 0)[1] for child in children]
+        os.write(1, (json.dumps(status) + "\\n").encode())
+        os._exit(0)
+    """
+    path.write_text(json.dumps(SPLIT))
+    first = list(decisions(Flags.from_file(path)))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(path), str(busy)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 5, done.stderr
+    assert [0, 0, 0, 0] in lines
+    second = list(decisions(Flags.from_file(path)))
+    assert [line for line in lines if line != [0, 0, 0, 0]] == [[first, second]] * 4
 
 
 class FileHistory(RuleBasedStateMachine):

@@ -9,8 +9,6 @@ from mlkit._suggest import clip
 from mlkit.flags._flag import Details, Flag
 from mlkit.flags._kinds import BoolKind, JsonKind, NumberKind, StrKind
 from mlkit.flags._scope import view
-from mlkit.flags._store import Declared
-from mlkit.telemetry import Counter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,13 +70,14 @@ class Evaluator:
         """
         try:
             flag = self._handles.get((key, kind)) or self._handle(key, kind)
-            return flag._decide(unit, dict(attributes))  # noqa: SLF001 - of this block
-        except Exception as error:  # noqa: BLE001 - as for a handle: whatever it is given
-            message = f"not a key with attributes by name: {type(error).__name__}"
-            digest = self._store.current.digest
-            return Details(
-                None, None, "ERROR", "INVALID_CONTEXT", message, digest, MappingProxyType({})
-            )
+            if flag is not None:
+                return flag._decide(unit, dict(attributes))  # noqa: SLF001 - of this block
+            error, message = "FLAG_NOT_FOUND", f"there is no flag {clip(key, 60)!r}"
+        except Exception as wrong:  # noqa: BLE001 - as for a handle: whatever it is given
+            error = "INVALID_CONTEXT"
+            message = f"not a key with attributes by name: {type(wrong).__name__}"
+        present = self.snapshot
+        return Details(None, None, "ERROR", error, message, present.digest, present.metadata)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -93,22 +92,19 @@ class Evaluator:
         """
         return self._store.observe(observer)
 
-    def _handle(self, key: Any, kind: str) -> Flag[Any]:
-        store, chosen = self._store, _KINDS[kind]
-        present = self.snapshot
+    def _handle(self, key: Any, kind: str) -> Flag[Any] | None:
+        store, present = self._store, self.snapshot
         if not isinstance(key, str):
             raise TypeError(clip(key, 40))
-        if not (key in present.definitions or key in present.broken or key in store.declared):
-            # Names that callers make up must not be remembered: there is no end of them.
-            nobody = Declared(
-                chosen, Counter("flags_unknown_total"), Counter("flags_unknown_total")
-            )
-            return Flag(store, key, None, chosen, nobody)
-        # One that is known keeps the type that its own handle declared.
-        declared = store.declared.get(key) or store.declare(key, _KINDS["any"], None)
+        declared = store.declared.get(key)
+        if declared is None:
+            if key not in present.definitions and key not in present.broken:
+                return None  # not remembered: there is no end of the names that callers make up
+            declared = store.declare(key, _KINDS["any"], None)
         if len(self._handles) > len(present) * len(_KINDS) + _SPARE:
             self._handles = {}
-        made = self._handles[key, kind] = Flag(store, key, None, chosen, declared)
+        # One that is known keeps the type that its own handle declared.
+        made = self._handles[key, kind] = Flag(store, key, None, _KINDS[kind], declared)
         return made
 
 

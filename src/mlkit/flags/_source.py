@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 
 from mlkit._clock import current
@@ -88,8 +89,10 @@ class File:
     def _read(self, mark: Any) -> Reading:
         del mark  # whoever asks for a reading wants the bytes
         try:
-            with self.path.open("rb") as file:
+            with open(self.path, "rb", opener=_at_once) as file:
                 before = os.fstat(file.fileno())
+                if not S_ISREG(before.st_mode):
+                    raise FlagFileError(self.name, "cannot be read: it is no regular file")
                 if before.st_size > self._max_bytes:
                     reason = f"{before.st_size} bytes; a flag file has at most {self._max_bytes}"
                     raise FlagFileError(self.name, reason)
@@ -115,6 +118,11 @@ class File:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return File, (self.name, self._max_bytes)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting: a pipe in place of the file must not hold up whoever looks."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _signature(status: os.stat_result) -> _Signature:

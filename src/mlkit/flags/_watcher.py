@@ -69,11 +69,16 @@ class Watcher:
 
     def close(self) -> None:
         """End the thread; it may be called more than once, and from the thread itself."""
-        with self._wake:
-            self._stopped = True
-            self._wake.notify_all()
-        if self._thread is not threading.current_thread():
-            self._thread.join(5)
+        self._stopped = True
+        for _ in range(100):
+            with self._wake:
+                # Again and again: virtual time waits in short slices, and between two of them nobody is notified.
+                self._wake.notify_all()
+            if self._thread is threading.current_thread():
+                return
+            self._thread.join(0.05)
+            if not self._thread.is_alive():
+                return
 
     def restart(self) -> None:
         """Start anew after a fork, whose child has the object and not the thread."""
