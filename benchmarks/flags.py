@@ -47,6 +47,7 @@ def run(bench: Bench) -> None:
     try:
         flags = Flags.from_dict({"flags": FLAGS})
         _static(bench, flags)
+        _provider(bench, flags)
         _three(bench, flags)
         _many(bench)
         _split(bench, flags)
@@ -74,6 +75,16 @@ def _static(bench: Bench, flags: Flags) -> None:
     _add(bench, work, contenders, "openfeature in-memory", _openfeature)
     _add(bench, work, contenders, "growthbook", lambda: _growthbook("static"))
     bench.compare(work, contenders, baseline="dict lookup", calls=N_CALLS)
+
+
+def _provider(bench: Bench, flags: Flags) -> None:
+    """What a provider adds to the SDK's own cost of hooks and contexts."""
+    work, contenders = "static flag, asked through OpenFeature's SDK", {}
+    _add(bench, work, contenders, "its in-memory provider", _openfeature)
+    _add(bench, work, contenders, "mlkit's provider", lambda: _our_provider(flags))
+    _add(bench, work, contenders, "flagd's provider, file", _flagd_provider)
+    if "its in-memory provider" in contenders:
+        bench.compare(work, contenders, baseline="its in-memory provider", calls=N_CALLS)
 
 
 def _three(bench: Bench, flags: Flags) -> None:
@@ -300,6 +311,34 @@ def _openfeature() -> Callable[[], list[bool]]:
 
     api.set_provider(InMemoryProvider({"static": InMemoryFlag("on", {"on": True, "off": False})}))
     client = api.get_client()
+    return lambda: [client.get_boolean_value("static", False) for _ in range(N_CALLS)]  # noqa: FBT003
+
+
+def _our_provider(flags: Flags) -> Callable[[], list[bool]]:
+    from openfeature import api
+
+    from mlkit.integrations.openfeature import Provider
+
+    api.set_provider_and_wait(Provider(flags), domain="mlkit")
+    client = api.get_client("mlkit")
+    return lambda: [client.get_boolean_value("static", False) for _ in range(N_CALLS)]  # noqa: FBT003
+
+
+def _flagd_provider() -> Callable[[], list[bool]]:
+    from openfeature import api
+    from openfeature.contrib.provider.flagd import FlagdProvider
+    from openfeature.contrib.provider.flagd.config import ResolverType
+
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({"flags": FLAGS}, file)
+        file.flush()
+        provider = FlagdProvider(
+            resolver_type=ResolverType.FILE,
+            offline_flag_source_path=file.name,
+            offline_poll_interval_ms=3_600_000,
+        )
+        api.set_provider_and_wait(provider, domain="flagd")
+    client = api.get_client("flagd")
     return lambda: [client.get_boolean_value("static", False) for _ in range(N_CALLS)]  # noqa: FBT003
 
 
