@@ -335,7 +335,6 @@ def _flagd_provider() -> Callable[[], list[bool]]:
         provider = FlagdProvider(
             resolver_type=ResolverType.FILE,
             offline_flag_source_path=file.name,
-            offline_poll_interval_ms=3_600_000,
         )
         api.set_provider_and_wait(provider, domain="flagd")
     client = api.get_client("flagd")
