@@ -813,3 +813,12 @@ def test_a_warning_names_the_registry_of_the_entry_once_for_each_build():
     with pytest.warns(FutureWarning, match=r"old@1 of registry 'nested' is deprecated") as caught:
         reg.build({"type": "pair", "a": "old", "b": {"type": "old", "size": 3}})
     assert len(caught) == 1
+
+
+def test_a_reload_replaces_classes_whose_metaclass_is_reloaded_too():
+    reg: Registry[object] = Registry("objects")
+    code = "class Meta(type): pass\n@reg.register('m')\nclass Made(metaclass=Meta): pass\n"
+    for _ in range(2):
+        module = {"reg": reg, "__name__": "reloaded_with_meta"}
+        exec(code, module)
+    assert reg["m"] is module["Made"]

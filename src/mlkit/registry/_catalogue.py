@@ -104,16 +104,17 @@ class Catalogue:
                     return
         while True:
             # Whether two definitions are the same is asked without the lock, because it looks at objects of the user.
+            frozen = self._frozen
             table, old = self._place(record)
             same = old is not None and same_owner(old, record)
             if old is not None and not same and not replace and table is self.table:
                 raise self._duplicate(Clash(old.entry.ref, old), record)
-            if self._frozen and not (same and _unloaded(old)):
+            if frozen and not (same and _unloaded(old)):
                 raise RegistryFrozenError(self.name, record.name)
             if old is not None and (table is not self.table or (same and _unloaded(old))):
                 _inherit(record, old)
             with _lock:
-                if table.at(record.name, record.said.version) is not old:
+                if table.at(record.name, record.said.version) is not old or self._frozen != frozen:
                     continue  # another thread was faster
                 clash = table.put(record, replace=replace and table is self.table)
                 if clash is None:
@@ -436,14 +437,11 @@ def _unloaded(record: Record | None) -> bool:
 
 def _inherit(record: Record, declared: Record) -> None:
     """Let the definition of a lazy entry or a plugin keep what was said where it was declared."""
-    record.said = record.said.over(declared.said)
     claimed = (declared, *declared.claims)
     mine = next((claim for claim in claimed if same_owner(claim, record)), declared)
-    if mine.distribution:
-        record.source, record.distribution = mine.source, mine.distribution
-    record.claims = (
-        tuple(claim for claim in claimed if claim is not mine) if declared.claims else ()
-    )
+    source = mine.source if mine.distribution else record.source
+    record.inherit(record.said.over(mine.said), source, mine.distribution)
+    record.claims = tuple(claim for claim in claimed if claim is not mine)
 
 
 def warn_deprecated(registry: str, entry: Entry, *, stacklevel: int) -> None:

@@ -257,6 +257,11 @@ class Record:
             )
         return entry
 
+    def inherit(self, said: Said, source: tuple[str, int] | str, distribution: str) -> None:
+        """Take over what was said, and who said it, where this was declared."""
+        self.said, self.source, self.distribution = said, source, distribution
+        self._entry = None  # made anew when somebody looks
+
     def stands_for(self, entry: Entry) -> None:
         """Show *entry* as the public part: this record is called in its place, and takes what its signature takes."""
         state = {slot: getattr(entry, slot) for slot in Entry.__slots__}

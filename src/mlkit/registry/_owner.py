@@ -32,7 +32,10 @@ def same_definition(first: Any, second: Any, *, depth: int = 0) -> bool:
     """
     if first is second:
         return True
-    if type(first) is not type(second) or depth > _DEEPEST:
+    classes = isinstance(first, type) and isinstance(
+        second, type
+    )  # a reload renews metaclasses too
+    if (type(first) is not type(second) and not classes) or depth > _DEEPEST:
         return False
     if type(first) in _ATOMS:
         return bool(first == second)
