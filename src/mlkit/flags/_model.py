@@ -70,7 +70,8 @@ class ModelFlag(Flag[str]):
                 flag is under way, here or in the file.
             OSError: If the folder cannot be used.
         """
-        from mlkit.flags._rollout import Plan, Rollout
+        from mlkit.flags._plan import Plan
+        from mlkit.flags._rollout import Rollout
 
         plan = Plan(
             steps=steps,

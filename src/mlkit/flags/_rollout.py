@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit import telemetry
-from mlkit._arguments import fraction, seconds
+from mlkit._arguments import seconds
 from mlkit._clock import current
 from mlkit._digest import digest_bytes
 from mlkit._suggest import did_you_mean
@@ -20,14 +20,14 @@ from mlkit.flags._audit import Audit
 from mlkit.flags._coerce import ContextError
 from mlkit.flags._evidence import Case
 from mlkit.flags._flag import as_unit
-from mlkit.flags._guard import Guard, Mean
+from mlkit.flags._guard import Mean
+from mlkit.flags._plan import seed_of
 from mlkit.flags._progress import (
     ACTIVE,
     Decision,
     State,
     as_bool,
     as_metrics,
-    as_steps,
     further,
     one_of,
 )
@@ -35,58 +35,21 @@ from mlkit.flags._question import Trial
 from mlkit.flags._ramp import WEIGHTS, Ramp, apply_ramp, before_ramp, marks, replace_flag
 from mlkit.flags._scope import view
 from mlkit.flags._served import Models, Served
-from mlkit.flags._shadow import Shadow, ShadowReport, same
+from mlkit.flags._shadow import Shadow, ShadowReport
 from mlkit.flags._shared import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from mlkit.flags._definition import Definition
     from mlkit.flags._document import Change
     from mlkit.flags._model import ModelFlag
+    from mlkit.flags._plan import Plan
     from mlkit.flags._store import Store
 
-__all__ = ["Plan", "Rollout"]
+__all__ = ["Rollout"]
 
 _SYNC_EVERY = 1.0  # seconds between two looks at what other processes saw
-
-
-@final
-class Plan:
-    """The arguments of a rollout, checked; those of `ModelFlag.rollout`."""
-
-    def __init__(
-        self,
-        *,
-        steps: Sequence[float],
-        min_step: float,
-        guard: Guard | None,
-        seed: str | None,
-        load: Callable[[str], Any] | None,
-        unload: Callable[[Any], object] | None,
-        shadow: float,
-        compare: Callable[[Any, Any], object] | None,
-        folder: str | os.PathLike[str] | None,
-        audit: Audit | None,
-    ) -> None:
-        self.steps = as_steps(steps)
-        self.min_step = seconds("rollout(min_step=...)", min_step, zero=True)
-        if guard is not None and not isinstance(guard, Guard):
-            raise ConfigurationError("rollout(guard=...)", guard, "a Guard")
-        if seed is not None and (not isinstance(seed, str) or not seed):
-            raise ConfigurationError("rollout(seed=...)", seed, "a non-empty text, or None")
-        calls = {"load": load, "unload": unload, "compare": compare}
-        for name, call in calls.items():
-            if call is not None and not callable(call):
-                raise ConfigurationError(f"rollout({name}=...)", call, "a callable, or None")
-        self.shadow = fraction("rollout(shadow=...)", shadow, zero=True)
-        if folder is not None and not isinstance(folder, (str, os.PathLike)):
-            raise ConfigurationError("rollout(folder=...)", folder, "the path of a folder, or None")
-        if audit is not None and not isinstance(audit, Audit):
-            raise ConfigurationError("rollout(audit=...)", audit, "an Audit, or None")
-        self.guard, self.seed, self.folder, self.audit = guard, seed, folder, audit
-        self.load, self.unload = load or str, unload
-        self.compare = compare or same
 
 
 @final
@@ -156,7 +119,7 @@ class Rollout:
         self.key, self.candidate, self.incumbent = key, candidate, incumbent
         self.steps, self._plan, self._flag, self._store = plan.steps, plan, flag, store
         self._variants = frozenset(variants)
-        self._seed = _seed(plan.seed, definition, candidate, incumbent)
+        self._seed = seed_of(plan.seed, definition, candidate, incumbent)
         metrics = () if plan.guard is None else plan.guard.metrics
         self._bounds = {one.name: (one.low, one.high) for one in metrics if isinstance(one, Mean)}
         self._ruled: tuple[Definition, Definition] | None = None
@@ -165,7 +128,7 @@ class Rollout:
         self._fell_back = telemetry.Counter("flags_fallbacks_total", flag=key)
         self._lock = threading.Lock()
         self._syncing = threading.Lock()
-        self._synced = current().monotonic()
+        self._synced, self._pause = current().monotonic(), _SYNC_EVERY
         self._decided: dict[int, Decision] = {}
         self._origin = os.urandom(6).hex()
         self._case = None if plan.guard is None else Case(plan.guard, self._origin)
@@ -239,13 +202,17 @@ class Rollout:
             with self._lock:
                 state = self._state
                 held = self._held(now - state.since) or self._claim()
-                if not held:
-                    step = state.step + 1
-                    status = "full" if step == len(self.steps) - 1 else "ramping"
-                    state = State(status, step, now, state.turn + 1)
-                    if self._folder is not None:
-                        self._folder.keep_state(self._record(state, "advance was called"))
-                    self._state = state
+            if not held:
+                before, step = state, state.step + 1
+                status = "full" if step == len(self.steps) - 1 else "ramping"
+                state = State(status, step, now, state.turn + 1)
+                if self._folder is not None:  # not under the lock: requests would wait for the disk
+                    self._folder.keep_state(self._record(state, "advance was called"))
+                with self._lock:
+                    if self._state is before:
+                        self._state = state
+                    else:  # whoever ended it now waits to say so in the folder
+                        held, state = "something else was decided meanwhile", self._state
         if held:
             return self._decision("held", held, state)
         return self._apply("advanced", "advance was called", state)
@@ -362,7 +329,8 @@ class Rollout:
     def sync(self) -> None:
         """Tell the other processes of the folder what this one has seen, and take in what they have; may roll back.
 
-        `observe` and `serve` do so by themselves, at most once a second. Trouble with the folder is a `DegradedWarning`.
+        `observe` and `serve` do so by themselves, at most once a second, and at once where the evidence of this process would
+        do; only what all have seen decides. Trouble with the folder is a `DegradedWarning`.
         """
         folder = self._folder
         if folder is None or not self._syncing.acquire(blocking=False):
@@ -374,9 +342,12 @@ class Rollout:
                 return
             with self._lock:
                 state = self._case.state()
-            folder.keep_evidence(self._origin, state)
+            # Written before the others' is read: of two that do so at once, one has seen all that the other has.
+            if state["n"]:
+                folder.keep_evidence(self._origin, state)
             for news in folder.news(self._origin):
                 self._take_in(news)
+            self._pause = max(_SYNC_EVERY, 20.0 * (current().monotonic() - self._synced))
         except (OSError, ValueError) as error:
             _degraded("cannot share its evidence", self.key, error)
         finally:
@@ -447,10 +418,12 @@ class Rollout:
             share = self._weight(state) if share is None else share
             trial = Trial(variant == self.candidate, ok, latency, share, known, figures, ramp)
             found = self._case.add(trial)
-            ended = self._guilty(found)
+            # With a folder, only what all have seen decides: several processes would have several chances to err.
+            ended = self._guilty(found) if self._folder is None else None
+            due = current().monotonic() - self._synced >= self._pause
         if ended is not None:
             self._close_case(found, ended)
-        elif self._folder is not None and current().monotonic() - self._synced >= _SYNC_EVERY:
+        elif self._folder is not None and (due or found is not None):
             self.sync()
 
     def fell_back(self, error: str) -> None:
@@ -718,19 +691,6 @@ class Rollout:
         return (
             f"<Rollout of {self.candidate!r} on {self.key!r}: {self.status}, share {self.share:g}>"
         )
-
-
-def _seed(given: str | None, definition: Definition, candidate: str, incumbent: str) -> str | None:
-    """Return the seed of a rollout: a saved one keeps its own, or it would take in other units."""
-    saved = marks(definition)
-    if (saved.get("candidate"), saved.get("incumbent")) != (candidate, incumbent):
-        return given
-    kept = saved.get("seed")
-    if given is not None and given != kept:
-        raise ConfigurationError(
-            "rollout(seed=...)", given, f"{kept!r}, with which it was saved, or None"
-        )
-    return kept if isinstance(kept, str) else None
 
 
 def _follow_changes(rollout: Rollout, store: Store) -> None:

@@ -101,7 +101,9 @@ class Models:
         with self._lock:
             gone = [uri for uri, one in self._loaded.items() if one.retired and one.users <= 0]
             models = [self._loaded.pop(uri).model for uri in gone]
-        for model in models if self._unload is not None else ():
+        if self._unload is None:
+            return
+        for model in models:
             try:
                 self._unload(model)
             except Exception as error:  # noqa: BLE001 - a request that was answered stays so
