@@ -38,6 +38,7 @@ class Kept:
         source: Digest of where the document comes from.
     """
 
+    path: Path
     problem: Problem | None
 
     def __init__(self, path: str | os.PathLike[str], source: str) -> None:

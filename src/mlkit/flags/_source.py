@@ -73,12 +73,14 @@ class File:
         max_bytes: Larger files are not read.
     """
 
-    spread = 0.0
+    name: str
+    path: Path
+    spread: float = 0.0
 
     def __init__(self, path: str | os.PathLike[str], max_bytes: int) -> None:
         from pathlib import Path  # 5 ms that a program without a flag file need not pay
 
-        self.path: Path = Path(path)
+        self.path = Path(path)
         self.name = os.fspath(path)
         self._max_bytes = max_bytes
 

@@ -41,7 +41,8 @@ class Url:
         ConfigurationError: If an argument is wrong.
     """
 
-    spread = 0.2
+    name: str
+    spread: float = 0.2
 
     def __init__(
         self,

@@ -34,6 +34,8 @@ class Watcher:
         spread: By which share of it a pause is shorter or longer, at most.
     """
 
+    interval: float
+
     def __init__(self, watched: _Watched, interval: float, spread: float = 0.0) -> None:
         self._watched = weakref.ref(watched, self._gone)
         self.interval, self._spread = interval, spread
