@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 import weakref
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -13,13 +12,10 @@ from typing import TYPE_CHECKING, Any, final
 from mlkit import telemetry
 from mlkit._arguments import seconds
 from mlkit._clock import current
-from mlkit._digest import digest_bytes
 from mlkit._suggest import did_you_mean
-from mlkit.errors import ConfigurationError, DegradedWarning, FlagFileError
-from mlkit.flags._audit import Audit
-from mlkit.flags._coerce import ContextError
+from mlkit.errors import ConfigurationError, FlagFileError
+from mlkit.flags._chronicle import Chronicle, degraded
 from mlkit.flags._evidence import Case
-from mlkit.flags._flag import as_unit
 from mlkit.flags._guard import Mean
 from mlkit.flags._plan import seed_of
 from mlkit.flags._progress import (
@@ -32,11 +28,10 @@ from mlkit.flags._progress import (
     one_of,
 )
 from mlkit.flags._question import Trial
-from mlkit.flags._ramp import WEIGHTS, Ramp, apply_ramp, before_ramp, marks, replace_flag
-from mlkit.flags._scope import view
+from mlkit.flags._ramp import WEIGHTS, Ramp, apply_ramp, marks, replace_flag
+from mlkit.flags._requests import Requests
 from mlkit.flags._served import Models, Served
 from mlkit.flags._shadow import Shadow, ShadowReport
-from mlkit.flags._shared import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -122,7 +117,7 @@ class Rollout:
         self._seed = seed_of(plan.seed, definition, candidate, incumbent)
         metrics = () if plan.guard is None else plan.guard.metrics
         self._bounds = {one.name: (one.low, one.high) for one in metrics if isinstance(one, Mean)}
-        self._ruled: tuple[Definition, Definition] | None = None
+        self._requests = Requests(store, key, self._variants)
         self.models = Models(plan.load, plan.unload)
         self._shadow = Shadow(key, plan.shadow, plan.compare)
         self._fell_back = telemetry.Counter("flags_fallbacks_total", flag=key)
@@ -144,10 +139,8 @@ class Rollout:
                 f"{ramp.get('share', 0):g}",
                 hint="roll it back or bring it to 1.0 first",
             )
-        self._folder = None if plan.folder is None else Folder(plan.folder, key, candidate)
-        self._audit = plan.audit
-        if self._audit is None and self._folder is not None:
-            self._audit = Audit(self._folder.audit)
+        self._chronicle = Chronicle(key, candidate, plan)
+        self._folder = self._chronicle.folder
         store.join(self)
         telemetry.register(self)
         _follow_changes(self, store)
@@ -286,7 +279,7 @@ class Rollout:
             ('v1', 2)
         """
         share = self._weight(self._state)
-        ramp = self._by_ramp(unit, attributes)
+        ramp = self._requests.by_ramp(unit, attributes)
         details = self._flag.details(unit, **attributes)
         return Served(self, unit, details, share, ramp=ramp)
 
@@ -313,7 +306,7 @@ class Rollout:
             ConfigurationError: If an argument is wrong, *variant* too if no handle on the flag can give it.
         """
         if variant is not None and variant not in (self.candidate, self.incumbent):
-            self._check_variant(variant)
+            self._requests.check_variant(variant)
         self.ended(
             variant,
             ok=as_bool(ok),
@@ -323,7 +316,7 @@ class Rollout:
             unit=unit,
             metrics=metrics,
             share=None,
-            ramp=self._inner() is None,
+            ramp=self._requests.inner() is None,
         )
 
     def sync(self) -> None:
@@ -349,7 +342,7 @@ class Rollout:
                 self._take_in(news)
             self._pause = max(_SYNC_EVERY, 20.0 * (current().monotonic() - self._synced))
         except (OSError, ValueError) as error:
-            _degraded("cannot share its evidence", self.key, error)
+            degraded("cannot share its evidence", self.key, error)
         finally:
             self._syncing.release()
         self._judge()
@@ -408,7 +401,7 @@ class Rollout:
     ) -> None:
         """Take in how a request went; for `mlkit.flags` itself."""
         figures = as_metrics(metrics, self._bounds)
-        known = self._unit(unit)
+        known = self._requests.unit(unit)
         if variant not in (self.candidate, self.incumbent) or self._case is None:
             return
         with self._lock:
@@ -527,43 +520,13 @@ class Rollout:
         with self._lock:
             self._decided[state.turn] = decision
         if state.status not in ACTIVE:
-            self._told_the_end(state, reason)
+            self.models.retire({self.uri(name) for name in self._variants - {self.candidate}})
+            self._chronicle.end(self._record(state, reason))
         facts: dict[str, str | float | bool | None] = dict(decision.evidence)
         facts |= {"candidate": self.candidate, "share": decision.share, "reason": reason}
-        facts["audit"] = self._write_down(decision, before)
+        facts["audit"] = self._chronicle.write(decision, before)
         telemetry.emit(f"flags.rollout.{action}", self.key, digest=decision.digest, **facts)
         return decision
-
-    def _told_the_end(self, state: State, reason: str) -> None:
-        """Tell the other processes of an end, after it is one here, and give up the candidate's model."""
-        wanted = {self.uri(name) for name in self._variants - {self.candidate}}
-        self.models.retire(wanted)
-        if self._folder is None:
-            return
-        try:
-            with self._folder.lock():
-                known = self._folder.state() or {}
-                if known.get("status") not in {"killed", state.status}:
-                    self._folder.keep_state(self._record(state, reason))
-        except (OSError, ValueError) as error:
-            _degraded(f"could not tell the others that it is {state.status}", self.key, error)
-
-    def _write_down(self, decision: Decision, before: str) -> str | None:
-        if self._audit is None:
-            return None
-        try:
-            return self._audit.append(
-                decision.action,
-                flag=self.key,
-                before=before,
-                after=decision.digest,
-                keys=(self.key,) if before != decision.digest else (),
-                reason=decision.reason,
-                evidence={"share": decision.share, **decision.evidence},
-            )
-        except OSError as error:  # what was decided stands
-            _degraded(f"could not write {decision.action!r} to the audit", self.key, error)
-            return None
 
     def _record(self, state: State, reason: str) -> dict[str, Any]:
         clock = current()
@@ -626,54 +589,6 @@ class Rollout:
         digest = self._store.current.digest
         return Decision(current().time(), action, self._share(state), reason, self.evidence, digest)
 
-    def _check_variant(self, variant: str) -> None:
-        """Refuse a name that no handle gives; in trouble a handle gives its default, which need not be a variant."""
-        if isinstance(variant, str):
-            declared = self._store.declared.get(self.key)
-            if variant in self._variants or (declared is not None and variant in declared.defaults):
-                return
-            if view(self._store).values.get(self.key) == variant:
-                return
-        definition = self._store.document.definitions.get(self.key)
-        one_of(
-            "observe(variant)",
-            variant,
-            definition.variants if definition is not None else self._variants,
-        )
-
-    def _unit(self, unit: str | int | None) -> int | None:
-        """Return 64 bits that stand for a unit: what is kept and shared is not the unit itself."""
-        if unit is None:
-            return None
-        try:
-            text = as_unit(unit)
-        except ContextError:
-            raise ConfigurationError("observe(unit=...)", unit, "a text or an int") from None
-        hashed = digest_bytes(f"{self.key}\0{text}".encode("utf-8", "surrogatepass"))
-        return int(hashed[7:23], 16)
-
-    def _inner(self) -> Definition | None:
-        """Return the flag with the rule that it has without the ramp, None if it has none."""
-        definition = self._store.document.definitions.get(self.key)
-        if definition is None:
-            return None
-        if self._ruled is None or self._ruled[0] is not definition:
-            self._ruled = (definition, before_ramp(definition))
-        inner = self._ruled[1]
-        return None if inner.rule is None else inner
-
-    def _by_ramp(self, unit: Any, attributes: dict[str, object]) -> bool:
-        """Return whether it is left to the ramp what a unit gets."""
-        inner = self._inner()
-        if inner is None:
-            return True
-        try:
-            facts = self._store.facts(self.key)
-            context = {**attributes, "targetingKey": as_unit(unit), "$flagd": facts}
-            return not inner.decide(context)
-        except Exception:  # noqa: BLE001 - whatever attributes do, a request is served
-            return False
-
     def _share(self, state: State) -> float:
         return self.steps[state.step] if state.step >= 0 and state.status in ACTIVE else 0.0
 
@@ -706,8 +621,3 @@ def _follow_changes(rollout: Rollout, store: Store) -> None:
             one.follow_file()
 
     stop = store.listen(follow)
-
-
-def _degraded(what: str, key: str, error: Exception) -> None:
-    message = f"the rollout of flag {key!r} {what}: {type(error).__name__}: {error}"
-    warnings.warn(message, DegradedWarning, stacklevel=3)
