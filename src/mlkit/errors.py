@@ -61,6 +61,7 @@ MlkitWarning (UserWarning)
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from mlkit._suggest import clip, closest, did_you_mean, listing, meant
@@ -530,6 +531,8 @@ class RejectedError(MlkitError, RuntimeError):
     retry_after: float | None
 
     def __init__(self, name: str, reason: str, *, retry_after: float | None = None) -> None:
+        if retry_after == inf:
+            retry_after = None
         self.name, self.retry_after = name, retry_after
         again = "" if retry_after is None else f"; try again in {retry_after:.3g} s"
         super().__init__(f"{name}: {reason}{again}")
@@ -553,13 +556,18 @@ class ResultRejectedError(MlkitError, ValueError):
     Args:
         gate: The gate, as it is written.
         tier: The tier or function that gave the answer.
+
+    Attributes:
+        verdict: What the policy said is to be done about the answer, or None if it only refused it.
     """
 
     gate: str
     tier: str
+    verdict: object | None
 
     def __init__(self, gate: str, tier: str) -> None:
         self.gate, self.tier = gate, tier
+        self.verdict = None
         super().__init__(f"the answer of {tier} did not pass {clip(gate, 200)}")
 
 

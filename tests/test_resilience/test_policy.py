@@ -507,7 +507,7 @@ class TestKinds:
         assert flaky.calls == 2
         assert not hasattr(guarded, "calls")
 
-    @pytest.mark.parametrize("thing", [3, None, int, classmethod(len)])
+    @pytest.mark.parametrize("thing", [3, None, int])
     def test_what_cannot_be_decorated_is_refused(self, thing):
         with pytest.raises(ConfigurationError):
             Policy()(thing)

@@ -17,27 +17,39 @@ from __future__ import annotations
 
 from mlkit.resilience._ambient import deadline, remaining
 from mlkit.resilience._backoff import full_jitter
-from mlkit.resilience._breaker import Breaker, BreakerStats
+from mlkit.resilience._breaker import Breaker, BreakerStats, seconds
 from mlkit.resilience._budget import Budget
 from mlkit.resilience._fallback import Fallback, fallback
 from mlkit.resilience._gates import Gate, confidence, finite, in_range
+from mlkit.resilience._machine import BreakerRecord
 from mlkit.resilience._policy import Hedge, Policy, Retry
 from mlkit.resilience._provenance import Answer, Provenance, provenance
+from mlkit.resilience._storage import BreakerStorage, FileStorage, MemoryStorage
+from mlkit.resilience._threads import Threaded
 from mlkit.resilience._tiers import Tier, constant, stale, tier
-from mlkit.resilience._verdict import transient
+from mlkit.resilience._verdict import FALL, RAISE, RETRY, Verdict, transient
 
 __all__ = [
     "Answer",
     "Breaker",
+    "BreakerRecord",
     "BreakerStats",
+    "BreakerStorage",
     "Budget",
+    "FALL",
     "Fallback",
+    "FileStorage",
     "Gate",
     "Hedge",
+    "MemoryStorage",
     "Policy",
     "Provenance",
+    "RAISE",
+    "RETRY",
     "Retry",
+    "Threaded",
     "Tier",
+    "Verdict",
     "confidence",
     "constant",
     "deadline",
@@ -47,6 +59,7 @@ __all__ = [
     "in_range",
     "provenance",
     "remaining",
+    "seconds",
     "stale",
     "tier",
     "transient",

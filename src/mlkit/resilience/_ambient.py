@@ -14,35 +14,95 @@ if TYPE_CHECKING:
     from contextvars import Token
     from types import TracebackType
 
-__all__ = ["AMBIENT", "Ambient", "deadline", "remaining"]
+__all__ = ["AMBIENT", "NOTHING", "Ambient", "Inherited", "deadline", "inherited", "remaining"]
 
 
-class Ambient(NamedTuple):
-    """What surrounds a call.
+@final
+class Ambient:
+    """What one attempt, or one `with deadline(...)`, sets for the code inside; links of a chain, innermost first.
+
+    It holds as long as what set it has not ended. A task that was started inside and goes on afterwards has a copy of
+    the context: the link is still there, and `over` says that it no longer counts.
 
     Attributes:
-        when: The monotonic time at which it must have ended, or infinity.
-        allowed: The seconds that were allowed when the deadline was set.
-        retrying: Whether an outer policy is at its second or a later attempt.
-        attempts: Where to count the attempts of the next policy, or None.
+        when: The monotonic time at which the code inside must have ended, or infinity.
+        allowed: The seconds that were allowed when that was set.
+        retrying: Whether this is a policy's second or a later attempt.
+        attempts: Where to count the attempts of the next policy inside, or None.
+        around: The next link, or None.
+        over: Whether what set it has ended.
     """
 
-    when: float = inf
-    allowed: float = inf
-    retrying: bool = False
-    attempts: list[int] | None = None
+    __slots__ = ("allowed", "around", "attempts", "over", "retrying", "when")
+
+    when: float
+    allowed: float
+    retrying: bool
+    attempts: list[int] | None
+    around: Ambient | None
+    over: bool
+
+    def __init__(
+        self,
+        when: float = inf,
+        allowed: float = inf,
+        retrying: bool = False,  # noqa: FBT001, FBT002 - made for every attempt: keywords cost
+        attempts: list[int] | None = None,
+        around: Ambient | None = None,
+    ) -> None:
+        self.when, self.allowed, self.retrying, self.attempts = when, allowed, retrying, attempts
+        self.around = around
+        self.over = False
+
+    def _replace(self, *, attempts: list[int] | None) -> Ambient:
+        """Return a link inside this one in which the attempts of the next policy are counted."""
+        return Ambient(attempts=attempts, around=self)
+
+
+class Inherited(NamedTuple):
+    """What all the links of a chain come to.
+
+    Attributes:
+        when: The earliest of their times.
+        allowed: The seconds that belong to it.
+        retrying: Whether any of them is retrying.
+    """
+
+    when: float
+    allowed: float
+    retrying: bool
 
 
 NOTHING = Ambient()
+_ALONE = Inherited(inf, inf, False)  # noqa: FBT003 - a plain value
 AMBIENT: ContextVar[Ambient | None] = ContextVar("mlkit.resilience", default=None)
+
+
+def inherited(innermost: Ambient | None) -> Inherited:
+    """Return what the links from *innermost* outwards come to, and take those out that are over."""
+    if innermost is None:
+        return _ALONE
+    when = allowed = inf
+    retrying = False
+    link: Ambient | None = innermost
+    while link is not None:
+        if not link.over:
+            retrying = retrying or link.retrying
+            if link.when < when:
+                when, allowed = link.when, link.allowed
+        # Or the chain of a task that starts its own successor would grow for ever.
+        while link.around is not None and link.around.over:
+            link.around = link.around.around
+        link = link.around
+    return Inherited(when, allowed, retrying)
 
 
 @final
 class deadline:  # noqa: N801 - reads as the statement it is: `with deadline(2.0):`
     """Context manager: what runs inside has so many seconds left, in this context and the tasks started in it.
 
-    A task that goes on after the block keeps its deadline; a thread has it only if it runs in a
-    `contextvars.copy_context()`, as under `asyncio.to_thread`.
+    It ends with the block: a task that was started inside and goes on afterwards is free of it. A thread has it only
+    if it runs in a `contextvars.copy_context()`, as under `asyncio.to_thread`.
 
     Policies inside start no attempt and end no sleep after it, and cut the timeout of each attempt to it. Code of your
     own asks `remaining()`. It interrupts nothing by itself. A nested deadline only ever shortens.
@@ -59,11 +119,12 @@ class deadline:  # noqa: N801 - reads as the statement it is: `with deadline(2.0
         True
     """
 
-    __slots__ = ("_allowed", "_token")
+    __slots__ = ("_allowed", "_inside", "_token")
 
     def __init__(self, allowed: float) -> None:
         self._allowed = seconds("deadline(allowed)", allowed, zero=True)
         self._token: Token[Ambient | None] | None = None
+        self._inside = NOTHING
 
     def __enter__(self) -> None:
         if self._token is not None:
@@ -73,11 +134,9 @@ class deadline:  # noqa: N801 - reads as the statement it is: `with deadline(2.0
                 "one that is not in use",
                 hint="make one for each `with`",
             )
-        around = AMBIENT.get() or NOTHING
         when = current().monotonic() + self._allowed
-        if when < around.when:
-            around = around._replace(when=when, allowed=self._allowed)
-        self._token = AMBIENT.set(around)
+        self._inside = Ambient(when, self._allowed, around=AMBIENT.get())
+        self._token = AMBIENT.set(self._inside)
 
     def __exit__(
         self,
@@ -87,6 +146,7 @@ class deadline:  # noqa: N801 - reads as the statement it is: `with deadline(2.0
         /,
     ) -> None:
         if self._token is not None:
+            self._inside.over = True
             AMBIENT.reset(self._token)
             self._token = None
 
@@ -94,13 +154,11 @@ class deadline:  # noqa: N801 - reads as the statement it is: `with deadline(2.0
 def remaining() -> float | None:
     """Return the seconds left until the surrounding deadline, at least 0, or None if there is none.
 
-    A policy's `timeout` and `deadline` count too.
+    A policy's `timeout` and `deadline` count too, as long as the attempt or call that they belong to has not ended.
 
     Examples:
         >>> remaining() is None
         True
     """
-    around = AMBIENT.get()
-    if around is None or around.when == inf:
-        return None
-    return max(0.0, around.when - current().monotonic())
+    when = inherited(AMBIENT.get()).when
+    return None if when == inf else max(0.0, when - current().monotonic())

@@ -5,106 +5,154 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current
 from mlkit._suggest import clip
-from mlkit.errors import (
-    BreakerOpenError,
-    DeadlineExceededError,
-    RejectedError,
-    ResultRejectedError,
-)
-from mlkit.resilience._ambient import AMBIENT, NOTHING, Ambient
+from mlkit.errors import DeadlineExceededError, RejectedError, ResultRejectedError
+from mlkit.resilience._ambient import AMBIENT, Ambient, inherited
 from mlkit.resilience._backoff import pause_after
+from mlkit.resilience._verdict import FALL, RETRY, Verdict, pushback
 
 if TYPE_CHECKING:
     from contextvars import Token
     from types import FrameType, TracebackType
 
-    from mlkit.resilience._policy import Policy
+    from mlkit.resilience._plan import Plan
 
-__all__ = ["Attempts", "Plan", "Trial", "forget_frames"]
+__all__ = ["SPENT", "Attempts", "Spent", "Trial", "forget_frames"]
 
 _MARK = "_mlkit_retried_by"
 _RESOLUTION = 1e-6
 _RESUMABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
 
 
-class Plan(NamedTuple):
-    """A policy, and the name of what it guards."""
+@final
+class Spent:
+    """How many times any policy of this process has given up on an error that it had retried.
 
-    policy: Policy
-    name: str
+    A call notes the number when it begins. The mark that a policy leaves on an error holds the number of that moment:
+    a mark of before the call began is of another call, however often the same error object is raised.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = 0
+
+
+SPENT = Spent()
 
 
 @final
 class Attempts:
-    """The attempts of one call: how many, until when, and what is said about those that failed."""
+    """The attempts of one call after the first has failed: how many, until when, and what is said about them.
 
-    __slots__ = ("_notes", "_plan", "around", "made", "until")
+    Args:
+        plan: What to do around each.
+        since: `SPENT.number` when the call began.
+        until: The monotonic time at which the call must have ended, and the seconds that were allowed.
+        retrying: Whether a policy around this one is at its second or a later attempt.
+        began: The monotonic time at which the call began, if anybody needs it.
+    """
 
-    def __init__(self, plan: Plan, *, made: int = 0) -> None:
-        self._plan = plan
-        self._notes: list[str] = []
-        self.made = made
-        self.around = AMBIENT.get() or NOTHING
-        self.until = self.around.when, self.around.allowed
-        allowed = plan.policy.deadline
-        if allowed is not None:
-            when = current().monotonic() + allowed
-            if when < self.until[0]:
-                self.until = when, allowed
+    __slots__ = ("_notes", "began", "made", "plan", "retrying", "since", "until")
+
+    def __init__(
+        self,
+        plan: Plan,
+        since: int,
+        *,
+        until: tuple[float, float] = (inf, inf),
+        retrying: bool = False,
+        began: float = 0.0,
+    ) -> None:
+        self.plan, self.since, self.until = plan, since, until
+        self.retrying, self.began = retrying, began
+        self.made = 1
+        self._notes: list[tuple[int, str, str]] = []
 
     def pause(self, error: Exception) -> float | None:
         """Return the seconds to wait before the next attempt, or None if *error* is to be raised."""
-        policy, retry = self._plan.policy, self._plan.policy.retry
-        if retry is None or not self._worth_retrying(error):
+        retry = self.plan.retry
+        verdict = None if retry is None else self._verdict(error)
+        if verdict is None or not verdict.again:
             return self._give_up(error, None, retried=False)
-        if self.around.retrying:
+        if self.retrying:
             return self._give_up(error, None, retried=False)  # the policy around it goes on
+        assert retry is not None  # noqa: S101 - for the type checker: it has a verdict
         if self.made >= retry.attempts:
             return self._give_up(error, None)
         pause = pause_after(retry.backoff, self.made)
-        if current().monotonic() + pause >= self.until[0]:
-            return self._give_up(error, "no time left for another attempt")
-        if policy.breaker is not None and policy.breaker.blocked() is not None:
-            return self._give_up(error, f"breaker {policy.breaker.name!r} is open")
-        if retry.budget is not None and not retry.budget.spend():
-            return self._give_up(error, "the retry budget is spent")
-        policy._limits.count("retries", self._plan.name)  # noqa: SLF001 - one object in two files
-        self._notes.append(
-            f"{self._plan.name}: attempt {self.made}: {type(error).__name__}: {clip(str(error), 160)}"
-        )
+        asked = verdict.pause if verdict.pause is not None else pushback(error)
+        if asked is not None:
+            if asked > retry.max_wait:
+                return self._give_up(error, f"asked to wait {asked:.3g} s, more than max_wait")
+            pause = max(pause, asked)
+        why = self._forbidden(pause)
+        if why is not None:
+            return self._give_up(error, why)
+        self.plan.policy._limits.count("retries", self.plan.name)  # noqa: SLF001 - one object in two files
+        # The text now, the note only if it is needed; the error itself would keep the batch alive.
+        self._notes.append((self.made, type(error).__name__, clip(str(error), 160)))
         return pause
 
-    def _worth_retrying(self, error: Exception) -> bool:
+    def _forbidden(self, pause: float) -> str | None:
+        """Return why there is no other attempt after *pause* seconds, or None; the last to be asked is the budget."""
+        plan = self.plan
+        retry, breaker = plan.retry, plan.breaker
+        assert retry is not None  # noqa: S101 - for the type checker
+        if retry.stop is not None or self.until[0] != inf:
+            now = current().monotonic()
+            if now + pause >= self.until[0]:
+                return "no time left for another attempt"
+            if retry.stop is not None and retry.stop(self.made, now - self.began, pause):
+                return "told to stop"
+        if breaker is not None and plan.machine.ring is None and breaker.blocked() is not None:
+            return f"breaker {breaker.name!r} is open"
+        if not plan.spend():
+            return "the retry budget is spent"
+        return None
+
+    def _verdict(self, error: Exception) -> Verdict:
         if isinstance(error, RejectedError) or self._tried_inside(error):
-            return False
-        return bool(self._plan.policy._retryable(error))  # noqa: SLF001 - one object in two files
+            return FALL
+        if isinstance(error, ResultRejectedError) and isinstance(error.verdict, Verdict):
+            return error.verdict
+        answer = self.plan.retryable(error)
+        if isinstance(answer, Verdict):
+            return answer
+        return RETRY if answer else FALL
 
     def _tried_inside(self, error: BaseException | None) -> bool:
-        """Whether another policy has already spent its attempts on *error* or on what caused it."""
-        own = self._plan.policy._identity  # noqa: SLF001 - one object in two files
-        raised = error
+        """Whether another policy has, during this call, spent its attempts on *error* or on what caused it."""
+        if self.since == SPENT.number:
+            return False
+        own, raised = self.plan.policy._identity, error  # noqa: SLF001 - one object in two files
         for _ in range(8):
             if error is None:
                 return False
-            if getattr(error, _MARK, own) != own:
+            identity, number = getattr(error, _MARK, (own, 0))
+            if identity != own and number > self.since:
                 return error is raised or not _handled_above(error)
             error = error.__cause__ or error.__context__
         return False
 
     def _give_up(self, error: Exception, why: str | None, *, retried: bool = True) -> float | None:
         """Write on *error* what led to it; None, so that it is raised."""
-        notes = self._notes if why is None else [*self._notes, f"{self._plan.name}: {why}"]
-        known = getattr(error, "__notes__", ())  # a shared error object must not grow for ever
+        name = self.plan.name
+        notes = [f"{name}: attempt {made}: {kind}: {text}" for made, kind, text in self._notes]
+        if why is not None:
+            notes.append(f"{name}: {why}")
         with suppress(AttributeError):  # a frozen one takes no notes; it comes out all the same
-            for note in notes:
-                if note not in known:
-                    error.add_note(note)
+            if notes:
+                known = getattr(error, "__notes__", ())  # a shared error must not grow for ever
+                for note in notes:
+                    if note not in known:
+                        error.add_note(note)
             if retried and self.made > 1:
-                setattr(error, _MARK, self._plan.policy._identity)  # noqa: SLF001
+                SPENT.number += 1
+                setattr(error, _MARK, (self.plan.policy._identity, SPENT.number))  # noqa: SLF001
         return None
 
 
@@ -112,62 +160,102 @@ class Attempts:
 class Trial:
     """One attempt, as a context manager: admitted by the breaker, within its time, judged on every way out.
 
+    Args:
+        plan: What to do around it.
+        attempts: The attempts of the call, or None for its first.
+
     Raises:
         DeadlineExceededError: On entry, if no time is left.
         BreakerOpenError: On entry, if the breaker refuses.
     """
 
-    __slots__ = ("_attempts", "_began", "_plan", "_ticket", "_token", "_verdict", "limit")
+    __slots__ = (
+        "_began",
+        "_first",
+        "_inside",
+        "_plan",
+        "_retrying",
+        "_since",
+        "_ticket",
+        "_token",
+        "_until",
+        "_verdict",
+        "limit",
+    )
 
-    def __init__(self, plan: Plan, attempts: Attempts) -> None:
+    limit: float | None
+    """Seconds this attempt may take, or None."""
+
+    def __init__(self, plan: Plan, attempts: Attempts | None = None) -> None:
         self._plan = plan
-        self._attempts = attempts
         self._ticket: object | None = None
         self._token: Token[Ambient | None] | None = None
+        self._inside: Ambient | None = None
         self._verdict: bool | None = None
         self._began = 0.0
-        self.limit: float | None = None
-        """Seconds this attempt may take, or None."""
+        self.limit = None
+        if attempts is None:
+            self._first, self._retrying = True, False
+            self._since, self._until = SPENT.number, (inf, inf)
+        else:
+            self._first, self._retrying = False, True
+            self._since, self._until = attempts.since, attempts.until
+
+    def beside(self) -> Trial:
+        """Return another attempt of the same call, to run at the same time as this one."""
+        other = Trial(self._plan)
+        other._first, other._retrying = False, self._retrying
+        other._since, other._until = self._since, self._until
+        return other
 
     def __enter__(self) -> Trial:
-        policy, name = self._plan
-        when, allowed = self._attempts.until
-        breaker, timeout = policy.breaker, policy.timeout
-        if when != inf or timeout is not None or (breaker is not None and breaker.slow is not None):
-            self._began = now = current().monotonic()
-            if now >= when:
-                raise DeadlineExceededError(name, allowed)
-            if timeout is not None and now + timeout < when:
-                when, allowed = now + timeout, timeout
-            if when != inf:
-                self.limit = when - now
-        if breaker is not None:
-            self._ticket = breaker.acquire()
-            if self._ticket is None:
-                policy._limits.count("rejections", name)  # noqa: SLF001 - one object in two files
-                raise BreakerOpenError(
-                    breaker.name, "the breaker is open", retry_after=breaker.blocked()
-                )
-        around = self._attempts.around
-        if around.attempts is not None:
-            around.attempts[0] += 1
-        retrying = around.retrying or self._attempts.made > 1
-        if when != inf or retrying:
-            self._token = AMBIENT.set(Ambient(when, allowed, retrying))
-        elif around.attempts is not None:
-            self._token = AMBIENT.set(None)
+        plan, head = self._plan, AMBIENT.get()
+        if head is not None and self._first:
+            when, allowed, self._retrying = inherited(head)
+            self._until = when, allowed
+        if plan.clocked or self._until[0] != inf:
+            self._time()
+        ticket = plan.machine.ring
+        self._ticket = plan.admitted() if ticket is None or plan.watched else ticket
+        limit = self.limit
+        if limit is not None or head is not None or self._retrying:
+            if head is not None and head.attempts is not None:
+                head.attempts[0] += 1
+            when, allowed = (inf, inf) if limit is None else (self._began + limit, limit)
+            self._inside = Ambient(when, allowed, self._retrying, None, head)
+            self._token = AMBIENT.set(self._inside)
         return self
+
+    def _time(self) -> None:
+        """Read the clock, and say how long this attempt may take; raise if no time is left."""
+        plan = self._plan
+        when = self._until[0]
+        self._began = now = current().monotonic()
+        if self._first and plan.deadline is not None and now + plan.deadline < when:
+            when = now + plan.deadline
+            self._until = when, plan.deadline
+        if now >= when:
+            raise DeadlineExceededError(plan.name, self._until[1])
+        if plan.timeout is not None and now + plan.timeout <= when:
+            self.limit = plan.timeout
+        elif when != inf:
+            self.limit = when - now
 
     def check(self, answer: object) -> None:
         """Take the answer of the attempt; raise `ResultRejectedError` if the policy does not accept it."""
-        policy, name = self._plan
-        if policy.accept is not None and not policy.accept(answer):
-            raise ResultRejectedError(repr(policy.accept), name)
+        if self._plan.judges:
+            self._plan.judge(answer)
         self._verdict = True
 
-    def late(self) -> DeadlineExceededError:
-        """Return the error that says that the time of this attempt is over."""
-        return DeadlineExceededError(self._plan.name, self.limit or 0.0)
+    def failed(self) -> Attempts:
+        """Return the attempts of the call, of which this one is the first and has failed."""
+        return Attempts(
+            self._plan,
+            self._since,
+            until=self._until,
+            retrying=self._retrying,
+            began=self._began,
+        )
 
     def __exit__(
         self,
@@ -176,23 +264,23 @@ class Trial:
         trace: TracebackType | None,
         /,
     ) -> None:
-        if self._token is not None:
+        if self._inside is not None and self._token is not None:
+            self._inside.over = True
             AMBIENT.reset(self._token)
-        breaker = self._plan.policy.breaker
+        breaker = self._plan.breaker
         if breaker is None or self._ticket is None:
             return
+        duration = current().monotonic() - self._began if self._began else 0.0
         if isinstance(error, Exception):
-            breaker.failed(self._ticket, error)
+            breaker.failed(self._ticket, error, duration=duration)
             return
-        duration, verdict = 0.0, self._verdict if error is None else None
-        if self._began:
-            duration = current().monotonic() - self._began
-            if self.limit is not None and (
-                duration > self.limit if verdict else duration + _RESOLUTION >= self.limit
-            ):
-                # Late. An answer is given out all the same; a call that is cancelled now is one that hung until the
-                # timeout or deadline of a policy around it, whose timer fires first.
-                verdict = False
+        verdict = self._verdict if error is None else None
+        if self.limit is not None and (
+            duration > self.limit if verdict else duration + _RESOLUTION >= self.limit
+        ):
+            # Late. An answer is given out all the same; a call that is cancelled now is one that hung until the
+            # timeout or deadline of a policy around it, whose timer fires first.
+            verdict = False
         breaker.settle(self._ticket, verdict, duration=duration)
 
 

@@ -11,10 +11,13 @@ from mlkit._arguments import seconds
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._settings import Frozen
 
-__all__ = ["Backoff", "backoff_of", "full_jitter"]
+__all__ = ["Backoff", "Stop", "backoff_of", "full_jitter", "stop_of"]
 
 Backoff = Callable[[int], float]
 """From the number of attempts made so far, at least 1, to seconds to wait."""
+
+Stop = Callable[[int, float, float], bool]
+"""From the attempts made so far, the seconds since the first began and the seconds to wait now, to whether to give up."""
 
 
 @final
@@ -126,6 +129,41 @@ def backoff_of(where: str, value: object) -> Backoff:
         return value
     raise ConfigurationError(
         where, value, "seconds, full_jitter(...), a tenacity wait_* object or a callable"
+    )
+
+
+@final
+class _TenacityStop(Frozen):
+    """A `tenacity.stop_*` object, given the call state that it expects; never the user's arguments."""
+
+    __slots__ = ("stop",)
+
+    stop: Callable[[Any], bool]
+
+    def __init__(self, *, stop: Callable[[Any], bool]) -> None:
+        self._set(stop=stop)
+
+    def __call__(self, attempt: int, elapsed: float, pause: float) -> bool:
+        from tenacity import RetryCallState
+
+        state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
+        state.attempt_number = attempt
+        state.start_time, state.outcome_timestamp = 0.0, elapsed
+        state.upcoming_sleep = pause
+        return bool(self.stop(state))
+
+    def __repr__(self) -> str:
+        return type(self.stop).__name__
+
+
+def stop_of(where: str, value: object) -> Stop:
+    """Return *value* as a `Stop`: a callable, or a `tenacity.stop_*` object."""
+    if any(kind.__module__ == "tenacity.stop" for kind in type(value).__mro__):
+        return _TenacityStop(stop=value)  # type: ignore[arg-type]
+    if callable(value):
+        return value
+    raise ConfigurationError(
+        where, value, "a tenacity stop_* object, or a callable of attempts, elapsed and pause"
     )
 
 

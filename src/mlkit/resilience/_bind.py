@@ -9,24 +9,29 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._ambient import AMBIENT
-from mlkit.resilience._attempts import Attempts, Plan, Trial
-from mlkit.resilience._budget import Budget
-from mlkit.resilience._hedge import hedged
-from mlkit.resilience._machine import OK, Machine, Rules
-from mlkit.resilience._streams import guarded_async_stream, guarded_stream
+from mlkit.resilience._attempts import SPENT, Attempts, Trial
+from mlkit.resilience._machine import OK
+from mlkit.resilience._plan import ALWAYS_CLOSED, Plan
+from mlkit.resilience._streams import relay, relay_async, stream_opener
 
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Callable, Coroutine
 
+    from mlkit.resilience._limits import Permit
     from mlkit.resilience._policy import Policy
 
-__all__ = ["ALWAYS_CLOSED", "bound", "decorated", "is_async", "name_of"]
+__all__ = [
+    "ALWAYS_CLOSED",
+    "bound",
+    "bound_opener",
+    "decorated",
+    "is_async",
+    "is_stream",
+    "name_of",
+]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-ALWAYS_CLOSED = Machine(Rules(1.0, 1, 1, 1.0, 1, 1.0))
-_ALWAYS_FULL = Budget(burst=0)
 
 
 def decorated(policy: Policy, fn: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -40,10 +45,8 @@ def decorated(policy: Policy, fn: Callable[_P, _R]) -> Callable[_P, _R]:
             "a function",
             hint="a decorated class would no longer be one; decorate its methods, or use policy.call(...)",
         )
-    if isinstance(fn, classmethod):
-        raise ConfigurationError(
-            "Policy(...)(fn)", fn, "a function", hint="put the policy below @classmethod"
-        )
+    if isinstance(fn, (classmethod, staticmethod)):
+        return cast("Callable[_P, _R]", type(fn)(decorated(policy, fn.__func__)))
     # The attributes of a callable object are its state, not the function's.
     updated = ("__dict__",) if isroutine(fn) else ()
     return update_wrapper(bound(policy, fn), fn, updated=updated)
@@ -51,53 +54,90 @@ def decorated(policy: Policy, fn: Callable[_P, _R]) -> Callable[_P, _R]:
 
 def bound(policy: Policy, fn: Callable[_P, _R], *, name: str | None = None) -> Callable[_P, _R]:
     """Return *fn* guarded by *policy*, without its signature; *name* is what errors and telemetry call it."""
-    from inspect import isasyncgenfunction, isgeneratorfunction
-
-    if not callable(fn):
-        raise ConfigurationError("Policy(...)(fn)", fn, "a callable")
-    name = name or policy.name or name_of(fn)
-    if policy.breaker is not None:
-        policy.breaker._adopt(name)  # noqa: SLF001 - one room
-    plan = Plan(policy, name)
-    target = _code_of(fn)
-    if policy.hedge is not None and not is_async(fn):
-        raise ConfigurationError(
-            "Policy(hedge=...)(fn)",
-            fn,
-            "an `async def`",
-            hint="a call that runs in the caller's thread cannot be left for another",
-        )
-    stream = isasyncgenfunction(target) or isgeneratorfunction(target)
-    if policy.accept is not None and stream:
-        raise ConfigurationError(
-            "Policy(accept=...)(fn)",
-            fn,
-            "a `def` or `async def` that returns its answer",
-            hint="a stream has none that could be judged before it is handed out",
-        )
-    guarded: Any
-    if isasyncgenfunction(target):
-        guarded = guarded_async_stream(cast("Any", fn), partial(_bind_async, plan))
-    elif isgeneratorfunction(target):
-        guarded = guarded_stream(cast("Any", fn), partial(_bind_sync, plan))
-    elif is_async(fn):
+    if is_stream(fn):
+        opened: Any = bound_opener(policy, fn, name=name)
+        guarded: Any = relay_async(opened) if is_async(fn) else relay(opened)
+        return cast("Callable[_P, _R]", guarded)
+    plan = _plan(policy, fn, name)
+    if is_async(fn):
         guarded = _bind_async(plan, cast("Callable[_P, Coroutine[Any, Any, Any]]", fn))
     else:
         guarded = _bind_sync(plan, fn)
     return cast("Callable[_P, _R]", guarded)
 
 
+def bound_opener(
+    policy: Policy, fn: Callable[..., Any], *, name: str | None = None
+) -> Callable[..., Any]:
+    """Return what opens streams of *fn* guarded by *policy*.
+
+    Args:
+        policy: What is done around the opening; its bulkhead counts the stream until its end.
+        fn: A generator function or async generator function.
+        name: What errors and telemetry call it.
+
+    Returns:
+        A function that returns an `Opened`, or a coroutine function that returns an `AsyncOpened`.
+    """
+    plan = _plan(policy, fn, name)
+    waits = is_async(fn)
+    opener = stream_opener(plan, fn, is_async=waits)
+    limits = policy._limits  # noqa: SLF001 - one room
+    if not waits:
+        guarded = _unlimited_sync(plan, opener)
+        if not policy.limited:
+            return guarded
+
+        def opened(*args: Any, **kwargs: Any) -> Any:
+            permit: Permit | None = limits.admitted(plan.name)
+            try:
+                stream = guarded(*args, **kwargs).hold(permit)
+                permit = None
+                return stream
+            finally:
+                if permit is not None:
+                    permit.release()
+
+        return opened
+    guarded = _unlimited_async(plan, opener)
+    if not policy.limited:
+        return guarded
+
+    async def opened_async(*args: Any, **kwargs: Any) -> Any:
+        permit: Permit | None = limits.admitted(plan.name)
+        try:
+            stream = (await guarded(*args, **kwargs)).hold(permit)
+            permit = None
+            return stream
+        finally:
+            if permit is not None:
+                permit.release()
+
+    return opened_async
+
+
+def is_stream(fn: Callable[..., object]) -> bool:
+    """Return whether *fn* is a generator function or async generator function, or a partial or object of one."""
+    from inspect import isasyncgenfunction, isgeneratorfunction
+
+    target = _code_of(fn)
+    return isasyncgenfunction(target) or isgeneratorfunction(target)
+
+
 def is_async(fn: Callable[..., object]) -> bool:
-    """Return whether calling *fn* gives a coroutine: an `async def`, partial or method of one, or such a `__call__`."""
-    from inspect import iscoroutinefunction
+    """Return whether *fn* is awaited or read by `async for`: itself, behind a partial, or by its `__call__`."""
+    from inspect import isasyncgenfunction, iscoroutinefunction
 
     from mlkit.resilience._fallback import Fallback
 
     if isinstance(fn, Fallback):
         return fn.is_async
-    return iscoroutinefunction(fn) or iscoroutinefunction(
-        _code_of(fn)
-    )  # AsyncMock is only the first
+    target = _code_of(fn)
+    return (
+        iscoroutinefunction(fn)  # an AsyncMock is only this
+        or iscoroutinefunction(target)
+        or isasyncgenfunction(target)
+    )
 
 
 def name_of(fn: object) -> str:
@@ -120,48 +160,69 @@ def _code_of(fn: object) -> Any:
     return fn if isroutine(fn) else type(fn).__call__
 
 
-def _direct(policy: Policy) -> bool:
-    """Whether nothing but the breaker and the budget have a say while calls succeed."""
-    return (
-        policy.timeout is None
-        and policy.deadline is None
-        and policy.bulkhead is None
-        and policy.rate is None
-        and policy.hedge is None
-        and policy.accept is None
-        and (policy.breaker is None or policy.breaker.slow is None)
-    )
-
-
-def _parts(plan: Plan) -> tuple[Machine, Budget]:
-    policy = plan.policy
-    machine = ALWAYS_CLOSED if policy.breaker is None else policy.breaker._machine  # noqa: SLF001
-    budget = None if policy.retry is None else policy.retry.budget
-    return machine, budget or _ALWAYS_FULL
+def _plan(policy: Policy, fn: Callable[..., Any], name: str | None) -> Plan:
+    """Return the plan for *fn*, or raise if *fn* cannot have this policy."""
+    if not callable(fn):
+        raise ConfigurationError("Policy(...)(fn)", fn, "a callable")
+    stream, waits = is_stream(fn), is_async(fn)
+    if policy.hedge is not None and (stream or not waits):
+        raise ConfigurationError(
+            "Policy(hedge=...)(fn)",
+            fn,
+            "an `async def`",
+            hint="a call that runs in the caller's thread cannot be left for another",
+        )
+    if policy.threaded is not None and (stream or waits):
+        raise ConfigurationError(
+            "Policy(timeout=Threaded(...))(fn)",
+            fn,
+            "a `def`",
+            hint="an `async def` can be cancelled: write timeout=seconds",
+        )
+    if stream and policy.stream != "buffer" and (policy.accept or policy.verdict) is not None:
+        raise ConfigurationError(
+            "Policy(accept=...)(fn)",
+            fn,
+            "a `def` or `async def` that returns its answer",
+            hint="a stream has none that could be judged before it is handed out, except with stream='buffer'",
+        )
+    name = name or policy.name or name_of(fn)
+    if policy.breaker is not None:
+        policy.breaker._adopt(name)  # noqa: SLF001 - one room
+    return Plan(policy, name)
 
 
 def _bind_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
-    policy, limits = plan.policy, plan.policy._limits  # noqa: SLF001 - one object in two files
-    if policy.bulkhead is not None or policy.rate is not None:
+    if plan.policy.threaded is not None:
+        from mlkit.resilience._threads import in_worker
 
-        def limited(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            with limits.admitted(plan.name):
-                return _run_sync(plan, Attempts(plan), fn, args, kwargs)
+        fn = in_worker(plan, plan.policy.threaded, fn)
+    inner = _unlimited_sync(plan, fn)
+    if not plan.policy.limited:
+        return inner
+    limits = plan.policy._limits  # noqa: SLF001 - one object in two files
 
-        return limited
-    if not _direct(policy):
-        return lambda *args, **kwargs: _run_sync(plan, Attempts(plan), fn, args, kwargs)
-    machine, budget = _parts(plan)
-    surroundings = AMBIENT.get
+    def limited(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with limits.admitted(plan.name):
+            return inner(*args, **kwargs)
+
+    return limited
+
+
+def _unlimited_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
+    machine, budget = plan.machine, plan.budget
+    surroundings, spent = AMBIENT.get, SPENT
+    simple = not (plan.clocked or plan.judges or plan.watched)
 
     def direct(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring  # the window of the closed breaker is the ticket
         if ring is None or surroundings() is not None:
-            return _run_sync(plan, Attempts(plan), fn, args, kwargs)
+            return _run_sync(plan, fn, args, kwargs)
+        since = spent.number
         try:
             answer = fn(*args, **kwargs)
         except Exception as error:
-            attempts, pause = _first_failed(plan, ring, error)
+            attempts, pause = _first_failed(plan, since, ring, error)
             if pause is None:
                 raise
         else:
@@ -171,20 +232,41 @@ def _bind_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
             if budget.level < budget.full:
                 budget.earn()
             return answer
-        current().sleep(pause)
-        return _run_sync(plan, attempts, fn, args, kwargs)
+        return _again_sync(plan, attempts, pause, partial(fn, *args, **kwargs))
 
-    return direct
+    def through(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return _run_sync(plan, fn, args, kwargs)
+
+    return direct if simple else through
 
 
-def _run_sync(
-    plan: Plan, attempts: Attempts, fn: Callable[..., _R], args: Any, kwargs: dict[str, Any]
-) -> _R:
+def _run_sync(plan: Plan, fn: Callable[..., _R], args: Any, kwargs: dict[str, Any]) -> _R:
+    trial = Trial(plan)
+    try:
+        with trial:
+            answer = fn(*args, **kwargs)
+            if type(answer) is CoroutineType:
+                raise _unexpected_coroutine(plan, answer)
+            trial.check(answer)
+    except Exception as error:
+        attempts = trial.failed()
+        pause = attempts.pause(error)
+        if pause is None:
+            raise
+    else:
+        plan.earn()
+        return answer
+    return _again_sync(plan, attempts, pause, partial(fn, *args, **kwargs))
+
+
+def _again_sync(plan: Plan, attempts: Attempts, pause: float | None, call: Callable[[], _R]) -> _R:
     while True:
+        if pause:  # outside of `except`: the failed attempt and what it held are gone
+            current().sleep(pause)
         attempts.made += 1
         try:
             with Trial(plan, attempts) as trial:
-                answer = fn(*args, **kwargs)
+                answer = call()
                 if type(answer) is CoroutineType:
                     raise _unexpected_coroutine(plan, answer)
                 trial.check(answer)
@@ -193,34 +275,47 @@ def _run_sync(
             if pause is None:
                 raise
         else:
-            _earn(plan)
+            plan.earn()
             return answer
-        current().sleep(pause)  # outside of `except`: the failed attempt and what it held are gone
 
 
 def _bind_async(
     plan: Plan, fn: Callable[_P, Coroutine[Any, Any, _R]]
 ) -> Callable[_P, Coroutine[Any, Any, _R]]:
-    policy, limits = plan.policy, plan.policy._limits  # noqa: SLF001 - one object in two files
-    if policy.bulkhead is not None or policy.rate is not None:
+    inner = _unlimited_async(plan, fn)
+    if not plan.policy.limited:
+        return inner
+    limits = plan.policy._limits  # noqa: SLF001 - one object in two files
 
-        async def limited(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            with limits.admitted(plan.name):
-                return await _run_async(plan, Attempts(plan), fn, args, kwargs)
+    async def limited(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with limits.admitted(plan.name):
+            return await inner(*args, **kwargs)
 
-        return limited
-    machine, budget = _parts(plan)
-    surroundings = AMBIENT.get
-    straight = _direct(policy)
+    return limited
+
+
+def _unlimited_async(
+    plan: Plan, fn: Callable[_P, Coroutine[Any, Any, _R]]
+) -> Callable[_P, Coroutine[Any, Any, _R]]:
+    import asyncio  # not before something async is guarded
+
+    from mlkit.resilience._hedge import hedged
+    from mlkit.resilience._timers import Scope
+
+    machine, budget, hedge = plan.machine, plan.budget, plan.policy.hedge
+    surroundings, spent = AMBIENT.get, SPENT
+    simple = not (plan.clocked or plan.judges or plan.watched or hedge)
+    current_task, running_loop = asyncio.current_task, asyncio.get_running_loop
 
     async def direct(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring  # the window of the closed breaker is the ticket
-        if ring is None or not straight or surroundings() is not None:
-            return await _run_async(plan, Attempts(plan), fn, args, kwargs)
+        if ring is None or surroundings() is not None:
+            return await run(args, kwargs)
+        since = spent.number
         try:
             answer = await fn(*args, **kwargs)
         except Exception as error:
-            attempts, pause = _first_failed(plan, ring, error)
+            attempts, pause = _first_failed(plan, since, ring, error)
             if pause is None:
                 raise
         else:
@@ -228,72 +323,73 @@ def _bind_async(
             if budget.level < budget.full:
                 budget.earn()
             return answer
-        await current().asleep(pause)
-        return await _run_async(plan, attempts, fn, args, kwargs)
+        return await again(attempts, pause, args, kwargs)
 
-    return direct
-
-
-async def _run_async(
-    plan: Plan,
-    attempts: Attempts,
-    fn: Callable[..., Coroutine[Any, Any, _R]],
-    args: Any,
-    kwargs: dict[str, Any],
-) -> _R:
-    policy = plan.policy
-    while True:
-        attempts.made += 1
+    async def run(args: Any, kwargs: dict[str, Any]) -> _R:
+        trial = Trial(plan)
         try:
-            if policy.hedge is None:
-                answer = await _attempt(plan, attempts, fn, args, kwargs)
+            if hedge is None:
+                answer = await attempt(trial, args, kwargs)
             else:
-                answer = await hedged(policy, partial(_attempt, plan, attempts, fn, args, kwargs))
+                answer = await hedged(plan, hedge, trial, lambda one: attempt(one, args, kwargs))
         except Exception as error:
+            attempts = trial.failed()
             pause = attempts.pause(error)
             if pause is None:
                 raise
         else:
-            _earn(plan)
+            if budget.level < budget.full:
+                budget.earn()
             return answer
-        await current().asleep(pause)
+        return await again(attempts, pause, args, kwargs)
 
-
-async def _attempt(
-    plan: Plan,
-    attempts: Attempts,
-    fn: Callable[..., Coroutine[Any, Any, _R]],
-    args: Any,
-    kwargs: dict[str, Any],
-) -> _R:
-    with Trial(plan, attempts) as trial:
-        if trial.limit is None:
-            answer = await fn(*args, **kwargs)
-        else:
-            import asyncio
-
+    async def again(
+        attempts: Attempts, pause: float | None, args: Any, kwargs: dict[str, Any]
+    ) -> _R:
+        while True:
+            await current().asleep(pause or 0.0)  # even 0 lets others run, and a cancellation in
+            attempts.made += 1
+            trial = Trial(plan, attempts)
             try:
-                async with asyncio.timeout(trial.limit) as scope:
+                if hedge is None:
+                    answer = await attempt(trial, args, kwargs)
+                else:
+                    answer = await hedged(
+                        plan, hedge, trial, lambda one: attempt(one, args, kwargs)
+                    )
+            except Exception as error:
+                pause = attempts.pause(error)
+                if pause is None:
+                    raise
+            else:
+                plan.earn()
+                return answer
+
+    async def attempt(trial: Trial, args: Any, kwargs: dict[str, Any]) -> _R:
+        with trial:
+            if trial.limit is None:
+                answer = await fn(*args, **kwargs)
+            else:
+                task = current_task()
+                assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
+                with Scope(plan, task, running_loop(), trial.limit):
                     answer = await fn(*args, **kwargs)
-            except TimeoutError:
-                if scope.expired():
-                    raise trial.late() from None
-                raise  # the function's own
-        trial.check(answer)
-        return answer
+            trial.check(answer)
+            return answer
+
+    async def through(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return await run(args, kwargs)
+
+    return direct if simple else through
 
 
-def _first_failed(plan: Plan, ring: deque[int], error: Exception) -> tuple[Attempts, float | None]:
-    attempts = Attempts(plan, made=1)
-    if plan.policy.breaker is not None:
-        plan.policy.breaker.failed(ring, error)
+def _first_failed(
+    plan: Plan, since: int, ring: Any, error: Exception
+) -> tuple[Attempts, float | None]:
+    if plan.breaker is not None:
+        plan.breaker.failed(ring, error)
+    attempts = Attempts(plan, since)
     return attempts, attempts.pause(error)
-
-
-def _earn(plan: Plan) -> None:
-    retry = plan.policy.retry
-    if retry is not None and retry.budget is not None:
-        retry.budget.earn()
 
 
 def _unexpected_coroutine(plan: Plan, coroutine: Any) -> ConfigurationError:

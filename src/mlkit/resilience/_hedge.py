@@ -2,52 +2,178 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+import asyncio  # noqa: TID253 - nobody imports this module before something async is hedged
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+from mlkit._clock import current
+from mlkit.resilience._timers import start, stop
 
 if TYPE_CHECKING:
-    from asyncio import Task
     from collections.abc import Callable, Coroutine
 
-    from mlkit.resilience._policy import Policy
+    from mlkit.resilience._attempts import Trial
+    from mlkit.resilience._plan import Plan
+    from mlkit.resilience._policy import Hedge
 
 __all__ = ["hedged"]
 
 _R = TypeVar("_R")
 
 
-async def hedged(policy: Policy, attempt: Callable[[], Coroutine[Any, Any, _R]]) -> _R:
+@final
+class _Race:
+    """The attempts of one call: the first in the caller's own task, the others in tasks of their own."""
+
+    __slots__ = (
+        "_again",
+        "_cancelling",
+        "_context",
+        "_delay",
+        "_failed",
+        "_left",
+        "_loop",
+        "_over",
+        "_plan",
+        "_task",
+        "_timers",
+        "handle",
+        "others",
+        "when",
+        "winner",
+    )
+
+    when: float
+    handle: asyncio.TimerHandle | None
+
+    def __init__(
+        self, plan: Plan, extra: int, delay: float, again: Callable[[], Coroutine[Any, Any, Any]]
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
+        self._plan, self._left, self._delay, self._again = plan, extra, delay, again
+        self._task, self._loop = task, asyncio.get_running_loop()
+        self._cancelling = task.cancelling()
+        self._context = copy_context()
+        self._failed = self._over = False
+        self.handle = None
+        self.others: list[asyncio.Task[Any]] = []
+        self.winner: asyncio.Task[Any] | None = None
+        self._timers = start(plan, self, self._loop, delay, "hedges")
+
+    def due(self) -> None:
+        """Start another attempt, if it can be paid for."""
+        if self._over or not self._plan.spend():
+            return
+        self._plan.policy._limits.count("hedges", self._plan.name)  # noqa: SLF001 - one room
+        other = self._loop.create_task(self._again(), context=self._context.copy())
+        self.others.append(other)
+        other.add_done_callback(self._ended)
+        self._left -= 1
+        if self._left:
+            self._timers = start(self._plan, self, self._loop, self._delay, "hedges")
+
+    def _ended(self, other: asyncio.Task[Any]) -> None:
+        answered = not other.cancelled() and other.exception() is None
+        if answered and self.winner is None and not self._over:
+            self.winner = other
+            if not self._failed:
+                self._task.cancel()  # the first attempt lost
+
+    def lost(self) -> bool:
+        """Whether the cancellation of the first attempt means only that another one has won. Asked once."""
+        if self.winner is None:
+            return False
+        self._over = True
+        return self._task.uncancel() <= self._cancelling
+
+    async def rest(self) -> Exception | None:
+        """Wait for the others, the first having failed; return the last error of theirs, if none has an answer."""
+        self._failed = True
+        while self.winner is None:
+            running = [other for other in self.others if not other.done()]
+            if not running:
+                return self._last_error()
+            await asyncio.wait(running, return_when="FIRST_COMPLETED")
+            await asyncio.sleep(0)  # `_ended` of what is done
+        return None
+
+    def _last_error(self) -> Exception | None:
+        for other in reversed(self.others):
+            error = None if other.cancelled() else other.exception()
+            if isinstance(error, Exception):
+                return error
+        return None
+
+    async def close(self) -> None:
+        """Cancel the attempts that are still running, and wait until they are gone."""
+        if self.winner is not None and not self._over and not self._failed:
+            self._task.uncancel()  # the first attempt ended all the same
+        self._over = True
+        stop(self._timers, self)
+        if self.others:
+            others, self.others = self.others, []
+            await _reap(others)
+
+
+async def _raced(
+    plan: Plan,
+    extra: int,
+    delay: float,
+    trial: Trial,
+    attempt: Callable[[Trial], Coroutine[Any, Any, _R]],
+) -> _R:
+    race = _Race(plan, extra, delay, lambda: attempt(trial.beside()))
+    last: Exception | None = None
+    try:
+        try:
+            return await attempt(trial)
+        except asyncio.CancelledError:
+            if not race.lost():
+                raise
+        except Exception:
+            if race.winner is None:
+                last = await race.rest()
+                if race.winner is None and last is None:
+                    raise
+        if race.winner is None:
+            assert last is not None  # noqa: S101 - for the type checker
+            raise last
+        answer: _R = race.winner.result()
+        return answer
+    finally:
+        last = None  # its traceback refers to this frame
+        await race.close()
+
+
+async def _reap(others: list[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait for them, come what may; a cancellation that arrives meanwhile goes on afterwards."""
+    for other in others:
+        other.cancel()
+    cancelled = False
+    while running := [other for other in others if not other.done()]:
+        try:
+            await asyncio.wait(running)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+async def hedged(
+    plan: Plan, hedge: Hedge, trial: Trial, attempt: Callable[[Trial], Coroutine[Any, Any, _R]]
+) -> _R:
     """Return the first answer of *attempt*, started again while none has come.
 
     If all attempts that were started fail, the last error is raised. Losers are cancelled and awaited.
     """
-    import asyncio
-
-    hedge = policy.hedge
-    assert hedge is not None  # noqa: S101 - for the type checker: only called with one
-    left = hedge.extra
-    running: set[Task[_R]] = {asyncio.create_task(attempt())}
-    try:
-        while True:
-            done, running = await asyncio.wait(
-                running,
-                timeout=hedge.after if left else None,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            answered = [task for task in done if task.cancelled() or task.exception() is None]
-            if answered or not running:
-                return (answered or list(done))[0].result()
-            if not done:
-                if _paid(policy):
-                    left -= 1
-                    running.add(asyncio.create_task(attempt()))
-                else:
-                    left = 0
-    finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-
-
-def _paid(policy: Policy) -> bool:
-    budget = None if policy.retry is None else policy.retry.budget
-    return budget is None or budget.spend()
+    observed = plan.policy._latencies  # noqa: SLF001 - one object in two files
+    delay = hedge.delay if observed is None else observed.value
+    began = 0.0 if observed is None else current().monotonic()
+    if delay is None:
+        answer = await attempt(trial)
+    else:
+        answer = await _raced(plan, hedge.extra, delay, trial, attempt)
+    if observed is not None:
+        observed.note(current().monotonic() - began)
+    return answer

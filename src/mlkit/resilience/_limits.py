@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, final
+import weakref
+from typing import TYPE_CHECKING, Protocol, final
 
 from mlkit._clock import current
 from mlkit.errors import BulkheadFullError, RateLimitedError
-from mlkit.telemetry import Counter, register
+from mlkit.telemetry import Counter, Sample, register
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
-__all__ = ["Limits"]
+__all__ = ["Limits", "Permit"]
 
 
 @final
@@ -31,8 +33,11 @@ class Limits:
         self._level, self._filled = self._burst, 0.0
         self._lock = threading.Lock()
         self._counters: dict[tuple[str, str], Counter] = {}
+        self.abandoned = 0
+        """Threads that were left behind and have not ended."""
+        self._gauge: _Abandoned | None = None
 
-    def admitted(self, name: str) -> _Admission:
+    def admitted(self, name: str) -> Permit:
         """Admit one call of *name*, to be used as a context manager around it.
 
         Raises:
@@ -45,7 +50,7 @@ class Limits:
             wait = 0.0 if full else self._wait(now)
             if not full and not wait:
                 self._running += 1
-                return _Admission(self)
+                return Permit(self)
         self.count("rejections", name)
         if full:
             raise BulkheadFullError(name, f"{self._bulkhead} calls are in flight")
@@ -55,6 +60,20 @@ class Limits:
         """Take one call out of those in flight."""
         with self._lock:
             self._running -= 1
+
+    def abandon(self, name: str, job: _Left) -> None:
+        """Count the thread of *job* among those left behind, until it ends."""
+
+        def ended() -> None:
+            with self._lock:
+                self.abandoned -= 1
+
+        with self._lock:
+            self.abandoned += 1
+            gauge = self._gauge = self._gauge or _Abandoned(self, name)
+        register(gauge)
+        if not job.leave(ended):
+            ended()
 
     def count(self, what: str, name: str) -> None:
         """Add one to `resilience_<what>_total{policy=name}`."""
@@ -79,12 +98,38 @@ class Limits:
         return (1.0 - self._level) / self._rate
 
 
+class _Left(Protocol):
+    def leave(self, then: Callable[[], None]) -> bool: ...
+
+
 @final
-class _Admission:
+class _Abandoned:
+    """`resilience_abandoned_threads` of one policy."""
+
+    def __init__(self, limits: Limits, name: str) -> None:
+        self._limits, self._labels = weakref.ref(limits), (("policy", name),)
+
+    def samples(self) -> tuple[Sample, ...]:
+        limits = self._limits()
+        if limits is None:
+            return ()
+        return (Sample("resilience_abandoned_threads", self._labels, limits.abandoned),)
+
+
+@final
+class Permit:
+    """The place of one call among those in flight. Given back once: at the end of a `with`, or by `release`."""
+
     __slots__ = ("_limits",)
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self._limits: Limits | None = limits
+
+    def release(self) -> None:
+        """Give the place back."""
+        limits, self._limits = self._limits, None
+        if limits is not None:
+            limits.released()
 
     def __enter__(self) -> None:
         pass
@@ -96,4 +141,7 @@ class _Admission:
         trace: TracebackType | None,
         /,
     ) -> None:
-        self._limits.released()
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()  # of a stream that was neither read to its end nor closed

@@ -1,0 +1,123 @@
+"""A policy made ready for one function: what every call needs, looked up once."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, final
+
+from mlkit.errors import BreakerOpenError, ResultRejectedError
+from mlkit.resilience._budget import Budget
+from mlkit.resilience._machine import Machine, Rules
+from mlkit.resilience._threads import Threaded
+from mlkit.resilience._verdict import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlkit.resilience._breaker import Breaker
+    from mlkit.resilience._policy import Policy, Retry
+
+__all__ = ["ALWAYS_CLOSED", "Plan"]
+
+ALWAYS_CLOSED = Machine(Rules(1.0, 1.0, 1, 1, 0.0, 1.0, 1, 1.0))
+_NO_BUDGET = Budget(burst=0)
+
+
+@final
+class Plan:
+    """A policy, and the name of what it guards.
+
+    Attributes:
+        policy: The policy.
+        name: What errors and telemetry call the guarded function.
+        retry: As in the policy.
+        breaker: As in the policy.
+        timeout: Seconds an attempt may take, or None.
+        deadline: As in the policy.
+        machine: The breaker's state, or that of one which never opens.
+        watched: Whether another process may change that state.
+        budget: What retries and hedges are paid from; `unbounded` says if there is none.
+        unbounded: Whether retries are free.
+        clocked: Whether an attempt needs to know the time.
+        judges: Whether answers are looked at.
+        retryable: From an error to a bool or `Verdict`.
+        loop: The timers of this thread's event loop.
+    """
+
+    __slots__ = (
+        "breaker",
+        "budget",
+        "clocked",
+        "deadline",
+        "judges",
+        "loop",
+        "machine",
+        "name",
+        "policy",
+        "retry",
+        "retryable",
+        "slow",
+        "timeout",
+        "unbounded",
+        "watched",
+    )
+
+    def __init__(self, policy: Policy, name: str) -> None:
+        self.policy, self.name = policy, name
+        self.retry: Retry | None = policy.retry
+        self.breaker: Breaker | None = policy.breaker
+        timeout = policy.timeout
+        self.timeout = timeout.limit if isinstance(timeout, Threaded) else timeout
+        self.deadline = policy.deadline
+        self.machine = ALWAYS_CLOSED if self.breaker is None else self.breaker._machine  # noqa: SLF001
+        self.watched = self.breaker is not None and self.breaker.shared
+        budget = policy._budget  # noqa: SLF001 - one object in two files
+        self.unbounded = budget is None
+        self.budget = budget or _NO_BUDGET
+        self.slow: float | None = None if self.breaker is None else self.breaker.slow
+        self.clocked = (
+            self.timeout is not None
+            or self.deadline is not None
+            or self.slow is not None
+            or (self.retry is not None and self.retry.stop is not None)
+        )
+        self.judges = policy.accept is not None or policy.verdict is not None
+        self.retryable: Callable[[Exception], Any] = policy._retryable  # noqa: SLF001
+        self.loop = threading.local()
+
+    def admitted(self) -> object:
+        """Return the breaker's ticket; raise `BreakerOpenError` if it gives none."""
+        if self.breaker is None:
+            return self.machine.ring
+        ticket = self.breaker.acquire()
+        if ticket is None:
+            self.policy._limits.count("rejections", self.name)  # noqa: SLF001 - as above
+            wait = self.breaker.blocked()
+            raise BreakerOpenError(self.breaker.name, "the breaker is open", retry_after=wait)
+        return ticket
+
+    def judge(self, answer: object) -> None:
+        """Raise `ResultRejectedError` if the policy does not take *answer*."""
+        policy = self.policy
+        if policy.accept is not None and not policy.accept(answer):
+            raise ResultRejectedError(repr(policy.accept), self.name)
+        if policy.verdict is not None:
+            told = policy.verdict(answer)
+            if isinstance(told, Verdict):
+                error = ResultRejectedError(repr(told), self.name)
+                error.verdict = told
+                raise error
+
+    def broke_off(self, error: Exception) -> None:
+        """Tell the breaker that a stream failed after its opening, which was counted as a success."""
+        if self.breaker is not None and (ring := self.machine.ring) is not None:
+            self.breaker.failed(ring, error)
+
+    def spend(self) -> bool:
+        """Pay for one more attempt; False if that is not possible."""
+        return self.unbounded or self.budget.spend()
+
+    def earn(self) -> None:
+        """Put in what one success earns."""
+        if self.budget.level < self.budget.full:
+            self.budget.earn()
