@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlkit.errors import EntryError
-from mlkit.registry._built import remember
+from mlkit.registry._built import remember, tidy
 from mlkit.registry._check import Checker
 from mlkit.registry._plain import dotted, problem
 from mlkit.registry._planned import Given, Many, Planned
@@ -33,6 +33,7 @@ def check(
     Raises:
         SpecError: If anything is wrong; every problem at once.
     """
+    tidy()
     if isinstance(spec, Spec):
         checker = Checker(keep=False, origins=spec._origins)  # noqa: SLF001 - the two are one mechanism
         planned = checker.node(registry, spec._plain_data, (), None)  # noqa: SLF001

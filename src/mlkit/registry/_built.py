@@ -13,39 +13,39 @@ from mlkit.registry._target import qualified
 if TYPE_CHECKING:
     from mlkit.registry._planned import Planned
 
-__all__ = ["remember", "spec_of", "written_of"]
+__all__ = ["records", "remember", "spec_of", "tidy", "written_of"]
 
 # By identity: `==` and `hash` belong to the objects. The weak reference has no callback, which would cost as much as all
 # the rest of a build; entries of objects that are gone are swept out when there are twice as many as after the last time.
-_built: dict[int, tuple[weakref.ref[Any], Planned | dict[str, Any]]] = {}
-_FEW = 1_000
+records: dict[int, tuple[weakref.ref[Any], Planned | dict[str, Any]]] = {}
+_FEW = 4_000
 _limit = _FEW
 
 
 def remember(made: object, written: Planned | dict[str, Any]) -> None:
     """Note what *made* was built from, for as long as it lives; a no-op for what cannot be referenced weakly."""
     try:
-        _built[id(made)] = (weakref.ref(made), written)
+        records[id(made)] = (weakref.ref(made), written)
     except TypeError:
         return
-    if len(_built) > _limit:
-        _sweep()
 
 
-def _sweep() -> None:
-    """Forget the objects that are gone. Two threads may both do this."""
+def tidy() -> None:
+    """Forget the objects that are gone, if there may be many; once in each build. Two threads may both do this."""
     global _limit  # noqa: PLW0603 - a budget of the table above
-    for key, noted in list(_built.copy().items()):
+    if len(records) <= _limit:
+        return
+    for key, noted in list(records.copy().items()):
         if noted[0]() is None:
-            gone = _built.pop(key, noted)
+            gone = records.pop(key, noted)
             if gone[0]() is not None:  # the id was given to a younger object in the meantime
-                _built[key] = gone
-    _limit = max(_FEW, 2 * len(_built))
+                records[key] = gone
+    _limit = max(_FEW, 2 * len(records))
 
 
 def written_of(made: object) -> dict[str, Any] | str | None:
     """Return the resolved data *made* was built from, why there is none, or None if `build` did not make it."""
-    found = _built.get(id(made))
+    found = records.get(id(made))
     if found is None or found[0]() is not made:
         return None
     return found[1] if isinstance(found[1], dict) else found[1].resolved()
