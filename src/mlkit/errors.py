@@ -61,7 +61,7 @@ MlkitWarning (UserWarning)
 
 from __future__ import annotations
 
-from math import inf
+from math import inf as _inf
 from typing import TYPE_CHECKING, Any
 
 from mlkit._suggest import clip, closest, did_you_mean, listing, meant
@@ -531,7 +531,7 @@ class RejectedError(MlkitError, RuntimeError):
     retry_after: float | None
 
     def __init__(self, name: str, reason: str, *, retry_after: float | None = None) -> None:
-        if retry_after == inf:
+        if retry_after == _inf:
             retry_after = None
         self.name, self.retry_after = name, retry_after
         again = "" if retry_after is None else f"; try again in {retry_after:.3g} s"
