@@ -26,6 +26,8 @@ class Chronicle:
         plan: The arguments of the rollout.
     """
 
+    folder: Folder | None
+
     def __init__(self, key: str, candidate: str, plan: Plan) -> None:
         self._key = key
         self.folder = None if plan.folder is None else Folder(plan.folder, key, candidate)

@@ -25,6 +25,17 @@ __all__ = ["Plan", "seed_of"]
 class Plan:
     """The arguments of a rollout, checked; those of `ModelFlag.rollout`."""
 
+    steps: tuple[float, ...]
+    min_step: float
+    guard: Guard | None
+    seed: str | None
+    load: Callable[[str], Any]
+    unload: Callable[[Any], object] | None
+    shadow: float
+    compare: Callable[[Any, Any], object]
+    folder: str | os.PathLike[str] | None
+    audit: Audit | None
+
     def __init__(
         self,
         *,

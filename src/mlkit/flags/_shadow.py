@@ -48,6 +48,8 @@ class Shadow:
         same: Whether two results are equal enough.
     """
 
+    share: float
+
     def __init__(self, key: str, share: float, same: Callable[[Any, Any], object]) -> None:
         self.share = share
         self._key, self._same = key, same
