@@ -32,6 +32,7 @@ MlkitError
 │   ├── BulkheadFullError                    too many calls in flight
 │   └── RateLimitedError                     too many calls per second
 ├── ResultRejectedError (ValueError)         an answer came, and a gate did not accept it
+├── RowsMismatchError (ValueError)           rows of a tier do not fit among those of the tiers above
 ├── AllTiersFailedError (ExceptionGroup)     every tier of a fallback failed: all their errors
 ├── FlagError
 │   ├── FlagFileError (ValueError)           a flag file cannot be used at all
@@ -110,6 +111,7 @@ __all__ = [
     "ResultRejectedError",
     "RngStateError",
     "RowError",
+    "RowsMismatchError",
     "RunClosedError",
     "RunNotFoundError",
     "SinkRejectedError",
@@ -528,14 +530,17 @@ class RejectedError(MlkitError, RuntimeError):
     """
 
     name: str
+    reason: str
     retry_after: float | None
 
     def __init__(self, name: str, reason: str, *, retry_after: float | None = None) -> None:
-        if retry_after == _inf:
-            retry_after = None
-        self.name, self.retry_after = name, retry_after
-        again = "" if retry_after is None else f"; try again in {retry_after:.3g} s"
-        super().__init__(f"{name}: {reason}{again}")
+        # Without the message, which nobody may read: rejecting has to be cheap.
+        self.name, self.reason = name, reason
+        self.retry_after = None if retry_after == _inf else retry_after
+
+    def __str__(self) -> str:
+        again = "" if self.retry_after is None else f"; try again in {self.retry_after:.3g} s"
+        return clip(f"{self.name}: {self.reason}{again}", _MAX_MESSAGE)
 
 
 class BreakerOpenError(RejectedError):
@@ -571,6 +576,23 @@ class ResultRejectedError(MlkitError, ValueError):
         super().__init__(f"the answer of {tier} did not pass {clip(gate, 200)}")
 
 
+class RowsMismatchError(MlkitError, ValueError):
+    """The rows of a tier's answer do not fit among those of the tiers above.
+
+    Args:
+        tier: The tier that gave them.
+        place: Where in its answer: `"answer['probs']"`.
+        reason: What does not fit.
+    """
+
+    tier: str
+    place: str
+
+    def __init__(self, tier: str, place: str, reason: str) -> None:
+        self.tier, self.place = tier, place
+        super().__init__(f"tier {clip(tier, 60)!r}: {clip(place, 120)}: {clip(reason, 300)}")
+
+
 class AllTiersFailedError(MlkitError, ExceptionGroup[Exception]):
     """Every tier of a fallback failed; `exceptions` holds their errors, in the order of the tiers.
 
@@ -578,9 +600,11 @@ class AllTiersFailedError(MlkitError, ExceptionGroup[Exception]):
         message: Which fallback.
         exceptions: One error per tier.
         tiers: The tier of each error, in the same order; empty if that is not known.
+        rows: The rows that have no answer, where each row of a batch can have its own.
     """
 
     tiers: tuple[str, ...]
+    rows: tuple[int, ...]
 
     def __new__(
         cls,
@@ -588,14 +612,20 @@ class AllTiersFailedError(MlkitError, ExceptionGroup[Exception]):
         exceptions: Sequence[Exception],
         *,
         tiers: Sequence[str] = (),  # noqa: ARG004 - for __init__, which Python gives the same arguments
+        rows: Sequence[int] = (),  # noqa: ARG004
     ) -> Self:
         """Create the group; an exception group takes its members here."""
         return super().__new__(cls, message, exceptions)
 
     def __init__(
-        self, message: str, exceptions: Sequence[Exception], *, tiers: Sequence[str] = ()
+        self,
+        message: str,
+        exceptions: Sequence[Exception],
+        *,
+        tiers: Sequence[str] = (),
+        rows: Sequence[int] = (),
     ) -> None:
-        self.tiers = tuple(tiers)
+        self.tiers, self.rows = tuple(tiers), tuple(rows)
         named = [f"{clip(tier, 60)}: " if tier else "" for tier in self.tiers]
         named += [""] * (len(exceptions) - len(named))
         self._text = f"{message}\n" + _bullets(
@@ -612,7 +642,7 @@ class AllTiersFailedError(MlkitError, ExceptionGroup[Exception]):
         """Return a group of the same kind around *excs* (used by `split` and `except*`)."""
         named = {id(error): tier for error, tier in zip(self.exceptions, self.tiers, strict=False)}
         tiers = [named.get(id(error), "") for error in excs] if named else []
-        return AllTiersFailedError(self.message, excs, tiers=tiers)
+        return AllTiersFailedError(self.message, excs, tiers=tiers, rows=self.rows)
 
 
 # --- flags

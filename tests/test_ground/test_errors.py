@@ -50,6 +50,7 @@ EXAMPLES: dict[str, tuple[tuple, dict]] = {
     "RebuildError": (("churn@7", LONG), {}),
     "RejectedError": (("api", "no"), {}),
     "ResultRejectedError": (("finite", "big"), {}),
+    "RowsMismatchError": (("small", "answer['probs']", "3 rows came back for 2"), {}),
     "RowError": ((3, ValueError(LONG)), {}),
     "RunClosedError": (("r1",), {}),
     "RunNotFoundError": ((LONG, ["runs"]), {}),

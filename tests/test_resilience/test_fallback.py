@@ -538,7 +538,7 @@ class TestPerRow:
         )
         answer = chain.explain(np.zeros(2))
         assert answer.value.tolist() == [1.0, 7.0]
-        assert "b: ValueError" in answer.reason
+        assert "b: RowsMismatchError" in answer.reason
 
     def test_tiers_may_answer_in_other_containers(self):
         chain = fallback(
@@ -572,10 +572,12 @@ class TestPerRow:
         chain = fallback(tier(lambda x: x, accept=finite), constant(0.0), per_row=True)
         assert chain(np.zeros((0, 3))).shape == (0, 3)
 
-    @pytest.mark.parametrize("batch", ["text", 3, (1, 2), {"a": [1]}, np.float64(3)])
+    @pytest.mark.parametrize(
+        "batch", ["text", 3, {"a": 1}, {}, np.float64(3), ([1], [1, 2]), {"a": [1], "b": [[]] * 3}]
+    )
     def test_what_has_no_rows_is_refused(self, batch):
-        with pytest.raises(ConfigurationError):
-            fallback(len, per_row=True)(batch)
+        with pytest.raises(ConfigurationError, match="the batch of a fallback with per_row"):
+            fallback(tier(lambda x: [1]), constant(0), per_row=True)(batch)
 
     def test_it_needs_a_batch_and_tiers_that_return_rows(self):
         with pytest.raises(ConfigurationError):
@@ -769,9 +771,16 @@ class TestWrongUse:
 
         for make in (
             lambda: tier(3),
-            lambda: tier(stream),
-            lambda: tier(astream),
             lambda: tier(tier(len)),
+            lambda: tier(len, when=True),
+            lambda: tier(len, when=stream),
+            lambda: constant(stream),
+            lambda: fallback(stream, per_row=True),
+            lambda: fallback(astream, stale(1)),
+            lambda: fallback(stream, stream="resume"),
+            lambda: fallback(len, stream="open"),
+            lambda: fallback(len, per_row=()),
+            lambda: fallback(lambda x: x, per_row=["y"]),
             lambda: tier(len, policy=3),
             lambda: tier(len, accept=3),
             lambda: tier(len, name=3),

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, final, overload
+from threading import get_ident
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    TypeVar,
+    cast,
+    final,
+    overload,
+)
 
+from mlkit._arguments import one_of
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._ambient import AMBIENT, NOTHING, Ambient
-from mlkit.resilience._bind import ALWAYS_CLOSED
+from mlkit.resilience._asked import AskedRows, AskedWhole, RowArguments
+from mlkit.resilience._attempts import forget_frames
 from mlkit.resilience._breaker import checked_name
-from mlkit.resilience._provenance import LISTENING, Answer
-from mlkit.resilience._tiers import Store, Tier, tier
-from mlkit.resilience._walk import RowWalk, Walk
+from mlkit.resilience._provenance import LISTENING, Answer, Provenance, Trace
+from mlkit.resilience._relay import AskedStream, async_opener, opener
+from mlkit.resilience._streams import MODES, relay, relay_async
+from mlkit.resilience._tiers import Tier, tier
+from mlkit.resilience._walk import OFF, REJECTED, Miss, Walk, exhausted
 from mlkit.telemetry import Counter, register
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
     from contextvars import Token
     from types import TracebackType
+    from typing import Self
 
-    from mlkit.resilience._provenance import Provenance
+    from mlkit.resilience._asked import Asked
+    from mlkit.resilience._store import Store
 
-__all__ = ["Fallback", "fallback"]
+__all__ = ["BoundFallback", "Fallback", "fallback"]
 
 _P = ParamSpec("_P")
+_Q = ParamSpec("_Q")
 _R = TypeVar("_R")
 _T = TypeVar("_T")
 _R_co = TypeVar("_R_co", covariant=True)
@@ -32,56 +50,89 @@ _R_co = TypeVar("_R_co", covariant=True)
 class Fallback(Generic[_P, _R_co]):
     """Tiers, asked from the first to the last until one gives a good answer. Made by `fallback`.
 
-    Call it like its first tier. If any tier is an `async def` it is awaited (`is_async`); tiers that are a plain `def`
-    then run in the event loop's thread, where a retry that waits blocks the others. Any `Exception` of a tier leads to the next one, except `ConfigurationError`: a
-    wrong call is no outage. Cancellation and other `BaseException` go straight out.
+    Call it like its first tier; in the body of a class it is a method, as a function would be. If any tier is an
+    `async def` it is awaited (`is_async`); tiers that are a plain `def` then run in the event loop's thread, where a retry
+    that waits blocks the others. Any `Exception` of a tier leads to the next one, except `ConfigurationError`: a wrong
+    call is no outage. Cancellation and other `BaseException` go straight out.
+
+    If any tier is a generator function, it is one, and an async one if any tier is async. In mode `"open"` the tier is
+    decided before the first item is handed out, and a failure after that is raised, for what was handed out cannot be
+    taken back. In mode `"buffer"` all items are read before the first is handed out, and a failure leads to the next
+    tier. A plain `def` among the tiers gives a list or iterator of items, a `constant` one item.
 
     Counts `resilience_answers_total{fallback, tier}`, in rows with `per_row`. Thread-safe; no lock is held while a tier
-    runs. Its breakers and kept answers are per process.
+    runs. Its breakers and kept answers are per process, and a pickled copy has none of them.
 
     Attributes:
         tiers: From the first to the last.
-        per_row: Whether rows go down one by one.
+        per_row: Whether rows go down one by one, or the arguments whose rows do.
         name: Its name in errors and telemetry.
-        is_async: Whether it is awaited.
+        is_async: Whether it is awaited, or read by `async for`.
+        stream: `"open"` or `"buffer"` if it is a generator function, else None.
     """
 
     __slots__ = (
         "__weakref__",
-        "_accept",
+        "__wrapped__",
+        "_batches",
+        "_chained",
         "_counters",
-        "_machine",
+        "_names",
         "_run",
+        "_rungs",
         "_stores",
+        "_streams",
         "is_async",
         "name",
         "per_row",
+        "stream",
         "tiers",
     )
 
     tiers: tuple[Tier[..., Any], ...]
-    per_row: bool
+    per_row: bool | tuple[str, ...]
     name: str
     is_async: bool
+    stream: str | None
 
-    def __init__(self, tiers: tuple[Tier[..., Any], ...], *, per_row: bool, name: str) -> None:
-        self.tiers = tiers
-        self.per_row = per_row
-        self.name = name
+    def __init__(
+        self,
+        tiers: tuple[Tier[..., Any], ...],
+        *,
+        per_row: bool | tuple[str, ...],
+        name: str,
+        stream: str | None,
+    ) -> None:
+        self.tiers, self.per_row, self.name, self.stream = tiers, per_row, name, stream
         self.is_async = any(one.is_async for one in tiers)
-        self._stores: list[tuple[int, Store]] = [
-            (at, one.make()) for at, one in enumerate(tiers) if one.make is not None
-        ]
+        self._stores: dict[int, Store] = {
+            at: one.make() for at, one in enumerate(tiers) if one.make is not None
+        }
         self._counters = [
             Counter("resilience_answers_total", fallback=name, tier=one.name) for one in tiers
         ]
         for counter in self._counters:
             register(counter)
-        # The straight line of a call that the first tier answers.
-        first = tiers[0]
-        self._run = None if per_row or self._stores or first.run is None else first.run
-        self._accept = first.accept
-        self._machine = ALWAYS_CLOSED if first.breaker is None else first.breaker._machine  # noqa: SLF001
+        self._names = tuple(one.name for one in tiers)
+        self._chained = tuple(one.name for one in tiers if isinstance(one.fn, Fallback))
+        if tiers[0].fn is not None:
+            self.__wrapped__ = tiers[0].fn  # for `inspect.signature`
+        self._batches = None if per_row is False else _batches(per_row, tiers[0])
+        self._run: dict[Tier[..., Any], Callable[..., Any]] = {
+            one: one.run for one in tiers if one.run is not None
+        }
+        self._streams: Callable[..., Any] | None = None
+        if stream is not None:
+            opens = async_opener if self.is_async else opener
+            self._run = {one: opens(one, stream) for one in tiers}
+            self._streams = (
+                relay_async(self._opened_async) if self.is_async else relay(self._opened)
+            )
+        # What a call needs of each tier, where nothing but the tiers has a say.
+        plain = not (self.is_async or self._stores or stream or self._batches)
+        self._rungs = (
+            [_rung(*pair) for pair in zip(tiers, self._counters, strict=True)] if plain else []
+        )
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R_co:
         """Return the first good answer.
@@ -89,49 +140,48 @@ class Fallback(Generic[_P, _R_co]):
         Raises:
             AllTiersFailedError: If no tier has one; it holds one error per tier.
         """
-        if self.is_async:
-            return cast("_R_co", self._called_async(args, kwargs))
-        run = self._run
-        if run is None or self._machine.ring is None or LISTENING.get() is not None:
-            return cast("_R_co", self._answer(args, kwargs))
+        rungs = self._rungs
+        if not rungs or LISTENING.get() is not None:
+            return cast("_R_co", self._called(args, kwargs))
+        misses: list[Miss] | None = None
+        what: Any = None
         try:
-            answer = run(*args, **kwargs)
-            if self._accept is None or self._accept(answer):
-                self._counters[0].add()
-                return cast("_R_co", answer)
-        except ConfigurationError:
-            raise
-        except Exception as error:  # noqa: BLE001 - what comes next is the point of a fallback
-            walk = Walk(self.tiers, self._stores, args, kwargs).begun()
-            walk.failed(error)
-        else:
-            walk = Walk(self.tiers, self._stores, args, kwargs).begun()
-            walk.ledger.rejected(self.tiers[0])
-        return cast("_R_co", self._descend(walk))
+            for one, run, switch, ring_of, judge, cells in rungs:
+                if (
+                    ring_of is not None
+                    and ring_of.ring is None
+                    and (wait := one.breaker.blocked()) is not None
+                ):
+                    what = wait
+                else:
+                    try:
+                        if switch is not None and not switch(args, kwargs):
+                            what = OFF
+                        else:
+                            answer = run(*args, **kwargs)
+                            if judge is None or judge(answer, args, kwargs) is True:
+                                # `Counter.add` by hand: the call alone would cost a fifth of all of this.
+                                thread = get_ident()
+                                cells[thread] = cells.get(thread, 0) + 1
+                                return cast("_R_co", answer)
+                            what = REJECTED
+                    except ConfigurationError:
+                        raise
+                    except Exception as error:  # noqa: BLE001 - what comes next is the point of a fallback
+                        forget_frames(error)
+                        what = error
+                if misses is None:
+                    misses = []
+                misses.append(Miss(one, what))
+            raise exhausted(self.name, misses or ())
+        finally:
+            misses = what = None  # their frames lead back to this one
 
-    async def _called_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        run = self._run
-        if (
-            run is None
-            or not self.tiers[0].is_async
-            or self._machine.ring is None
-            or LISTENING.get() is not None
-        ):
-            return await self._answer_async(args, kwargs)
-        try:
-            answer = await run(*args, **kwargs)
-            if self._accept is None or self._accept(answer):
-                self._counters[0].add()
-                return answer
-        except ConfigurationError:
-            raise
-        except Exception as error:  # noqa: BLE001 - what comes next is the point of a fallback
-            walk = Walk(self.tiers, self._stores, args, kwargs).begun()
-            walk.failed(error)
-        else:
-            walk = Walk(self.tiers, self._stores, args, kwargs).begun()
-            walk.ledger.rejected(self.tiers[0])
-        return await self._descend_async(walk)
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any], skip: int = 0) -> Any:
+        if self._streams is not None:
+            return self._streams(*args, **kwargs)
+        asked = self._asked(args, kwargs, skip)
+        return self._answer_async(asked) if self.is_async else self._answer(asked)
 
     @overload
     def explain(  # type: ignore[overload-overlap]  # a coroutine is an R as well; the first fits better
@@ -144,6 +194,7 @@ class Fallback(Generic[_P, _R_co]):
 
         Raises:
             AllTiersFailedError: If no tier has one.
+            ConfigurationError: If it is a generator function.
 
         Examples:
             >>> from mlkit.resilience import constant
@@ -153,56 +204,73 @@ class Fallback(Generic[_P, _R_co]):
             >>> answer.value, answer.tier, answer.reason
             (0.5, 'constant', 'big: ConnectionError')
         """
-        if self.is_async:
-            return self._answer_async(args, kwargs, explain=True)
-        return self._answer(args, kwargs, explain=True)
+        return self._explained(args, kwargs)
 
-    def _walk(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Walk | RowWalk:
-        return (RowWalk if self.per_row else Walk)(self.tiers, self._stores, args, kwargs)
+    def _explained(self, args: tuple[Any, ...], kwargs: dict[str, Any], skip: int = 0) -> Any:
+        if self.stream is not None:
+            raise ConfigurationError(
+                "Fallback.explain",
+                self,
+                "a fallback that returns its answer",
+                hint="read a stream inside of `with provenance()`",
+            )
+        asked = self._asked(args, kwargs, skip)
+        answer = self._answer_async if self.is_async else self._answer
+        return answer(asked, explain=True)
 
-    def _answer(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, explain: bool = False
-    ) -> Any:
-        walk = self._walk(args, kwargs)
+    def _asked(self, args: tuple[Any, ...], kwargs: dict[str, Any], skip: int) -> Asked:
+        if self._batches is None:
+            return AskedWhole(args, kwargs)
+        return AskedRows(args, kwargs, self._batches.find(args, kwargs, skip))
+
+    def _answer(self, asked: Asked, *, explain: bool = False) -> Any:
+        walk = Walk(self.tiers, self._stores, asked)
         listener = LISTENING.get()
         if listener is None and not explain:
             return self._descend(walk)
-        with _Traced(self, walk, listener) as trace:
-            answer = self._descend(walk, trace)
-        return trace.answer(answer) if explain else answer
+        with _Traced(self, listener) as traced:
+            answer = self._descend(walk, traced)
+        return Answer(answer, traced.trace) if explain else answer
 
-    def _descend(self, walk: Walk | RowWalk, trace: _Traced | None = None) -> Any:
+    def _descend(self, walk: Walk, traced: _Traced | None = None) -> Any:
         try:
-            while (one := walk.advance()) is not None:
+            while (asking := walk.advance()) is not None:
+                if traced is not None:
+                    traced.asks(walk.tier.name)
+                one, args, kwargs = asking
                 try:
-                    answer = one.run(*walk.args, **walk.kwargs)  # type: ignore[misc]
+                    answer = self._run[one](*args, **kwargs)
                 except ConfigurationError:
                     raise
                 except Exception as error:  # noqa: BLE001 - what comes next is the point of it
                     walk.failed(error)
                 else:
                     walk.answered(answer)
-            return self._finished(walk, trace)
+                    del answer
+            return self._finished(walk)
         finally:
-            walk.ledger.drop()
+            if traced is not None:
+                traced.ended(walk)
+            walk.drop()
 
-    async def _answer_async(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, explain: bool = False
-    ) -> Any:
-        walk = self._walk(args, kwargs)
+    async def _answer_async(self, asked: Asked, *, explain: bool = False) -> Any:
+        walk = Walk(self.tiers, self._stores, asked)
         listener = LISTENING.get()
         if listener is None and not explain:
             return await self._descend_async(walk)
-        with _Traced(self, walk, listener) as trace:
-            answer = await self._descend_async(walk, trace)
-        return trace.answer(answer) if explain else answer
+        with _Traced(self, listener) as traced:
+            answer = await self._descend_async(walk, traced)
+        return Answer(answer, traced.trace) if explain else answer
 
-    async def _descend_async(self, walk: Walk | RowWalk, trace: _Traced | None = None) -> Any:
+    async def _descend_async(self, walk: Walk, traced: _Traced | None = None) -> Any:
         try:
-            while (one := walk.advance()) is not None:
+            while (asking := walk.advance()) is not None:
+                if traced is not None:
+                    traced.asks(walk.tier.name)
+                one, args, kwargs = asking
                 try:
-                    answer = one.run(*walk.args, **walk.kwargs)  # type: ignore[misc]
-                    if one.is_async:
+                    answer = self._run[one](*args, **kwargs)
+                    if one.is_async or self.stream is not None:
                         answer = await answer
                 except ConfigurationError:
                     raise
@@ -210,45 +278,119 @@ class Fallback(Generic[_P, _R_co]):
                     walk.failed(error)
                 else:
                     walk.answered(answer)
-            return self._finished(walk, trace)
+                    del answer
+            return self._finished(walk)
         finally:
-            walk.ledger.drop()
+            if traced is not None:
+                traced.ended(walk)
+            walk.drop()
 
-    def _finished(self, walk: Walk | RowWalk, trace: _Traced | None) -> Any:
-        answer, counts = walk.finish(self.name)
-        for at, n in counts.items():
-            if n:
-                self._counters[at].add(n)
-        if trace is not None:
-            trace.counts = counts
+    def _opened(self, *args: Any, **kwargs: Any) -> Any:
+        return self._answer(AskedStream(args, kwargs))
+
+    async def _opened_async(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._answer_async(AskedStream(args, kwargs))
+
+    def _finished(self, walk: Walk) -> Any:
+        answer = walk.finish(self.name)
+        for at, n in walk.counts().items():
+            self._counters[at].add(n)
         return answer
 
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+    @overload
+    def __get__(
+        self: Fallback[Concatenate[Any, _Q], _T], instance: object, owner: type | None = None
+    ) -> BoundFallback[_Q, _T]: ...
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """Return it as a method of *instance*, as functions do."""
+        return self if instance is None else BoundFallback(self, instance)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_again, (self.tiers, self.per_row, self.name, self.stream)
+
     def __repr__(self) -> str:
-        mode = ", per_row" if self.per_row else ""
-        return f"<Fallback {self.name!r}: {' > '.join(one.name for one in self.tiers)}{mode}>"
+        rows = f", per_row={self.per_row!r}" if isinstance(self.per_row, tuple) else ", per_row"
+        stream = "" if self.stream is None else f", stream({self.stream!r})"
+        steps = " > ".join(one.name for one in self.tiers)
+        return f"<Fallback {self.name!r}: {steps}{rows if self.per_row else ''}{stream}>"
+
+
+@final
+class BoundFallback(Generic[_Q, _T]):
+    """A fallback as a method of an object: it is handed on to every tier as the first argument."""
+
+    __slots__ = ("__func__", "__self__")
+
+    def __init__(self, function: Fallback[..., _T], instance: object) -> None:
+        self.__func__, self.__self__ = function, instance
+
+    def __call__(self, *args: _Q.args, **kwargs: _Q.kwargs) -> _T:
+        """Return the first good answer, see `Fallback`."""
+        function, given = self.__func__, (self.__self__, *args)
+        if function.per_row:
+            return cast("_T", function._called(given, kwargs, 1))  # noqa: SLF001 - one room
+        return function(*given, **kwargs)
+
+    def explain(self, *args: _Q.args, **kwargs: _Q.kwargs) -> Any:
+        """Return the first good answer together with where it came from, see `Fallback.explain`."""
+        return self.__func__._explained((self.__self__, *args), kwargs, 1)  # noqa: SLF001 - one room
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, BoundFallback)
+            and other.__func__ is self.__func__
+            and other.__self__ is self.__self__
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self.__func__), id(self.__self__)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BoundFallback, (self.__func__, self.__self__)
+
+    def __repr__(self) -> str:
+        return f"<bound {self.__func__!r} of {type(self.__self__).__qualname__}>"
 
 
 @final
 class _Traced:
     """Context manager around one call of a fallback that somebody wants explained."""
 
-    __slots__ = ("_attempts", "_fallback", "_listener", "_tokens", "_walk", "counts")
+    __slots__ = ("_attempts", "_fallback", "_inner", "_listener", "_tokens", "trace")
 
-    def __init__(
-        self, owner: Fallback[..., Any], walk: Walk | RowWalk, listener: Provenance | None
-    ) -> None:
-        self._fallback, self._walk, self._listener = owner, walk, listener
+    trace: Trace
+
+    def __init__(self, owner: Fallback[..., Any], listener: Provenance | None) -> None:
+        self._fallback, self._listener = owner, listener
         self._attempts = [0]
-        self.counts: dict[int, int] | None = None
+        self._inner = Provenance()  # hears of the fallbacks inside the tiers
 
     def __enter__(self) -> _Traced:
         self._tokens: tuple[Token[Ambient | None], Token[Provenance | None]]
         around = AMBIENT.get() or NOTHING
         self._tokens = (
             AMBIENT.set(around._replace(attempts=self._attempts)),
-            LISTENING.set(None),  # fallbacks inside a tier are that tier's business
+            LISTENING.set(self._inner),
         )
         return self
+
+    def asks(self, tier: str) -> None:
+        """Take note of the tier that is asked now."""
+        self._inner._within = tier  # noqa: SLF001 - one room
+
+    def ended(self, walk: Walk) -> None:
+        """Take note of how it went."""
+        self.trace = Trace(
+            self._fallback.name,
+            self._fallback._names,  # noqa: SLF001 - its own
+            walk.where(),
+            reasons=walk.reasons(),
+            attempts=self._attempts[0],
+            inner=self._inner._by_tier(),  # noqa: SLF001 - one room
+            chained=self._fallback._chained,  # noqa: SLF001 - its own
+        )
 
     def __exit__(
         self,
@@ -260,30 +402,53 @@ class _Traced:
         AMBIENT.reset(self._tokens[0])
         LISTENING.reset(self._tokens[1])
         if self._listener is not None and (error is None or isinstance(error, Exception)):
-            self._listener._add(*self._facts())  # noqa: SLF001 - one room
+            self._listener._add(self.trace)  # noqa: SLF001 - one room
 
-    def answer(self, value: Any) -> Answer[Any]:
-        """Return *value* with what is known about it."""
-        tier, reason, attempts, counts, rows = self._facts()
-        return Answer(
-            value, tier or "", reason=reason, attempts=attempts, tier_counts=counts, rows=rows
-        )
 
-    def _facts(self) -> tuple[str | None, str, int, dict[str, int], tuple[str, ...]]:
-        reason = "; ".join(self._walk.ledger.reasons)
-        if self.counts is None:
-            return None, reason, self._attempts[0], {}, ()
-        tiers = self._fallback.tiers
-        counts = {tiers[at].name: n for at, n in self.counts.items() if n}
-        lowest = next(reversed(counts), tiers[0].name)
-        return lowest, reason, self._attempts[0], counts, self._walk.names()
+def _rung(one: Tier[..., Any], counter: Counter) -> tuple[Any, ...]:
+    """Return what a call needs of a tier, looked up once."""
+    return (
+        one,
+        one.run,
+        one.when,
+        None if one.breaker is None else one.breaker._machine,  # noqa: SLF001 - one room
+        None if one.accept is None else one.accept._whole,  # noqa: SLF001 - one room
+        counter._cells,  # noqa: SLF001 - see where it is used
+    )
+
+
+def _batches(per_row: object, first: Tier[..., Any]) -> RowArguments:
+    """Return which arguments hold rows; their places are those in the signature of the first tier."""
+    from inspect import signature
+
+    names = per_row if isinstance(per_row, tuple) else None
+    try:
+        parameters = signature(first.fn).parameters.values() if first.fn is not None else ()
+    except (TypeError, ValueError):  # a builtin that does not say
+        parameters = ()
+    known = [one.name for one in parameters if one.kind <= one.POSITIONAL_OR_KEYWORD]
+    takes = {one.name for one in parameters}
+    open_ended = not takes or any(one.kind == one.VAR_KEYWORD for one in parameters)
+    for name in () if open_ended or names is None else names:
+        one_of("fallback(per_row=...)", name, sorted(takes))
+    return RowArguments(names, known)
+
+
+def _made_again(
+    tiers: tuple[Tier[..., Any], ...],
+    per_row: bool | tuple[str, ...],  # noqa: FBT001 - what pickle calls
+    name: str,
+    stream: str | None,
+) -> Fallback[..., Any]:
+    return Fallback(tiers, per_row=per_row, name=name, stream=stream)
 
 
 def fallback(
     first: Callable[_P, _R] | Tier[_P, _R],
     /,
     *tiers: Callable[..., Any] | Tier[..., Any],
-    per_row: bool = False,
+    per_row: bool | Sequence[str] = False,
+    stream: str | None = None,
     name: str | None = None,
 ) -> Fallback[_P, _R]:
     """Return a callable that asks tiers from the first to the last until one gives a good answer.
@@ -291,17 +456,23 @@ def fallback(
     Args:
         first: The best tier; a bare function stands for `tier(function)`.
         *tiers: The next best, down to what cannot fail: `stale(...)`, `constant(...)`.
-        per_row: Whether the first positional argument is a batch (NumPy array, torch tensor or list, rows first) of which
-            only the rows without a good answer go down a tier. Answers must have one row for each. They come back in
-            place: kind, dtype and device are those of the first tier that returned. The identical object is returned if
-            the first tier answers every row; no answer of a tier is changed in place.
+        per_row: Whether the first argument is a batch of which only the rows without a good answer go down a tier; or the
+            names of the arguments that are, if there are several. A batch is a NumPy array, torch tensor, list or tuple
+            of rows, or pandas table, rows first, or a dict, dataclass, named tuple or tuple of batches. Answers must be
+            batches with one row for each. They come back in place: kind, dtype and device are those of the first tier that
+            returned, unless none of its rows is used and the others do not fit. What is no batch inside an answer (None,
+            a text, a number) must be equal in all tiers of which a row is used. The identical object is returned if one
+            tier answers every row; no answer or argument is changed in place.
+        stream: For generator functions, whether the tier is decided before the first item (`"open"`, the default) or
+            after the last one (`"buffer"`). A gate judges the first item, or the list of all items.
         name: Name in errors and telemetry; default the first tier's.
 
     Returns:
         The callable, with the signature of *first*.
 
     Raises:
-        ConfigurationError: If a tier is not callable, two have the same name, or a `stale` is first or has no tier above.
+        ConfigurationError: If a tier is not callable, two have the same name, a `stale` is first, or an argument is not
+            what it must be.
 
     Examples:
         >>> import numpy as np
@@ -313,8 +484,6 @@ def fallback(
         ...     score(np.array([1.0, 0.0]))
         array([ 0., -1.])
     """
-    if not isinstance(per_row, bool):
-        raise ConfigurationError("fallback(per_row=...)", per_row, "True or False")
     given: tuple[Any, ...] = (first, *tiers)
     steps = tuple(one if isinstance(one, Tier) else tier(one) for one in given)
     if steps[0].kind == "stale":
@@ -328,4 +497,39 @@ def fallback(
                 "fallback(*tiers)", one, "tiers of different names", hint="give tier(name=...)"
             )
     label = checked_name("fallback(name=...)", name) or names[0]
-    return Fallback(steps, per_row=per_row, name=label)
+    rows = _checked_rows(per_row)
+    return Fallback(steps, per_row=rows, name=label, stream=_checked_stream(steps, stream, rows))
+
+
+def _checked_rows(per_row: bool | Sequence[str]) -> bool | tuple[str, ...]:  # noqa: FBT001 - the argument itself
+    if isinstance(per_row, bool):
+        return per_row
+    names = tuple(per_row) if isinstance(per_row, (list, tuple)) else ()
+    if not names or not all(isinstance(one, str) for one in names):
+        raise ConfigurationError(
+            "fallback(per_row=...)", per_row, "True, False, or the names of arguments"
+        )
+    return names
+
+
+def _checked_stream(
+    steps: tuple[Tier[..., Any], ...],
+    stream: str | None,
+    per_row: bool | tuple[str, ...],  # noqa: FBT001 - as above
+) -> str | None:
+    mode = None if stream is None else one_of("fallback(stream=...)", stream, MODES)
+    if not any(one.kind == "stream" for one in steps):
+        if mode is not None:
+            raise ConfigurationError(
+                "fallback(stream=...)", mode, "at least one tier that is a generator function"
+            )
+        return None
+    if per_row:
+        raise ConfigurationError(
+            "fallback(per_row=...)", per_row, "False for generators: a stream has no rows"
+        )
+    if any(one.kind == "stale" for one in steps):
+        raise ConfigurationError(
+            "fallback(*tiers)", "stale", "no stale tier among generators: a stream is not kept"
+        )
+    return mode or "open"

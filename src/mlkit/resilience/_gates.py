@@ -1,39 +1,63 @@
-"""Gates: whether an answer may be given out, for the whole of it or row by row."""
+"""Gates: whether an answer may be given out, for the whole of it or row by row, and how they compose.
+
+A verdict is yes, no, or unknown, and composes by the rules of Kleene's logic; what is unknown does not pass, and neither
+does its negation. Of rows, a verdict is two masks: those that are known to pass, and those that are known not to.
+"""
 
 from __future__ import annotations
 
-import cmath
-import math
-from functools import partial
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
 
-from mlkit._arguments import fraction
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._kinds import is_array, is_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Gate", "confidence", "finite", "in_range"]
+__all__ = ["Gate", "Judge", "gate_of", "rows_verdict", "whole_verdict"]
+
+
+class Judge(Protocol):
+    """What decides in a gate. Immutable; equal, hashed and pickled by what it is made of."""
+
+    @property
+    def cost(self) -> int:
+        """What is asked first in `&` and `|`: 0 looks at the answer, 1 is code of a user, 2 asks another model."""
+
+    @property
+    def arguments(self) -> bool:
+        """Whether it looks at the arguments of the call as well."""
+
+    def whole(self, answer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+        """Return whether all of *answer* passes; None if that is unknown."""
+
+    def rows(self, answer: Any, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return two NumPy masks of shape `(n,)`: the rows that pass, and those that do not."""
 
 
 @final
 class Gate:
     """A question about an answer. Gates compose with `&`, `|` and `~`.
 
-    Called with an answer it says whether all of it passes; `mask` says it for each row.
+    Called with an answer it says whether all of it passes; `mask` says it for each row. What a gate cannot know (whether
+    NaN is in a range) does not pass, and does not pass the opposite of that gate either. Of two, the cheaper one is asked
+    first, whichever is written first, and the other one only if the first does not decide: gates of mlkit that look at
+    the answer, then checks of your own in the order in which they are written, then `agrees`.
 
-    Immutable, thread-safe; picklable if *check* is.
+    Immutable, thread-safe; equal to a gate that is made in the same way; picklable if *check* is.
 
     Args:
         check: From an answer to a bool, or to bools for its elements (array, tensor or list, rows first). A single bool
-            decides about all rows.
+            decides about all rows. None, in place of a bool, if it cannot be known.
         name: How it is shown; default the name of *check*.
+        arguments: Whether *check* is also given the arguments of the call, after the answer; with `per_row`, of the rows
+            it is about.
 
     Raises:
         ConfigurationError: If *check* is not callable.
 
     Examples:
+        >>> from mlkit.resilience import confidence, finite
         >>> short = Gate(lambda text: len(text) < 5, name="short")
         >>> short("four"), (~short)("four")
         (True, False)
@@ -41,16 +65,18 @@ class Gate:
         finite & confidence(0.6)
     """
 
-    __slots__ = ("_check", "_loose", "_of_rows", "name")
+    __slots__ = ("_judge", "_loose", "_whole", "name")
     name: str
 
-    def __init__(self, check: Callable[[Any], Any], *, name: str | None = None) -> None:
+    def __init__(
+        self, check: Callable[..., Any], *, name: str | None = None, arguments: bool = False
+    ) -> None:
         if not callable(check):
             raise ConfigurationError("Gate(check)", check, "a callable of the answer")
-        self._check: Callable[[Any], Any] = check
-        self._of_rows: Callable[[Any, int], Any] | None = None
-        self._loose = False
-        self.name = name or str(getattr(check, "__name__", type(check).__name__))
+        if not isinstance(arguments, bool):
+            raise ConfigurationError("Gate(arguments=...)", arguments, "True or False")
+        shown = name or str(getattr(check, "__name__", type(check).__name__))
+        self._be(_Check(check, shown, arguments), shown)
 
     @classmethod
     def of(cls, where: str, value: Gate | Callable[[Any], Any]) -> Gate:
@@ -66,297 +92,237 @@ class Gate:
             raise ConfigurationError(where, value, "a gate or a callable of the answer")
         return cls(value)
 
-    def __call__(self, answer: Any) -> bool:
+    @property
+    def arguments(self) -> bool:
+        """Whether it looks at the arguments of the call as well as at its answer."""
+        return self._judge.arguments
+
+    def __call__(self, answer: Any, *args: Any, **kwargs: Any) -> bool:
         """Return whether all of *answer* passes.
+
+        Args:
+            answer: What a tier gave.
+            *args: What the tier was called with, for a gate that looks at it.
+            **kwargs: The same, by keyword.
 
         Raises:
             ConfigurationError: If the check gives something else than bools, or is one of mlkit's that cannot judge the
                 answer.
         """
-        return _all(self._check(answer), self.name)
+        return self._whole(answer, args, kwargs) is True
 
-    def mask(self, answer: Any, n: int) -> Any:
+    def mask(self, answer: Any, n: int, *args: Any, **kwargs: Any) -> Any:
         """Return which rows of *answer* pass, as a NumPy array of bool of shape `(n,)`.
 
         Args:
             answer: `(n, ...)`, rows first.
             n: The number of rows.
+            *args: What the tier was called with, for a gate that looks at it.
+            **kwargs: The same, by keyword.
 
         Raises:
             ConfigurationError: If the check gives neither one bool nor one per row, or is one of mlkit's that cannot
                 judge the answer.
         """
-        if self._of_rows is not None:
-            return self._of_rows(answer, n)
-        return _row_mask(self._check(answer), n, self.name)
+        return self._judge.rows(answer, n, args, kwargs)[0]
 
     def __and__(self, other: Gate | Callable[[Any], Any]) -> Gate:
         right = Gate.of("gate & other", other)
-        return _composed(
-            partial(_both, self, right),
-            partial(_both_rows, self, right),
-            f"{self._tight()} & {right._tight()}",
-        )
+        return gate_of(_Both(self, right), f"{self._tight()} & {right._tight()}")
+
+    def __rand__(self, other: Callable[[Any], Any]) -> Gate:
+        return Gate.of("other & gate", other) & self
 
     def __or__(self, other: Gate | Callable[[Any], Any]) -> Gate:
         right = Gate.of("gate | other", other)
-        gate = _composed(
-            partial(_either, self, right),
-            partial(_either_rows, self, right),
-            f"{self.name} | {right.name}",
-        )
-        gate._loose = True
-        return gate
+        return gate_of(_Either(self, right), f"{self.name} | {right.name}", loose=True)
+
+    def __ror__(self, other: Callable[[Any], Any]) -> Gate:
+        return Gate.of("other | gate", other) | self
 
     def __invert__(self) -> Gate:
         composed = " & " in self.name or " | " in self.name
-        name = f"({self.name})" if composed else self.name
-        return _composed(partial(_not, self), partial(_not_rows, self), f"~{name}")
+        return gate_of(_Not(self), f"~({self.name})" if composed else f"~{self.name}")
 
     def _tight(self) -> str:
         return f"({self.name})" if self._loose else self.name
 
+    def _be(self, judge: Judge, name: str, *, loose: bool = False) -> None:
+        self._judge, self._whole = judge, judge.whole
+        self.name, self._loose = name, loose
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Gate)
+            and type(other._judge) is type(self._judge)
+            and other._judge == self._judge
+            and other.name == self.name
+        )
+
+    def __hash__(self) -> int:
+        return hash((type(self._judge), self._judge, self.name))
+
     def __reduce__(self) -> tuple[Any, ...]:
-        if self is finite:
-            return _finite_gate, ()
-        return _rebuild, (self._check, self._of_rows, self._loose, self.name)
+        return gate_of, (self._judge, self.name, self._loose)
 
     def __repr__(self) -> str:
         return self.name
 
 
-def _composed(check: Callable[[Any], Any], of_rows: Callable[[Any, int], Any], name: str) -> Gate:
-    return _rebuild(check, of_rows, False, name)  # noqa: FBT003 - a private field
-
-
-def _rebuild(
-    check: Callable[[Any], Any],
-    of_rows: Callable[[Any, int], Any] | None,
-    loose: bool,  # noqa: FBT001 - a private field
-    name: str,
-) -> Gate:
-    gate = Gate(check, name=name)
-    gate._of_rows, gate._loose = of_rows, loose  # noqa: SLF001 - its own kind
+def gate_of(judge: Judge, name: str, loose: bool = False) -> Gate:  # noqa: FBT001, FBT002 - also what pickle calls
+    """Return the gate of a judge."""
+    gate = Gate.__new__(Gate)
+    gate._be(judge, name, loose=loose)  # noqa: SLF001 - its own kind
     return gate
 
 
-def _is_finite(answer: Any) -> Any:
-    if isinstance(answer, float):
-        return math.isfinite(answer)
-    if answer is None:
-        return False
-    if isinstance(answer, int):
-        return True
-    if isinstance(answer, complex):
-        return cmath.isfinite(answer)
-    if is_tensor(answer):
-        return answer.isfinite()
-    if is_array(answer) and answer.dtype.kind not in "OSU":
-        import numpy as np
+class _Check(NamedTuple):
+    """Code of a user."""
 
-        return np.isfinite(answer)
-    if isinstance(answer, (list, tuple)):
-        return [_all(_is_finite(item), "finite") for item in answer]
-    if isinstance(answer, dict):
-        return all(_all(_is_finite(item), "finite") for item in answer.values())
-    raise ConfigurationError(
-        "finite(answer)",
-        _kind(answer),
-        "numbers, arrays, tensors, or lists and dicts of them",
-        hint="to judge a part of an answer, pass a function: lambda answer: finite(answer['score'])",
-    )
+    check: Callable[..., Any]
+    name: str
+    arguments: bool
+
+    @property
+    def cost(self) -> int:
+        return 1
+
+    def whole(self, answer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+        return whole_verdict(self._asked(answer, args, kwargs), self.name)
+
+    def rows(self, answer: Any, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return rows_verdict(self._asked(answer, args, kwargs), n, self.name)
+
+    def _asked(self, answer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.check(answer, *args, **kwargs) if self.arguments else self.check(answer)
 
 
-finite: Gate = Gate(_is_finite, name="finite")
-"""Passes numbers that are neither NaN nor infinite, in arrays, tensors, lists, tuples and dicts; None does not pass.
+class _Both(NamedTuple):
+    left: Gate
+    right: Gate
 
-What is no number (text, also beside numbers, or an array of text or objects) it cannot judge: `ConfigurationError`.
-"""
+    @property
+    def cost(self) -> int:
+        return max(_cost(self.left), _cost(self.right))
 
+    @property
+    def arguments(self) -> bool:
+        return self.left.arguments or self.right.arguments
 
-def _finite_gate() -> Gate:
-    return finite
+    def whole(self, answer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+        first, second = _cheaper_first(self.left, self.right)
+        one = first.whole(answer, args, kwargs)
+        if one is False:
+            return False
+        other = second.whole(answer, args, kwargs)
+        return other if one is True or other is False else None
 
-
-_ROUNDING = 1e-3  # what half precision may add up to beyond 0 and 1
-
-
-@final
-class _Confidence:
-    """Largest probability along the last axis against a bound; a NaN or an infinity among them never passes."""
-
-    __slots__ = ("minimum",)
-
-    def __init__(self, minimum: float) -> None:
-        self.minimum = minimum
-
-    def __call__(self, answer: Any) -> Any:
-        values = _numeric("confidence", answer)
-        known = _known_probabilities(values)
-        if not values.ndim:
-            return known & (values >= self.minimum)
-        if is_tensor(values):
-            return known.all(-1) & (values.amax(-1) >= self.minimum)
-        return known.all(-1) & (values.max(-1) >= self.minimum)
-
-    def of_rows(self, answer: Any, n: int) -> Any:
-        probabilities = _numeric("confidence", answer)
-        if probabilities.ndim < 2:
-            raise ConfigurationError(
-                "confidence with per_row=True",
-                f"an answer of shape {tuple(probabilities.shape)}",
-                "class probabilities of shape (n, n_classes)",
-            )
-        return _row_mask(self(probabilities), n, "confidence")
+    def rows(self, answer: Any, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        first, second = _cheaper_first(self.left, self.right)
+        yes, no = first.rows(answer, n, args, kwargs)
+        if n and no.all():
+            return yes, no
+        more_yes, more_no = second.rows(answer, n, args, kwargs)
+        return yes & more_yes, no | more_no
 
 
-def _known_probabilities(values: Any) -> Any:
-    """Return which of *values* are numbers, or raise if a number among them is clearly no probability."""
-    if is_tensor(values):
-        known = values.isfinite()
-    else:
-        import numpy as np
+class _Either(NamedTuple):
+    left: Gate
+    right: Gate
 
-        known = np.isfinite(values)
-    outside = known & ((values < -_ROUNDING) | (values > 1 + _ROUNDING))
-    if outside.any():
-        raise ConfigurationError(
-            "confidence(answer)",
-            values[outside].reshape(-1)[0].item(),
-            "probabilities in [0, 1]",
-            hint="apply softmax first",
-        )
-    return known
+    @property
+    def cost(self) -> int:
+        return max(_cost(self.left), _cost(self.right))
 
+    @property
+    def arguments(self) -> bool:
+        return self.left.arguments or self.right.arguments
 
-def confidence(minimum: float) -> Gate:
-    """Return a gate that passes probabilities whose largest along the last axis is at least *minimum*.
+    def whole(self, answer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+        first, second = _cheaper_first(self.left, self.right)
+        one = first.whole(answer, args, kwargs)
+        if one is True:
+            return True
+        other = second.whole(answer, args, kwargs)
+        return other if one is False or other is True else None
 
-    The gate raises `ConfigurationError` for a number clearly outside of [0, 1] (by more than 0.001): it was given logits
-    or a score, of which the largest says nothing.
-
-    Args:
-        minimum: In (0, 1]. A row with a NaN or an infinity does not pass.
-
-    Raises:
-        ConfigurationError: If *minimum* is not a fraction.
-
-    Examples:
-        >>> confidence(0.6)([0.7, 0.3]), confidence(0.6)([0.5, 0.5])
-        (True, False)
-    """
-    check = _Confidence(fraction("confidence(minimum)", minimum))
-    return _rebuild(check, check.of_rows, False, f"confidence({check.minimum:g})")  # noqa: FBT003
+    def rows(self, answer: Any, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        first, second = _cheaper_first(self.left, self.right)
+        yes, no = first.rows(answer, n, args, kwargs)
+        if n and yes.all():
+            return yes, no
+        more_yes, more_no = second.rows(answer, n, args, kwargs)
+        return yes | more_yes, no & more_no
 
 
-@final
-class _InRange:
-    __slots__ = ("high", "low")
+class _Not(NamedTuple):
+    gate: Gate
 
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high
+    @property
+    def cost(self) -> int:
+        return _cost(self.gate)
 
-    def __call__(self, answer: Any) -> Any:
-        numbers = _numeric("in_range", answer)
-        return (numbers >= self.low) & (numbers <= self.high)
+    @property
+    def arguments(self) -> bool:
+        return self.gate.arguments
 
+    def whole(self, answer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+        verdict = self.gate._judge.whole(answer, args, kwargs)  # noqa: SLF001 - one room
+        return None if verdict is None else not verdict
 
-def in_range(low: float, high: float) -> Gate:
-    """Return a gate that passes numbers in `[low, high]`; NaN does not pass.
-
-    Args:
-        low: The smallest number that passes; may be `-inf`.
-        high: The largest number that passes; may be `inf`.
-
-    Raises:
-        ConfigurationError: If *low* is not below or equal to *high*, or either is no number.
-
-    Examples:
-        >>> in_range(0, 1)([0.2, 0.9]), in_range(0, 1)(float("nan"))
-        (True, False)
-    """
-    for where, bound in (("in_range(low)", low), ("in_range(high)", high)):
-        if isinstance(bound, bool) or not isinstance(bound, (int, float)) or math.isnan(bound):
-            raise ConfigurationError(where, bound, "a number")
-    if low > high:
-        raise ConfigurationError("in_range(high)", high, f"a number >= low, which is {low!r}")
-    return Gate(_InRange(low, high), name=f"in_range({low:g}, {high:g})")
+    def rows(self, answer: Any, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        yes, no = self.gate._judge.rows(answer, n, args, kwargs)  # noqa: SLF001 - one room
+        return no, yes
 
 
-def _numeric(gate: str, answer: Any) -> Any:
-    if is_tensor(answer):
-        return answer
-    import numpy as np
-
-    try:
-        values = answer if is_array(answer) else np.asarray(answer)
-        if values.dtype.kind == "O":  # decimals, or None, which becomes NaN
-            values = values.astype(float)
-    except (TypeError, ValueError):
-        values = None
-    if values is None or values.dtype.kind in "SU":  # which NumPy would read as numbers
-        raise ConfigurationError(
-            f"{gate}(answer)",
-            _kind(answer),
-            "numbers, or a regular array, tensor or list of them",
-        )
-    return values
+def _cost(gate: Gate) -> int:
+    return gate._judge.cost  # noqa: SLF001 - one room
 
 
-def _kind(answer: Any) -> object:
-    """Return what *answer* is, without its data."""
-    return answer.dtype if is_array(answer) else type(answer)
+def _cheaper_first(left: Gate, right: Gate) -> tuple[Judge, Judge]:
+    one, other = left._judge, right._judge  # noqa: SLF001 - one room
+    return (other, one) if other.cost < one.cost else (one, other)
 
 
-def _all(verdict: Any, gate: str) -> bool:
-    if isinstance(verdict, bool):
+def whole_verdict(verdict: Any, gate: str) -> bool | None:
+    """Read what a check said about an answer: a bool, None, or these for its elements, which all must be True."""
+    if verdict is None or isinstance(verdict, bool):
         return verdict
     if is_tensor(verdict) or is_array(verdict):
         if "bool" in str(verdict.dtype):
             return bool(verdict.all())
     elif isinstance(verdict, (list, tuple)):
-        return all(_all(item, gate) for item in verdict)
+        items = [whole_verdict(item, gate) for item in verdict]
+        return False if False in items else None if None in items else True
     raise ConfigurationError(f"gate {gate!r}", type(verdict), "a bool, or bools, from its check")
 
 
-def _row_mask(verdict: Any, n: int, gate: str) -> Any:
+def rows_verdict(verdict: Any, n: int, gate: str) -> Any:
+    """Read what a check said about rows as two NumPy masks of shape `(n,)`: those that pass, and those that do not."""
     import numpy as np
 
+    if verdict is None:
+        return np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    if isinstance(verdict, (list, tuple)):
+        items = [whole_verdict(item, gate) for item in verdict]
+        yes = np.array([item is True for item in items], dtype=bool)
+        no = np.array([item is False for item in items], dtype=bool)
+        return _one_each(yes, n, gate), no
     if is_tensor(verdict):
         verdict = verdict.detach().cpu().numpy()
-    elif isinstance(verdict, (list, tuple)):
-        verdict = np.array([_all(item, gate) for item in verdict], dtype=bool)
     verdict = np.asarray(verdict)
     if verdict.dtype != bool:
         raise ConfigurationError(
             f"gate {gate!r}", verdict.dtype, "a bool, or bools, from its check"
         )
     if verdict.ndim == 0:
-        return np.full(n, bool(verdict))
-    if len(verdict) != n:
-        raise ConfigurationError(f"gate {gate!r}", len(verdict), f"one bool for each of {n} rows")
-    return verdict.all(axis=tuple(range(1, verdict.ndim))) if verdict.ndim > 1 else verdict
+        yes = np.full(n, bool(verdict))
+    else:
+        yes = _one_each(verdict, n, gate).all(axis=tuple(range(1, verdict.ndim)))
+    return yes, ~yes
 
 
-def _both(one: Gate, other: Gate, answer: Any) -> bool:
-    return one(answer) and other(answer)
-
-
-def _both_rows(one: Gate, other: Gate, answer: Any, n: int) -> Any:
-    return one.mask(answer, n) & other.mask(answer, n)
-
-
-def _either(one: Gate, other: Gate, answer: Any) -> bool:
-    return one(answer) or other(answer)
-
-
-def _either_rows(one: Gate, other: Gate, answer: Any, n: int) -> Any:
-    return one.mask(answer, n) | other.mask(answer, n)
-
-
-def _not(gate: Gate, answer: Any) -> bool:
-    return not gate(answer)
-
-
-def _not_rows(gate: Gate, answer: Any, n: int) -> Any:
-    return ~gate.mask(answer, n)
+def _one_each(verdicts: Any, n: int, gate: str) -> Any:
+    if len(verdicts) != n:
+        raise ConfigurationError(f"gate {gate!r}", len(verdicts), f"one bool for each of {n} rows")
+    return verdicts

@@ -9,13 +9,130 @@ from mlkit.errors import ConfigurationError
 from mlkit.resilience._settings import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from contextvars import Token
     from types import TracebackType
 
-__all__ = ["LISTENING", "Answer", "Provenance", "provenance"]
+__all__ = ["LISTENING", "Answer", "Provenance", "Trace", "provenance"]
 
 _R = TypeVar("_R")
+
+
+@final
+class Trace(Frozen):
+    """How one call of a fallback went. Frozen; names and types of errors, never data.
+
+    Attributes:
+        fallback: Its name.
+        tiers: The tiers that it has, from the first to the last.
+        reasons: Of each tier that was asked and did not give all that it was asked for, why; or that was not asked.
+        attempts: Attempts of all its tiers together.
+        inner: The traces of fallbacks that ran inside a tier, by tier, in the order in which they ended.
+    """
+
+    __slots__ = ("_chained", "_where", "attempts", "fallback", "inner", "reasons", "tiers")
+
+    fallback: str
+    tiers: tuple[str, ...]
+    reasons: Mapping[str, str]
+    attempts: int
+    inner: Mapping[str, tuple[Trace, ...]]
+    _where: Sequence[int]
+    _chained: tuple[str, ...]
+
+    def __init__(
+        self,
+        fallback: str,
+        tiers: tuple[str, ...],
+        where: Sequence[int],
+        *,
+        reasons: Mapping[str, str],
+        attempts: int,
+        inner: Mapping[str, tuple[Trace, ...]],
+        chained: tuple[str, ...] = (),
+    ) -> None:
+        # Not through `_set`, which is slower: this is made for each call that somebody listens to.
+        put = object.__setattr__
+        put(self, "fallback", fallback)
+        put(self, "tiers", tiers)
+        put(self, "_where", where)
+        put(self, "reasons", reasons)
+        put(self, "attempts", attempts)
+        put(self, "inner", inner)
+        put(self, "_chained", chained)
+
+    @property
+    def tier(self) -> str | None:
+        """The tier that answered; of rows, the lowest one that gave some of it; None if all tiers failed."""
+        return self.tiers[max(self._where)] if len(self._where) else None
+
+    @property
+    def reason(self) -> str:
+        """Why the tiers above did not give all of it; empty if the first one did."""
+        return "; ".join(f"{tier}: {why}" for tier, why in self.reasons.items())
+
+    @property
+    def tier_counts(self) -> dict[str, int]:
+        """Rows answered by each tier; an answer to a whole call is one row."""
+        from collections import Counter
+
+        counts = Counter(self._positions())
+        return {self.tiers[at]: counts[at] for at in sorted(counts)}
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The tier of each row; of a whole answer, of the one answer; empty if all tiers failed."""
+        return tuple(self.tiers[at] for at in self._positions())
+
+    def why(self, row: int = 0) -> str:
+        """Return why the tiers above the one that answered *row* did not.
+
+        Args:
+            row: Its number, from 0.
+        """
+        above = self.tiers[: self._where[row]]
+        return "; ".join(f"{tier}: {why}" for tier, why in self.reasons.items() if tier in above)
+
+    def path(self, row: int = 0) -> tuple[str, ...]:
+        """Return the tier that answered *row*; if that tier is itself a fallback, then the tier inside it, and so on.
+
+        Args:
+            row: Its number, from 0.
+        """
+        at = int(self._where[row])
+        tier = self.tiers[at]
+        inner = self.inner.get(tier, ())
+        if tier not in self._chained or not inner or inner[-1].tier is None:
+            return (tier,)
+        # The inner fallback was asked for the rows that the tiers above had left, in their order.
+        asked = sum(1 for where in self._positions()[:row] if where >= at)
+        last = inner[-1]
+        return (tier, *last.path(asked if len(last.rows) > asked else 0))
+
+    def _positions(self) -> list[int]:
+        where = self._where
+        return where if isinstance(where, list) else [int(at) for at in where]
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "fallback": self.fallback,
+            "tiers": self.tiers,
+            "where": self._positions(),
+            "reasons": self.reasons,
+            "attempts": self.attempts,
+            "inner": self.inner,
+            "chained": self._chained,
+        }
+
+    def __hash__(self) -> int:
+        return hash((self.fallback, self.tiers, self.attempts))
+
+    def __repr__(self) -> str:
+        inner = f", inner={dict(self.inner)!r}" if self.inner else ""
+        return (
+            f"Trace({self.fallback!r}, tier={self.tier!r}, reason={self.reason!r}, "
+            f"attempts={self.attempts}, tier_counts={self.tier_counts!r}{inner})"
+        )
 
 
 @final
@@ -24,41 +141,62 @@ class Answer(Frozen, Generic[_R]):
 
     Attributes:
         value: The answer itself.
-        tier: The tier that gave it; with `per_row`, the lowest one that gave some of it.
-        reason: Why the tiers above did not give all of it; empty if the first one did. Types of errors and names of
-            gates, never data.
-        attempts: Attempts of all tiers together.
-        tier_counts: Rows answered by each tier; without `per_row`, an answer is one row.
-        rows: The tier of each row; without `per_row`, of the one answer.
+        trace: Where it came from; its facts can be read from here too.
     """
 
-    __slots__ = ("attempts", "reason", "rows", "tier", "tier_counts", "value")
+    __slots__ = ("trace", "value")
 
     value: _R
-    tier: str
-    reason: str
-    attempts: int
-    tier_counts: Mapping[str, int]
-    rows: tuple[str, ...]
+    trace: Trace
 
-    def __init__(
-        self,
-        value: _R,
-        tier: str,
-        *,
-        reason: str = "",
-        attempts: int = 1,
-        tier_counts: Mapping[str, int] | None = None,
-        rows: tuple[str, ...] | None = None,
-    ) -> None:
-        self._set(
-            value=value,
-            tier=tier,
-            reason=reason,
-            attempts=attempts,
-            tier_counts={tier: 1} if tier_counts is None else tier_counts,
-            rows=(tier,) if rows is None else rows,
-        )
+    def __init__(self, value: _R, trace: Trace) -> None:
+        self._set(value=value, trace=trace)
+
+    @property
+    def tier(self) -> str | None:
+        """The tier that gave it; with `per_row`, the lowest one that gave some of it; None if it has no rows."""
+        return self.trace.tier
+
+    @property
+    def reason(self) -> str:
+        """Why the tiers above did not give all of it; empty if the first one did."""
+        return self.trace.reason
+
+    @property
+    def attempts(self) -> int:
+        """Attempts of all tiers together."""
+        return self.trace.attempts
+
+    @property
+    def tier_counts(self) -> dict[str, int]:
+        """Rows answered by each tier; without `per_row`, an answer is one row."""
+        return self.trace.tier_counts
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The tier of each row; without `per_row`, of the one answer."""
+        return self.trace.rows
+
+    @property
+    def inner(self) -> Mapping[str, tuple[Trace, ...]]:
+        """The traces of fallbacks that ran inside a tier, by tier."""
+        return self.trace.inner
+
+    def why(self, row: int = 0) -> str:
+        """Return why the tiers above the one that answered *row* did not.
+
+        Args:
+            row: Its number, from 0.
+        """
+        return self.trace.why(row)
+
+    def path(self, row: int = 0) -> tuple[str, ...]:
+        """Return the tier that answered *row*, and the tiers inside it if it is itself a fallback.
+
+        Args:
+            row: Its number, from 0.
+        """
+        return self.trace.path(row)
 
     def __repr__(self) -> str:
         return (
@@ -71,58 +209,86 @@ class Answer(Frozen, Generic[_R]):
 class Provenance:
     """Where the answers of a `with provenance()` block came from; filled in as they come.
 
-    Of several answers, as under `asyncio.gather`, `tier`, `reason` and `rows` speak of the last that came, `attempts` and
-    `tier_counts` of all. Only what the caller sees is recorded, not fallbacks inside a tier. Thread-safe.
+    Of several answers, as under `asyncio.gather`, `tier`, `reason`, `rows`, `why` and `path` speak of the last that came,
+    `attempts` and `tier_counts` of all. Fallbacks that run inside a tier are in the `inner` of its trace, and not counted
+    again here. Thread-safe.
     """
 
-    __slots__ = ("_answers",)
+    __slots__ = ("_traces", "_within")
 
     def __init__(self) -> None:
-        self._answers: list[tuple[str | None, str, int, Mapping[str, int], tuple[str, ...]]] = []
+        self._traces: list[tuple[str, Trace]] = []
+        self._within = ""  # the tier that is asked now, where this listens inside a fallback
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """One trace for each call of a fallback, failed ones included, in the order in which they ended."""
+        return tuple(trace for _, trace in self._traces)
 
     @property
     def answers(self) -> int:
         """How many calls of fallbacks have ended, failed ones included."""
-        return len(self._answers)
+        return len(self._traces)
 
     @property
     def tier(self) -> str | None:
         """The tier that gave the last answer; None if there is none, or if all tiers failed."""
-        return self._answers[-1][0] if self._answers else None
+        return self._traces[-1][1].tier if self._traces else None
 
     @property
     def reason(self) -> str:
         """Why the tiers above it did not; empty if the first one answered."""
-        return self._answers[-1][1] if self._answers else ""
+        return self._traces[-1][1].reason if self._traces else ""
 
     @property
     def attempts(self) -> int:
         """Attempts of all tiers, of all answers together."""
-        return sum(answer[2] for answer in list(self._answers))
+        return sum(trace.attempts for trace in self.traces)
 
     @property
     def tier_counts(self) -> dict[str, int]:
         """Rows answered by each tier, of all answers together."""
         counts: dict[str, int] = {}
-        for answer in list(self._answers):
-            for tier, rows in answer[3].items():
+        for trace in self.traces:
+            for tier, rows in trace.tier_counts.items():
                 counts[tier] = counts.get(tier, 0) + rows
         return counts
 
     @property
     def rows(self) -> tuple[str, ...]:
         """The tier of each row of the last answer."""
-        return self._answers[-1][4] if self._answers else ()
+        return self._traces[-1][1].rows if self._traces else ()
 
-    def _add(
-        self,
-        tier: str | None,
-        reason: str,
-        attempts: int,
-        tier_counts: Mapping[str, int],
-        rows: tuple[str, ...],
-    ) -> None:
-        self._answers.append((tier, reason, attempts, tier_counts, rows))
+    def why(self, row: int = 0) -> str:
+        """Return why the tiers above the one that gave *row* of the last answer did not.
+
+        Args:
+            row: Its number, from 0.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        return self._traces[-1][1].why(row)
+
+    def path(self, row: int = 0) -> tuple[str, ...]:
+        """Return the tier that gave *row* of the last answer, and the tiers inside it if it is itself a fallback.
+
+        Args:
+            row: Its number, from 0.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        return self._traces[-1][1].path(row)
+
+    def _add(self, trace: Trace) -> None:
+        self._traces.append((self._within, trace))
+
+    def _by_tier(self) -> dict[str, tuple[Trace, ...]]:
+        found: dict[str, tuple[Trace, ...]] = {}
+        for tier, trace in self._traces:
+            found[tier] = (*found.get(tier, ()), trace)
+        return found
 
     def __repr__(self) -> str:
         return (

@@ -2,298 +2,176 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit.errors import (
     AllTiersFailedError,
     BreakerOpenError,
     ConfigurationError,
+    RejectedError,
     ResultRejectedError,
 )
-from mlkit.resilience import _rows as rows
 from mlkit.resilience._attempts import forget_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from mlkit.resilience._tiers import Store, Tier
+    from mlkit.resilience._asked import Asked
+    from mlkit.resilience._store import Store
+    from mlkit.resilience._tiers import Tier
 
-__all__ = ["RowWalk", "Walk"]
+__all__ = ["OFF", "REJECTED", "Miss", "Walk", "exhausted"]
+
+OFF, REJECTED = "off", "rejected"
 
 
-@final
-class Ledger:
-    """Why tiers did not answer: as words without data, and as errors that are only made if all fail."""
+class Miss(NamedTuple):
+    """Why a tier did not answer; the errors of those that raised nothing are made only if all tiers fail.
 
-    __slots__ = ("_errors", "reasons")
+    Attributes:
+        tier: Which one.
+        what: What it raised, `REJECTED` by its gate, `OFF` by its switch, or the seconds for which its breaker is open.
+        share: Of how many rows, if not of all; ready to be printed.
+    """
 
-    def __init__(self) -> None:
-        self._errors: list[tuple[str, Callable[[], Exception]]] = []
-        self.reasons: list[str] = []
+    tier: Tier[..., Any]
+    what: Exception | str | float
+    share: str = ""
 
-    def failed(self, tier: Tier[..., Any], error: Exception) -> None:
-        """A tier raised, or gave what cannot be used."""
-        forget_frames(error)
-        self._errors.append((tier.name, lambda: error))
-        self.reasons.append(f"{tier.name}: {type(error).__name__}")
+    def reason(self) -> str:
+        """Return why, without data."""
+        if isinstance(self.what, Exception):
+            return type(self.what).__name__ + self.share
+        if self.what == REJECTED:
+            return f"did not pass {self.tier.accept!r}{self.share}"
+        return self._switched_off() if self.what == OFF else "BreakerOpenError"
 
-    def skipped(self, tier: Tier[..., Any], retry_after: float) -> None:
-        """A tier's breaker is open; nobody pays for an exception."""
-        name = tier.breaker.name if tier.breaker is not None else tier.name
-        self._errors.append(
-            (
-                tier.name,
-                lambda: BreakerOpenError(name, "the breaker is open", retry_after=retry_after),
-            )
-        )
-        self.reasons.append(f"{tier.name}: BreakerOpenError")
+    def error(self) -> Exception:
+        """Return it as an error."""
+        tier, what = self.tier, self.what
+        if isinstance(what, Exception):
+            return what
+        if what == REJECTED:
+            return ResultRejectedError(repr(tier.accept), tier.name)
+        if what == OFF:
+            return RejectedError(tier.name, self._switched_off())
+        name = tier.name if tier.breaker is None else tier.breaker.name
+        return BreakerOpenError(name, "the breaker is open", retry_after=float(what))
 
-    def rejected(self, tier: Tier[..., Any], share: str = "") -> None:
-        """A tier's gate did not accept its answer."""
-        gate = repr(tier.accept)
-        self._errors.append((tier.name, lambda: ResultRejectedError(gate, tier.name)))
-        self.reasons.append(f"{tier.name}: did not pass {gate}{share}")
+    def _switched_off(self) -> str:
+        switch = self.tier.when
+        return f"switched off by {switch.name if switch is not None else 'nobody'}"
 
-    def exhausted(self, name: str, rows: str = "") -> AllTiersFailedError:
-        """Return the error that holds all of them."""
-        return AllTiersFailedError(
-            f"fallback {name!r}: no tier answered{rows}",
-            [make() for _, make in self._errors],
-            tiers=[tier for tier, _ in self._errors],
-        )
 
-    def drop(self) -> None:
-        """Let go of the errors: their frames lead back to those that hold this ledger."""
-        self._errors.clear()
+def exhausted(
+    name: str, misses: Sequence[Miss], rows: tuple[int, ...] = (), n: int = 0
+) -> AllTiersFailedError:
+    """Return the error that holds those of all tiers."""
+    left = f" {len(rows)} of {n} rows" if rows else ""
+    return AllTiersFailedError(
+        f"fallback {name!r}: no tier answered{left}",
+        [miss.error() for miss in misses],
+        tiers=[miss.tier.name for miss in misses],
+        rows=rows,
+    )
 
 
 @final
 class Walk:
-    """One answer for all of the arguments."""
+    """One call of a fallback on its way down."""
 
-    __slots__ = ("_answer", "_at", "_stores", "_tiers", "args", "kwargs", "ledger", "tier")
+    __slots__ = ("_asked", "_stores", "_tiers", "at", "misses", "tier")
 
     def __init__(
-        self,
-        tiers: Sequence[Tier[..., Any]],
-        stores: Sequence[tuple[int, Store]],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, tiers: Sequence[Tier[..., Any]], stores: dict[int, Store], asked: Asked
     ) -> None:
-        self._tiers, self._stores = tiers, stores
-        self.args, self.kwargs = args, kwargs
-        self.ledger = Ledger()
-        self.tier: Tier[..., Any] | None = None
-        """The tier to call now; None once there is an answer, or nobody left to ask."""
-        self._at = -1
-        self._answer: list[Any] = []
+        self._tiers, self._stores, self._asked = tiers, stores, asked
+        self.misses: list[Miss] = []
+        self.tier: Tier[..., Any] = tiers[0]
+        """The tier that is asked now."""
+        self.at = -1
 
-    def begun(self) -> Walk:
-        """Return this walk at its first tier, which was called already."""
-        self._at, self.tier = 0, self._tiers[0]
-        return self
+    def where(self) -> Sequence[int]:
+        """Return the position of the tier of each row; nothing if some have none."""
+        return () if self._asked.open else self._asked.where
 
-    def advance(self) -> Tier[..., Any] | None:
-        """Return the next tier to call, or None."""
-        while not self._answer and self._at + 1 < len(self._tiers):
-            self._at += 1
-            self.tier = tier = self._tiers[self._at]
-            if tier.kind == "stale":
-                self._ask_store(tier)
-            elif tier.breaker is None or (wait := tier.breaker.blocked()) is None:
-                return tier
+    def counts(self) -> dict[int, int]:
+        """Return how many rows each tier gave, by its position."""
+        return self._asked.counts()
+
+    def advance(self) -> tuple[Tier[..., Any], tuple[Any, ...], dict[str, Any]] | None:
+        """Return the tier to call next, with its arguments, or None once there is an answer or nobody left to ask."""
+        while self._asked.open and self.at + 1 < len(self._tiers):
+            self.at += 1
+            self.tier = tier = self._tiers[self.at]
+            if (store := self._stores.get(self.at)) is not None:
+                self._recall(store)
+            elif tier.breaker is not None and (wait := tier.breaker.blocked()) is not None:
+                self.misses.append(Miss(tier, wait))
             else:
-                self.ledger.skipped(tier, wait)
+                args, kwargs = self._asked.call()
+                if self._switched_on(args, kwargs):
+                    return tier, args, kwargs
         return None
 
     def failed(self, error: Exception) -> None:
         """Take the error of the tier that was called."""
-        assert self.tier is not None  # noqa: S101 - for the type checker
-        self.ledger.failed(self.tier, error)
+        forget_frames(error)
+        self.misses.append(Miss(self.tier, error))
 
     def answered(self, answer: Any) -> None:
         """Take the answer of the tier that was called."""
-        tier = self.tier
-        assert tier is not None  # noqa: S101 - for the type checker
         try:
-            passed = tier.accept is None or tier.accept(answer)
+            rejected = self._asked.take(self.at, self.tier, answer)
         except ConfigurationError:
             raise
-        except Exception as error:  # noqa: BLE001 - a gate that breaks on an answer does not pass it
-            self.ledger.failed(tier, error)
-            return
-        if not passed:
-            self.ledger.rejected(tier)
-            return
-        self._answer.append(answer)
-        self.keep(self._at, answer)
-
-    def keep(self, at: int, answer: Any) -> None:
-        """Let the stores below tier *at* keep its answer."""
-        for position, store in self._stores:
-            if position > at:
-                store.keep(store.key(self.args, self.kwargs), answer)
-
-    def finish(self, name: str) -> tuple[Any, dict[int, int]]:
-        """Return the answer, and how many rows which tier gave; raise if there is none."""
-        if not self._answer:
-            raise self.ledger.exhausted(name)
-        return self._answer[0], {self._at: 1}
-
-    def names(self) -> tuple[str, ...]:
-        """Return the tier of each row."""
-        return (self._tiers[self._at].name,)
-
-    def _ask_store(self, tier: Tier[..., Any]) -> None:
-        store = dict(self._stores)[self._at]
-        found = store.find(store.key(self.args, self.kwargs))
-        if found is None:
-            self.ledger.failed(tier, store.missing())
+        except Exception as error:  # noqa: BLE001 - a gate that breaks passes nothing; rows that do not fit are no answer
+            self.failed(error)
         else:
-            self._answer.append(found[0])
+            if rejected is not None:
+                self.misses.append(Miss(self.tier, REJECTED, rejected))
 
+    def finish(self, name: str) -> Any:
+        """Return the answer, kept where it is to be; raise if there is none."""
+        if self._asked.open:
+            raise exhausted(name, self.misses, self._asked.left(), len(self._asked.where))
+        for position, store in self._stores.items():
+            self._asked.keep(position, store)
+        return self._asked.result()
 
-@final
-class RowWalk:
-    """An answer for each row of the first argument; rows without a good one go down."""
+    def reasons(self) -> dict[str, str]:
+        """Return why each tier that was asked did not give all of it, without data."""
+        reasons: dict[str, str] = {}
+        for miss in self.misses:
+            known = reasons.get(miss.tier.name)
+            reason = miss.reason()
+            reasons[miss.tier.name] = reason if known is None else f"{known}, {reason}"
+        return reasons
 
-    __slots__ = (
-        "_args",
-        "_at",
-        "_batch",
-        "_out",
-        "_pending",
-        "_stores",
-        "_tiers",
-        "_where",
-        "kwargs",
-        "ledger",
-        "tier",
-    )
+    def drop(self) -> None:
+        """Let go of the errors: their frames lead back to those that hold this walk."""
+        self.misses.clear()
 
-    def __init__(
-        self,
-        tiers: Sequence[Tier[..., Any]],
-        stores: Sequence[tuple[int, Store]],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        import numpy as np
-
-        if not args:
-            raise ConfigurationError(
-                "fallback(per_row=True)(batch)", (), "the batch as the first positional argument"
-            )
-        n = rows.n_rows("fallback(per_row=True)(batch)", args[0])
-        self._tiers, self._stores = tiers, stores
-        self._batch, self._args, self.kwargs = args[0], args, kwargs
-        self.ledger = Ledger()
-        self.tier: Tier[..., Any] | None = None
-        """The tier to call now; None once every row has an answer, or nobody is left to ask."""
-        self._at = -1
-        self._out: Any = None
-        self._pending = np.arange(n)
-        self._where = np.full(n, -1, dtype=np.int16)  # which tier gave each row
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """The arguments for the rows that still lack an answer."""
-        if len(self._pending) == len(self._where):
-            return self._args
-        return (rows.take(self._batch, self._pending), *self._args[1:])
-
-    def advance(self) -> Tier[..., Any] | None:
-        """Return the next tier to call, or None."""
-        while self._out is None or len(self._pending):
-            self._at += 1
-            if self._at == len(self._tiers):
-                return None
-            self.tier = tier = self._tiers[self._at]
-            if tier.kind == "stale":
-                self._ask_store(tier)
-            elif tier.breaker is None or (wait := tier.breaker.blocked()) is None:
-                return tier
-            else:
-                self.ledger.skipped(tier, wait)
-        return None
-
-    def failed(self, error: Exception) -> None:
-        """Take the error of the tier that was called."""
-        assert self.tier is not None  # noqa: S101 - for the type checker
-        self.ledger.failed(self.tier, error)
-
-    def answered(self, answer: Any) -> None:
-        """Take the answer of the tier that was called."""
-        tier, m = self.tier, len(self._pending)
-        assert tier is not None  # noqa: S101 - for the type checker
+    def _switched_on(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        switch = self.tier.when
+        if switch is None:
+            return True
         try:
-            if tier.kind == "constant":
-                like = self._batch if self._out is None else self._out
-                answer = rows.filled(answer, m, like)
-            came = rows.n_rows(f"the answer of {tier.name}", answer)
-            if came != m:
-                raise ValueError(f"{came} rows came back for {m}")
-            self._place(answer, self._passed(tier, answer))
+            on = switch(args, kwargs)
         except ConfigurationError:
             raise
-        except Exception as error:  # noqa: BLE001 - rows that do not fit are no answer
-            self.ledger.failed(tier, error)
+        except Exception as error:  # noqa: BLE001 - a switch that breaks must not take the service down
+            self.failed(error)
+            return False
+        if not on:
+            self.misses.append(Miss(self.tier, OFF))
+        return on
 
-    def finish(self, name: str) -> tuple[Any, dict[int, int]]:
-        """Return the answer, and how many rows which tier gave; raise if a row has none."""
-        if self._out is None or len(self._pending):
-            rows_left = f" {len(self._pending)} of {len(self._where)} rows"
-            raise self.ledger.exhausted(name, rows_left)
-        counts = {at: int((self._where == at).sum()) for at in range(self._at + 1)}
-        for position, store in self._stores:
-            store.like = rows.copied(self._out[:0])
-            for i in (self._where < position).nonzero()[0]:
-                store.keep(self._key(store, int(i)), rows.row(self._out, int(i)))
-        return self._out, counts
-
-    def names(self) -> tuple[str, ...]:
-        """Return the tier of each row."""
-        return tuple(self._tiers[at].name for at in self._where.tolist())
-
-    def _passed(self, tier: Tier[..., Any], answer: Any) -> Any:
-        import numpy as np
-
-        m = len(self._pending)
-        mask = np.ones(m, dtype=bool) if tier.accept is None else tier.accept.mask(answer, m)
-        if not mask.all():
-            self.ledger.rejected(tier, f" ({m - int(mask.sum())} of {m} rows)")
-        return mask
-
-    def _place(self, answer: Any, mask: Any) -> None:
-        good = self._pending[mask]
-        if self._out is None:  # the first answer: its kind, dtype and device are those of the whole
-            self._out = answer if mask.all() else rows.copied(answer)
-        elif len(good):
-            given = answer if mask.all() else rows.take(answer, mask.nonzero()[0])
-            self._out = rows.put(self._out, good, given)
-        self._where[good] = self._at
-        self._pending = self._pending[~mask]
-
-    def _key(self, store: Store, i: int) -> Any:
-        return store.row_key(self._batch[i], self._args[1:], self.kwargs)
-
-    def _ask_store(self, tier: Tier[..., Any]) -> None:
-        import numpy as np
-
-        store = dict(self._stores)[self._at]
-        found = [store.find(self._key(store, int(i))) for i in self._pending]
-        mask = np.array([one is not None for one in found], dtype=bool)
-        if not mask.any():
-            self.ledger.failed(tier, store.missing())
-            return
-        # Every row gets one of those found; only the rows that have their own are marked as answered.
-        spread = np.maximum(mask.cumsum() - 1, 0)
-        if not mask.all():
-            self.ledger.reasons.append(
-                f"{tier.name}: nothing kept ({int((~mask).sum())} of {len(mask)} rows)"
-            )
+    def _recall(self, store: Store) -> None:
         try:
-            kept = rows.stacked([one[0] for one in found if one is not None], store.like)
-            self._place(rows.take(kept, spread), mask)
-        except Exception as error:  # noqa: BLE001 - rows of several shapes, or that do not fit, are no answer
-            self.ledger.failed(tier, error)
+            missing = self._asked.recall(self.at, store)
+        except Exception as error:  # noqa: BLE001 - rows that do not fit are no answer
+            self.failed(error)
+        else:
+            if missing is not None:
+                self.misses.append(Miss(self.tier, store.missing(), missing))
