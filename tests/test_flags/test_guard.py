@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 
 import pytest
 from hypothesis import given
@@ -104,6 +105,24 @@ def test_a_better_candidate_is_never_worse_for_coming_later():
             rollout.observe(side[unit], ok=rng.random() >= rate, unit=unit)
         alarms += rollout.status == "rolled_back"
     assert alarms <= 12
+
+
+@pytest.mark.parametrize(("factor", "runs", "within"), [(5.0, 25, 150), (2.0, 9, 750)])
+def test_a_fault_is_found_within_the_promised_canary_requests(factor, runs, within):
+    """10 % of the units, 2 % errors; `python -m benchmarks.flags_guard` is the same 2,000 times."""
+    rng, found = random.Random(f"fault {factor}"), []
+    for _ in range(runs):
+        _, rollout = started(Guard(ErrorRate(max_ratio=1.0)), share=0.1)
+        n_canary = 0
+        for n in range(50_000):
+            candidate = rng.random() < 0.1
+            n_canary += candidate
+            failed = rng.random() < 0.02 * (factor if candidate else 1.0)
+            rollout.observe("v2" if candidate else "v1", ok=not failed, unit=n)
+            if rollout.status == "rolled_back":
+                break
+        found.append(n_canary if rollout.status == "rolled_back" else float("inf"))
+    assert statistics.median(found) <= within
 
 
 # --- metrics -------------------------------------------------------------------------------------------------------
