@@ -296,7 +296,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for i, factor in enumerate(FAULTS):
         rows = [results["faulty"][f"{factor:g}"][rule] for rule in rules]
         places = np.arange(len(rules)) + (i - 1) * 0.27
-        widths = [max(row["median"], 1.0) for row in rows]
+        widths = [max(row["median"], 10.0) for row in rows]
         bars = right.barh(places, widths, 0.25, color=shades[i], label=f"{factor:g}x the errors")
         texts = [
             f" {row['median']:.0f}"
@@ -311,8 +311,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
     right.set_title("canary requests until a faulty one is, median", fontsize=9, loc="left")
     left.set_yticks(np.arange(len(rules)), rules, fontsize=8)
     left.invert_yaxis()
-    for ax in (left, right):
-        ax.legend(fontsize=7, loc="lower right", frameon=False)
+    for ax, place in ((left, "lower right"), (right, "upper right")):
+        ax.legend(fontsize=7, loc=place, frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(axis="x", labelsize=7)
     path.parent.mkdir(exist_ok=True)
