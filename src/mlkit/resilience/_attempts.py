@@ -12,6 +12,7 @@ from mlkit._suggest import clip
 from mlkit.errors import DeadlineExceededError, RejectedError, ResultRejectedError
 from mlkit.resilience._ambient import AMBIENT, Ambient, inherited
 from mlkit.resilience._backoff import pause_after
+from mlkit.resilience._plan import RESOLUTION
 from mlkit.resilience._verdict import FALL, RETRY, Verdict, pushback
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["SPENT", "Attempts", "Spent", "Trial", "forget_frames"]
 
 _MARK = "_mlkit_retried_by"
-_RESOLUTION = 1e-6
 _RESUMABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
 
 
@@ -92,9 +92,12 @@ class Attempts:
         why = self._forbidden(pause)
         if why is not None:
             return self._give_up(error, why)
-        self.plan.policy._limits.count("retries", self.plan.name)  # noqa: SLF001 - one object in two files
+        self.plan.retries.add()
         # The text now, the note only if it is needed; the error itself would keep the batch alive.
-        self._notes.append((self.made, type(error).__name__, clip(str(error), 160)))
+        text = str(error)
+        self._notes.append(
+            (self.made, type(error).__name__, text if len(text) <= 160 else clip(text, 160))
+        )
         return pause
 
     def _forbidden(self, pause: float) -> str | None:
@@ -276,7 +279,7 @@ class Trial:
             return
         verdict = self._verdict if error is None else None
         if self.limit is not None and (
-            duration > self.limit if verdict else duration + _RESOLUTION >= self.limit
+            duration > self.limit if verdict else duration + RESOLUTION >= self.limit
         ):
             # Late. An answer is given out all the same; a call that is cancelled now is one that hung until the
             # timeout or deadline of a policy around it, whose timer fires first.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial, update_wrapper
+from math import inf
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError
-from mlkit.resilience._ambient import AMBIENT
+from mlkit.resilience._ambient import AMBIENT, Ambient
 from mlkit.resilience._attempts import SPENT, Attempts, Trial
 from mlkit.resilience._machine import OK
 from mlkit.resilience._plan import ALWAYS_CLOSED, Plan
@@ -212,7 +213,6 @@ def _bind_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
 def _unlimited_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
     machine, budget = plan.machine, plan.budget
     surroundings, spent = AMBIENT.get, SPENT
-    simple = not (plan.clocked or plan.judges or plan.watched)
 
     def direct(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring  # the window of the closed breaker is the ticket
@@ -234,13 +234,54 @@ def _unlimited_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
             return answer
         return _again_sync(plan, attempts, pause, partial(fn, *args, **kwargs))
 
-    def through(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return _run_sync(plan, fn, args, kwargs)
+    if plan.clocked or plan.judges or plan.watched:
+        return _timed_sync(plan, fn)
+    return direct
 
-    return direct if simple else through
+
+def _timed_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
+    """As `direct`, with two readings of the clock around the call and its time limit inside of it."""
+    machine, judge, watched = plan.machine, plan.judge if plan.judges else None, plan.watched
+    surroundings, enter, leave, spent = AMBIENT.get, AMBIENT.set, AMBIENT.reset, SPENT
+    limit, quick = plan.limit, plan.quick
+
+    def timed(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        ring = machine.ring
+        if ring is None or watched or surroundings() is not None:
+            return _run_sync(plan, fn, args, kwargs)
+        since = spent.number
+        clock = current()
+        began = clock.monotonic()
+        inside = Ambient(began + limit, limit)
+        token = enter(inside)
+        try:
+            answer = fn(*args, **kwargs)
+            if type(answer) is CoroutineType:
+                raise _unexpected_coroutine(plan, answer)
+            if judge is not None:
+                judge(answer)
+        except Exception as error:
+            attempts, pause = _first_failed(plan, since, ring, error, began)
+            if pause is None:
+                raise
+        else:
+            if quick == inf or (duration := clock.monotonic() - began) < quick:
+                ring.append(OK)
+            else:
+                plan.succeeded(ring, duration)
+            plan.earn()
+            return answer
+        finally:
+            inside.over = True
+            leave(token)
+        return _again_sync(plan, attempts, pause, partial(fn, *args, **kwargs))
+
+    return timed
 
 
 def _run_sync(plan: Plan, fn: Callable[..., _R], args: Any, kwargs: dict[str, Any]) -> _R:
+    if plan.machine.ring is None:
+        plan.refuse()
     trial = Trial(plan)
     try:
         with trial:
@@ -303,9 +344,9 @@ def _unlimited_async(
     from mlkit.resilience._timers import Scope
 
     machine, budget, hedge = plan.machine, plan.budget, plan.policy.hedge
-    surroundings, spent = AMBIENT.get, SPENT
-    simple = not (plan.clocked or plan.judges or plan.watched or hedge)
-    current_task, running_loop = asyncio.current_task, asyncio.get_running_loop
+    surroundings, enter, leave, spent = AMBIENT.get, AMBIENT.set, AMBIENT.reset, SPENT
+    limit, quick, judge = plan.limit, plan.quick, plan.judge if plan.judges else None
+    current_task = asyncio.current_task
 
     async def direct(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring  # the window of the closed breaker is the ticket
@@ -325,7 +366,46 @@ def _unlimited_async(
             return answer
         return await again(attempts, pause, args, kwargs)
 
+    async def timed(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        ring = machine.ring
+        if ring is None or surroundings() is not None:
+            return await run(args, kwargs)
+        since = spent.number
+        clock = current()
+        began = clock.monotonic()
+        inside = Ambient(began + limit, limit)
+        token = enter(inside)
+        try:
+            if limit == inf:
+                answer = await fn(*args, **kwargs)
+            else:
+                with Scope(plan, current_task(), limit):
+                    answer = await fn(*args, **kwargs)
+            if judge is not None:
+                judge(answer)
+        except Exception as error:
+            attempts, pause = _first_failed(plan, since, ring, error, began)
+            if pause is None:
+                raise
+        except asyncio.CancelledError:
+            plan.cancelled(ring, began)
+            raise
+        else:
+            if quick == inf or (duration := clock.monotonic() - began) < quick:
+                ring.append(OK)
+            else:
+                plan.succeeded(ring, duration)
+            if budget.level < budget.full:
+                budget.earn()
+            return answer
+        finally:
+            inside.over = True
+            leave(token)
+        return await again(attempts, pause, args, kwargs)
+
     async def run(args: Any, kwargs: dict[str, Any]) -> _R:
+        if machine.ring is None:
+            plan.refuse()
         trial = Trial(plan)
         try:
             if hedge is None:
@@ -370,9 +450,7 @@ def _unlimited_async(
             if trial.limit is None:
                 answer = await fn(*args, **kwargs)
             else:
-                task = current_task()
-                assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
-                with Scope(plan, task, running_loop(), trial.limit):
+                with Scope(plan, current_task(), trial.limit):
                     answer = await fn(*args, **kwargs)
             trial.check(answer)
             return answer
@@ -380,15 +458,20 @@ def _unlimited_async(
     async def through(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         return await run(args, kwargs)
 
-    return direct if simple else through
+    if hedge is not None or plan.watched:
+        return through
+    return timed if plan.clocked or plan.judges else direct
 
 
 def _first_failed(
-    plan: Plan, since: int, ring: Any, error: Exception
+    plan: Plan, since: int, ring: Any, error: Exception, began: float = 0.0
 ) -> tuple[Attempts, float | None]:
+    """Judge the first attempt of a call, which nothing surrounds; return what comes next."""
     if plan.breaker is not None:
-        plan.breaker.failed(ring, error)
-    attempts = Attempts(plan, since)
+        duration = current().monotonic() - began if began else 0.0
+        plan.breaker.failed(ring, error, duration=duration)
+    until = began + plan.deadline if plan.deadline is not None else inf
+    attempts = Attempts(plan, since, until=(until, plan.deadline or inf), began=began)
     return attempts, attempts.pause(error)
 
 

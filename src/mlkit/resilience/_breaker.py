@@ -326,10 +326,12 @@ class Breaker:
         Infinity if only `reset` can change it.
         """
         machine = self._machine
-        if self._storage is None and machine.ring is not None:
-            return None
-        now = self._now()
-        if self._storage is not None:
+        if self._storage is None:
+            if machine.ring is not None:
+                return None
+            now = current(self._clock).monotonic()
+        else:
+            now = self._now()
             self._look(now)
         record = machine.record
         if record.state == "open":

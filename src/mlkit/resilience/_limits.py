@@ -75,8 +75,8 @@ class Limits:
         if not job.leave(ended):
             ended()
 
-    def count(self, what: str, name: str) -> None:
-        """Add one to `resilience_<what>_total{policy=name}`."""
+    def counter(self, what: str, name: str) -> Counter:
+        """Return `resilience_<what>_total{policy=name}`."""
         counter = self._counters.get((what, name))
         if counter is None:
             with self._lock:
@@ -84,7 +84,11 @@ class Limits:
                     (what, name), Counter(f"resilience_{what}_total", policy=name)
                 )
             register(counter)
-        counter.add()
+        return counter
+
+    def count(self, what: str, name: str) -> None:
+        """Add one to `resilience_<what>_total{policy=name}`."""
+        self.counter(what, name).add()
 
     def _wait(self, now: float) -> float:
         """Take a token, or return the seconds until there is one."""

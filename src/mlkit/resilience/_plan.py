@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from math import inf
 from typing import TYPE_CHECKING, Any, final
 
+from mlkit._clock import current
 from mlkit.errors import BreakerOpenError, ResultRejectedError
 from mlkit.resilience._budget import Budget
 from mlkit.resilience._machine import Machine, Rules
@@ -16,10 +18,13 @@ if TYPE_CHECKING:
 
     from mlkit.resilience._breaker import Breaker
     from mlkit.resilience._policy import Policy, Retry
+    from mlkit.telemetry import Counter
 
-__all__ = ["ALWAYS_CLOSED", "Plan"]
+__all__ = ["ALWAYS_CLOSED", "RESOLUTION", "Plan"]
 
 ALWAYS_CLOSED = Machine(Rules(1.0, 1.0, 1, 1, 0.0, 1.0, 1, 1.0))
+RESOLUTION = 1e-6
+"""Seconds by which a timer may fire early."""
 _NO_BUDGET = Budget(burst=0)
 
 
@@ -39,21 +44,26 @@ class Plan:
         budget: What retries and hedges are paid from; `unbounded` says if there is none.
         unbounded: Whether retries are free.
         clocked: Whether an attempt needs to know the time.
+        limit: Seconds the first attempt may take if nothing surrounds the call, or infinity.
+        quick: Seconds below which an answer is a plain success.
         judges: Whether answers are looked at.
         retryable: From an error to a bool or `Verdict`.
         loop: The timers of this thread's event loop.
     """
 
     __slots__ = (
+        "_retries",
         "breaker",
         "budget",
         "clocked",
         "deadline",
         "judges",
+        "limit",
         "loop",
         "machine",
         "name",
         "policy",
+        "quick",
         "retry",
         "retryable",
         "slow",
@@ -81,9 +91,37 @@ class Plan:
             or self.slow is not None
             or (self.retry is not None and self.retry.stop is not None)
         )
+        self.limit = min(self.timeout or inf, self.deadline or inf)
+        self.quick = inf if self.breaker is None else min(self.slow or inf, self.limit)
         self.judges = policy.accept is not None or policy.verdict is not None
         self.retryable: Callable[[Exception], Any] = policy._retryable  # noqa: SLF001
+        self._retries: Counter | None = None
         self.loop = threading.local()
+
+    @property
+    def retries(self) -> Counter:
+        """What counts the retries; not there before the first."""
+        if self._retries is None:
+            self._retries = self.policy._limits.counter("retries", self.name)  # noqa: SLF001 - one object in two files
+        return self._retries
+
+    def refuse(self) -> None:
+        """Raise `BreakerOpenError` if a call cannot be admitted now; nothing has been done for it yet."""
+        if self.breaker is not None and (wait := self.breaker.blocked()) is not None:
+            self.policy._limits.count("rejections", self.name)  # noqa: SLF001 - one object in two files
+            raise BreakerOpenError(self.breaker.name, "the breaker is open", retry_after=wait)
+
+    def succeeded(self, ticket: object, duration: float) -> None:
+        """Tell the breaker of an answer that was slow, or late: that is given out, and counts as a failure."""
+        if self.breaker is not None:
+            self.breaker.settle(ticket, duration <= self.limit, duration=duration)
+
+    def cancelled(self, ticket: object, began: float) -> None:
+        """Tell the breaker of a cancelled call if its time was over: the timer of a policy around it fires first."""
+        if self.breaker is not None and self.limit != inf:
+            duration = current().monotonic() - began
+            if duration + RESOLUTION >= self.limit:
+                self.breaker.settle(ticket, False, duration=duration)  # noqa: FBT003 - the verdict itself
 
     def admitted(self) -> object:
         """Return the breaker's ticket; raise `BreakerOpenError` if it gives none."""

@@ -124,7 +124,6 @@ class Scope:
     Args:
         plan: Whose attempt it is.
         task: The current task.
-        loop: Its loop.
         limit: Seconds.
 
     Raises:
@@ -135,7 +134,6 @@ class Scope:
         "_cancelling",
         "_expired",
         "_limit",
-        "_loop",
         "_plan",
         "_task",
         "_timers",
@@ -146,16 +144,15 @@ class Scope:
     when: float
     handle: asyncio.TimerHandle | None
 
-    def __init__(
-        self, plan: Plan, task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop, limit: float
-    ) -> None:
-        self._plan, self._task, self._loop, self._limit = plan, task, loop, limit
+    def __init__(self, plan: Plan, task: asyncio.Task[Any] | None, limit: float) -> None:
+        assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
+        self._plan, self._task, self._limit = plan, task, limit
         self._expired = False
         self.handle = None
 
     def __enter__(self) -> None:
         self._cancelling = self._task.cancelling()
-        self._timers = start(self._plan, self, self._loop, self._limit, "attempts")
+        self._timers = start(self._plan, self, asyncio.get_running_loop(), self._limit, "attempts")
 
     def due(self) -> None:
         """Cancel what runs inside."""

@@ -106,7 +106,7 @@ def transient(error: Exception) -> bool:
     if isinstance(error, RejectedError):
         return False
     if isinstance(error, (ConnectionError, TimeoutError)):
-        return not _permanent(error)
+        return type(error).__module__ == "builtins" or not _permanent(error)
     if isinstance(error, OSError) and error.errno in _NETWORK:
         return True
     if _number(getattr(error, "retry_after", None)) is not None:
@@ -119,11 +119,13 @@ def pushback(error: Exception) -> float | None:
 
     They are its `retry_after`, or the `Retry-After` header of its `response` (seconds or a date).
     """
-    asked = _number(getattr(error, "retry_after", None))
-    if asked is not None:
-        return asked
-    headers = getattr(getattr(error, "response", None), "headers", None)
-    get = getattr(headers, "get", None)
+    asked = getattr(error, "retry_after", None)
+    if asked is not None and (wait := _number(asked)) is not None:
+        return wait
+    response = getattr(error, "response", None)
+    if response is None:
+        return None
+    get = getattr(getattr(response, "headers", None), "get", None)
     if not callable(get):
         return None
     text = get("Retry-After") or get("retry-after")
