@@ -20,16 +20,17 @@ from mlkit.resilience._backoff import full_jitter
 from mlkit.resilience._breaker import Breaker, BreakerStats, seconds
 from mlkit.resilience._budget import Budget
 from mlkit.resilience._fallback import Fallback, fallback
-from mlkit.resilience._gates import Gate, confidence, finite, in_range
+from mlkit.resilience._gates import Gate
+from mlkit.resilience._judges import agrees, confidence, finite, in_range
 from mlkit.resilience._machine import BreakerRecord
 from mlkit.resilience._policy import Hedge, Policy, Retry
-from mlkit.resilience._provenance import Answer, Provenance, provenance
+from mlkit.resilience._provenance import Answer, Provenance, Trace, provenance
 from mlkit.resilience._storage import BreakerStorage, FileStorage, MemoryStorage
 from mlkit.resilience._threads import Threaded
 from mlkit.resilience._tiers import Tier, constant, stale, tier
 from mlkit.resilience._verdict import FALL, RAISE, RETRY, Verdict, transient
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in the order of `sorted`, as in every module
     "Answer",
     "Breaker",
     "BreakerRecord",
@@ -49,7 +50,9 @@ __all__ = [
     "Retry",
     "Threaded",
     "Tier",
+    "Trace",
     "Verdict",
+    "agrees",
     "confidence",
     "constant",
     "deadline",
