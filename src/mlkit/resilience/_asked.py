@@ -117,7 +117,10 @@ class RowArguments:
                 return [skip]
             first = [name for name, at in self._positions.items() if at == skip]
             found: list[int | str] = [name for name in first if name in kwargs]
-            found = found or ([*kwargs] if len(kwargs) == 1 else [])
+            if (
+                not self._positions and len(kwargs) == 1
+            ):  # a builtin that does not say what it takes
+                found = [*kwargs]
             if found:
                 return found
             raise ConfigurationError(
@@ -165,14 +168,7 @@ class AskedRows:
     def call(self) -> Call:
         if len(self._pending) == len(self.where):
             return self._args, self._kwargs
-        args, kwargs = list(self._args), dict(self._kwargs)
-        for key, batch in self._batches.items():
-            some = rows.take(batch, self._pending)
-            if isinstance(key, int):
-                args[key] = some
-            else:
-                kwargs[key] = some
-        return tuple(args), kwargs
+        return self._call_of(self._pending)
 
     def take(self, at: int, tier: Tier[..., Any], answer: Any) -> str | None:
         m = len(self._pending)
@@ -247,16 +243,21 @@ class AskedRows:
     def _key(self, store: Store, i: int) -> Hashable | None:
         """Return the key of row *i*; the other arguments are part of it, unless the user says what is."""
         if store.keyed:
-            args = tuple(rows.one(b, i) for key, b in self._batches.items() if isinstance(key, int))
+            given = {key: rows.one(batch, i) for key, batch in self._batches.items()}
+            named = {key: one for key, one in given.items() if isinstance(key, str)}
             return store.key(
-                args,
-                {key: rows.one(b, i) for key, b in self._batches.items() if isinstance(key, str)},
+                tuple(one for key, one in given.items() if isinstance(key, int)), named
             )
-        args = tuple(
-            rows.one(one, i) if at in self._batches else one for at, one in enumerate(self._args)
-        )
-        kwargs = {
-            key: rows.one(one, i) if key in self._batches else one
-            for key, one in self._kwargs.items()
-        }
+        args, kwargs = self._call_of([i])
         return store.key(args, kwargs)
+
+    def _call_of(self, index: Any) -> Call:
+        """Return the arguments with only the rows at *index* of the batches."""
+        args, kwargs = list(self._args), dict(self._kwargs)
+        for key, batch in self._batches.items():
+            some = rows.take(batch, index)
+            if isinstance(key, int):
+                args[key] = some
+            else:
+                kwargs[key] = some
+        return tuple(args), kwargs

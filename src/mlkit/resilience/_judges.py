@@ -11,7 +11,7 @@ from mlkit.errors import ConfigurationError
 from mlkit.resilience._gates import Gate, gate_of, rows_verdict, whole_verdict
 from mlkit.resilience._kinds import is_array, is_tensor
 from mlkit.resilience._leaves import is_table
-from mlkit.resilience._rows import parts_of
+from mlkit.resilience._rows import columns_of, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,14 +31,11 @@ class _Finite(NamedTuple):
         return whole_verdict(_is_finite(answer), "finite") is True
 
     def rows(self, answer: Any, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG002
-        parts = parts_of(answer)
-        if parts is None or not parts:
-            return rows_verdict(_is_finite(answer), n, "finite")
-        masks = [self.rows(part, n, (), {})[0] for part in parts.values()]
-        yes = masks[0]
-        for mask in masks[1:]:
-            yes = yes & mask
-        return yes, ~yes
+        columns = columns_of(answer)
+        yes, no = rows_verdict(_is_finite(columns[0] if columns else answer), n, "finite")
+        for column in columns[1:]:
+            yes = yes & rows_verdict(_is_finite(column), n, "finite")[0]
+        return (yes, ~yes) if columns[1:] else (yes, no)
 
 
 def _is_finite(answer: Any) -> Any:
@@ -62,7 +59,11 @@ def _is_finite(answer: Any) -> Any:
         return [whole_verdict(_is_finite(item), "finite") for item in answer]
     parts = parts_of(answer, loose=True)
     if parts is not None:
-        return all(whole_verdict(_is_finite(item), "finite") for item in parts.values())
+        # Beside rows, None is a column that is not there, and a text a remark; alone, they are the answer.
+        items = [part for part in parts.values() if not (part is None or isinstance(part, str))]
+        if not columns_of(answer):
+            items = list(parts.values())
+        return all(whole_verdict(_is_finite(item), "finite") for item in items)
     raise ConfigurationError(
         "finite(answer)",
         _kind(answer),
@@ -73,7 +74,7 @@ def _is_finite(answer: Any) -> Any:
 
 finite: Gate = gate_of(_Finite(), "finite")
 """Passes numbers that are neither NaN nor infinite, in arrays, tensors, tables, lists, tuples, dicts and dataclasses; None
-does not pass.
+does not pass, except beside rows: there it is a column that is not given.
 
 What is no number (text, also beside numbers, or an array of text or objects) it cannot judge: `ConfigurationError`.
 """

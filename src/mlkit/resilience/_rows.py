@@ -131,9 +131,14 @@ def filled(value: Any, n: int, like: Any) -> Any:
     )
 
 
+def columns_of(batch: Any) -> list[Any]:
+    """Return all that holds rows in *batch*."""
+    return [column for _, column in _columns(batch, "")]
+
+
 def example(batch: Any) -> Any:
     """Return what a column of answers to *batch* looks like: a tensor, array or list, whichever *batch* has first."""
-    columns = [column for _, column in _columns(batch, "")]
+    columns = columns_of(batch)
     for kind in (is_tensor, is_array):
         for column in columns:
             if kind(column):
@@ -166,7 +171,8 @@ def parts_of(value: Any, *, loose: bool = False) -> dict[Any, Any] | None:
         return None
     from dataclasses import fields
 
-    return {field.name: getattr(value, field.name) for field in fields(value)}
+    # What is no argument of the constructor is worked out from what is.
+    return {field.name: getattr(value, field.name) for field in fields(value) if field.init}
 
 
 def rebuilt(like: Any, parts: dict[Any, Any]) -> Any:
@@ -183,14 +189,8 @@ def rebuilt(like: Any, parts: dict[Any, Any]) -> Any:
         for key, column in parts.items():
             changed[key] = column
         return changed
-    from dataclasses import fields
-
-    # Made anew and not copied: what a copy has cached would be that of other rows.
-    made = kind(**{field.name: parts[field.name] for field in fields(like) if field.init})
-    for field in fields(like):
-        if not field.init:
-            object.__setattr__(made, field.name, parts[field.name])
-    return made
+    # Made anew and not copied: what a copy has worked out and cached would be that of other rows.
+    return kind(**parts)
 
 
 def _mapped(change: Callable[[Any, Any], Any], batch: Any) -> Any:

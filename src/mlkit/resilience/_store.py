@@ -118,8 +118,12 @@ def _plain(value: Any) -> Any:
     if is_table(value):
         names = list(value.columns) if value.ndim > 1 else [value.name]
         return [names, value.to_numpy().tolist()]
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, list):
         return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return value
+    parts = parts_of(value, loose=True)
+    if parts is None:
+        return value
+    if type(value) is tuple:
+        return [_plain(item) for item in value]
+    plain = {name: _plain(item) for name, item in parts.items()}
+    return plain if isinstance(value, dict) else [type(value).__qualname__, plain]
