@@ -60,9 +60,10 @@ def _is_finite(answer: Any) -> Any:
     parts = parts_of(answer, loose=True)
     if parts is not None:
         # Beside rows, None is a column that is not there, and a text a remark; alone, they are the answer.
-        items = [part for part in parts.values() if not (part is None or isinstance(part, str))]
-        if not columns_of(answer):
-            items = list(parts.values())
+        beside = parts_of(answer) is not None and columns_of(answer)
+        items = [
+            part for part in parts.values() if not (beside and (part is None or type(part) is str))
+        ]
         return all(whole_verdict(_is_finite(item), "finite") for item in items)
     raise ConfigurationError(
         "finite(answer)",
@@ -231,25 +232,27 @@ class _Agrees(NamedTuple):
     arguments: bool = True
 
     def whole(self, answer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool | None:
+        other = self._asked(args, kwargs)
+        return None if other is None else _whole(*self._compared(answer, other[0]))
+
+    def rows(self, answer: Any, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        other = self._asked(args, kwargs)
+        if other is None:
+            return rows_verdict(None, n, self.name)
+        return _rows(*self._compared(answer, other[0]), n, self.name)
+
+    def _asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
+        """Return what the other one says, as a tuple of one, or None if it fails."""
         try:
-            yes, known = self._compared(answer, args, kwargs)
+            return (self.fn(*args, **kwargs),)
         except ConfigurationError:
             raise
         except Exception:  # noqa: BLE001 - whether it would agree is unknown
             return None
-        return _whole(yes, known)
 
-    def rows(self, answer: Any, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        try:
-            yes, known = self._compared(answer, args, kwargs)
-        except ConfigurationError:
-            raise
-        except Exception:  # noqa: BLE001 - whether it would agree is unknown
-            return rows_verdict(None, n, self.name)
-        return _rows(yes, known, n, self.name)
+    def _compared(self, answer: Any, other: Any) -> tuple[Any, Any]:
+        import numpy as np
 
-    def _compared(self, answer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        other = self.fn(*args, **kwargs)
         if self.by is not None:
             answer, other = self.by(answer), self.by(other)
         mine, theirs = _as_array(answer), _as_array(other)
@@ -260,15 +263,14 @@ class _Agrees(NamedTuple):
                 "answers of one shape",
                 hint="make them comparable: agrees(fn, by=lambda p: p.argmax(-1))",
             )
-        if mine.dtype.kind not in "biufc" or theirs.dtype.kind not in "biufc":
-            same = mine == theirs
-            return same, same | True
-        import numpy as np
-
+        equal = np.asarray(mine == theirs)
+        if mine.dtype.kind not in "iufc" or theirs.dtype.kind not in "iufc":
+            return equal, np.ones_like(equal)
         known = ~(np.isnan(mine) | np.isnan(theirs))
+        wide = np.result_type(mine, theirs, np.float64)  # unsigned numbers cannot be below zero
         with np.errstate(invalid="ignore"):  # infinity less infinity
-            near = abs(mine - theirs) <= self.atol + self.rtol * abs(theirs)
-        return known & (near | (mine == theirs)), known
+            near = abs(mine.astype(wide) - theirs) <= self.atol + self.rtol * abs(theirs)
+        return known & (near | equal), known
 
 
 def agrees(
