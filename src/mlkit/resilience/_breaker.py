@@ -437,10 +437,15 @@ class Breaker:
             return
         try:
             stored = storage.read(self.name)
+            record = corrected(stored or BreakerRecord(), self._machine.rules, now)
+            if stored is not None and record is not stored:  # or it would be corrected for ever
+                record = record._replace(version=stored.version + 1)
+                if not storage.swap(self.name, stored, record):
+                    return  # somebody else was first: the next call looks again
         except Exception as error:  # noqa: BLE001 - a storage that is down is not the call's error
             self._go_alone(error)
             return
-        self._learn(corrected(stored or BreakerRecord(), self._machine.rules, now))
+        self._learn(record)
 
     def _learn(self, record: BreakerRecord) -> None:
         with self._lock:

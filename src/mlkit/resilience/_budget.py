@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any, final
 
 from mlkit._arguments import fraction, whole
+from mlkit.errors import ConfigurationError
 
 __all__ = ["Budget"]
 
@@ -19,22 +21,27 @@ class Budget:
     Every call that succeeds puts *ratio* of a token in, every retry and every hedge takes one out, and no more than
     *burst* are kept. So attempts <= (1 + ratio) x calls + burst, and a failing service is not buried under retries.
 
-    Pass one budget to several `Retry` to share it. Thread-safe. A pickled budget is a fresh, full one.
+    Pass one budget to several `Retry` to share it, or give it a name: in a process, all budgets of one name are the same
+    object, as long as anybody holds it. Thread-safe. A pickled budget is a fresh, full one, or the one of its name.
 
     Args:
         ratio: Tokens earned by a success, in [0, 1].
         burst: Tokens kept at most, and at the start; at least 0.
+        name: What it is shared by, or None.
 
     Attributes:
         ratio: As given.
         burst: As given.
+        name: As given.
         full: Millionths of a token that it holds at most.
         level: Millionths of a token in it now.
 
     Raises:
-        ConfigurationError: If an argument is out of its range.
+        ConfigurationError: If an argument is out of its range, or the budget of that name has other settings.
 
     Examples:
+        >>> Budget(name="database") is Budget(name="database")
+        True
         >>> budget = Budget(ratio=0.5, burst=1)
         >>> budget.spend(), budget.spend()
         (True, False)
@@ -46,19 +53,34 @@ class Budget:
         Brooker, "Fixing retries with token buckets and circuit breakers" (2022); gRPC's retryThrottling (A6).
     """
 
-    __slots__ = ("_lock", "_share", "burst", "full", "level", "ratio")
+    __slots__ = ("__weakref__", "_lock", "_share", "burst", "full", "level", "name", "ratio")
 
     ratio: float
     burst: int
+    name: str | None
     full: int
     level: int
 
-    def __init__(self, ratio: float = 0.1, burst: int = 10) -> None:
+    def __new__(cls, ratio: float = 0.1, burst: int = 10, *, name: str | None = None) -> Budget:
+        """Make a budget, or return the one of that name."""
+        self = super().__new__(cls)
         self.ratio = fraction("Budget(ratio=...)", ratio, zero=True)
         self.burst = whole("Budget(burst=...)", burst, low=0)
+        if name is not None and not (isinstance(name, str) and name):
+            raise ConfigurationError("Budget(name=...)", name, "a name, or None")
+        self.name = name
         self._share = round(self.ratio * _TOKEN)
         self.full = self.level = self.burst * _TOKEN
         self._lock = threading.Lock()
+        if name is None:
+            return self
+        with _naming:
+            known = _named.setdefault(name, self)
+        if (known.ratio, known.burst) != (self.ratio, self.burst):
+            raise ConfigurationError(
+                f"Budget(name={name!r})", self, f"the settings that it has already: {known!r}"
+            )
+        return known
 
     @property
     def tokens(self) -> float:
@@ -81,7 +103,16 @@ class Budget:
             self.level = min(self.full, self.level + self._share)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Budget, (self.ratio, self.burst)
+        return _rebuild, (self.ratio, self.burst, self.name)
 
     def __repr__(self) -> str:
-        return f"Budget(ratio={self.ratio!r}, burst={self.burst!r})"
+        name = "" if self.name is None else f", name={self.name!r}"
+        return f"Budget(ratio={self.ratio!r}, burst={self.burst!r}{name})"
+
+
+_named: weakref.WeakValueDictionary[str, Budget] = weakref.WeakValueDictionary()
+_naming = threading.Lock()
+
+
+def _rebuild(ratio: float, burst: int, name: str | None) -> Budget:
+    return Budget(ratio, burst, name=name)

@@ -13,6 +13,7 @@ from mlkit.testing._time import VirtualTime, virtual_time
 TYPE_CHECKING = False  # every type checker takes it for true
 
 __all__ = [
+    "BreakerStorageContract",
     "Fault",
     "FaultPlan",
     "SinkContract",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from mlkit.testing._breakers import BreakerStorageContract
     from mlkit.testing._sinks import SinkContract, StoredRun
 else:  # were it visible to type checkers, they would accept any misspelt name (PEP 562)
 
@@ -37,6 +39,10 @@ else:  # were it visible to type checkers, they would accept any misspelt name (
             from mlkit.testing import _sinks
 
             return getattr(_sinks, name)
+        if name == "BreakerStorageContract":
+            from mlkit.testing._breakers import BreakerStorageContract
+
+            return BreakerStorageContract
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
 
     def __dir__() -> list[str]:
