@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import subprocess
@@ -103,7 +102,7 @@ class FoldsNames(Double):
 
 class CutsNames(Double):
     def key(self, name):
-        return os.path.basename(name)
+        return name.rpartition("/")[2]
 
 
 class NeverRefreshes(Double):

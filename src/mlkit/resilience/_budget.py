@@ -60,6 +60,8 @@ class Budget:
     name: str | None
     full: int
     level: int
+    _lock: threading.Lock
+    _share: int
 
     def __new__(cls, ratio: float = 0.1, burst: int = 10, *, name: str | None = None) -> Budget:
         """Make a budget, or return the one of that name."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 import threading
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlkit.resilience import Breaker, BreakerRecord
 
@@ -84,8 +84,10 @@ class BreakerStorageContract:
         storage = self.make_storage(tmp_path)
         stored = _RECORDS[2]
         assert storage.swap("ranker", None, stored)
-        wrong = [None, stored._replace(leases=stored.leases[:1])]
-        wrong += [stored._replace(**{field: -1}) for field in stored._fields if field != "leases"]
+        wrong: list[BreakerRecord | None] = [None, stored._replace(leases=stored.leases[:1])]
+        for field in set(stored._fields) - {"leases"}:
+            changed: dict[str, Any] = {field: -1}
+            wrong.append(stored._replace(**changed))
         for old in wrong:
             assert not storage.swap("ranker", old, BreakerRecord(99))
             assert storage.read("ranker") == stored
