@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, assert_type
 
 import numpy as np
@@ -14,7 +14,18 @@ from mlkit.inference import Batcher, map_batches
 from mlkit.models import ModelStore, ModelVersion
 from mlkit.registry import Problem, Registry, Spec, spec_of
 from mlkit.repro import Manifest, Seeds, fingerprint, isolated, seed_all
-from mlkit.resilience import Answer, Policy, Retry, constant, fallback, finite, tier
+from mlkit.resilience import (
+    Answer,
+    Policy,
+    Retry,
+    Trace,
+    constant,
+    fallback,
+    finite,
+    in_range,
+    stale,
+    tier,
+)
 from mlkit.tracking import Delivery, Run, RunData, read, start_run
 
 
@@ -102,6 +113,31 @@ def a_fallback_answers_as_its_first_tier(big: Callable[[float], float]) -> None:
     score = fallback(tier(big, accept=finite), constant(0.5))
     assert_type(score(1.0), float)
     assert_type(score.explain(1.0), Answer[float])
+    score("no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+class Ranker:
+    def big(self, x: float, *, scale: int = 1) -> float:
+        return x * scale
+
+    def words(self, prompt: str) -> Iterator[str]:
+        yield prompt
+
+    rank = fallback(tier(big, accept=finite & in_range(0, 1)), constant(0.5))
+    say = fallback(words, constant("sorry"), stream="buffer")
+
+
+async def a_fallback_is_a_method_and_may_be_awaited(
+    ranker: Ranker, fetch: Callable[[str], Coroutine[Any, Any, bytes]]
+) -> None:
+    assert_type(ranker.rank(1.0, scale=2), float)
+    assert_type(ranker.rank.explain(1.0), Answer[float])
+    assert_type(ranker.say("hello"), Iterator[str])
+    ranker.rank("no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    cached = fallback(fetch, stale(60.0))
+    assert_type(await cached("a"), bytes)
+    assert_type(await cached.explain("a"), Answer[bytes])
+    assert_type((await cached.explain("a")).trace, Trace)
 
 
 def rows_keep_their_type(rows: list[int], mean: Callable[[list[int]], list[float]]) -> None:

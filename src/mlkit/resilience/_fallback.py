@@ -358,7 +358,13 @@ class BoundFallback(Generic[_Q, _T]):
             return cast("_T", function._called(given, kwargs, 1))  # noqa: SLF001 - one room
         return function(*given, **kwargs)
 
-    def explain(self, *args: _Q.args, **kwargs: _Q.kwargs) -> Any:
+    @overload
+    def explain(  # type: ignore[overload-overlap]  # as in `Fallback`
+        self: BoundFallback[_Q, Coroutine[Any, Any, _R]], *args: _Q.args, **kwargs: _Q.kwargs
+    ) -> Coroutine[Any, Any, Answer[_R]]: ...
+    @overload
+    def explain(self, *args: _Q.args, **kwargs: _Q.kwargs) -> Answer[_T]: ...
+    def explain(self, *args: Any, **kwargs: Any) -> Any:
         """Return the first good answer together with where it came from, see `Fallback.explain`."""
         return self.__func__._explained((self.__self__, *args), kwargs, 1)  # noqa: SLF001 - one room
 
