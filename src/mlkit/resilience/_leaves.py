@@ -48,6 +48,9 @@ class _Arrays:
 
         given = _as_array(rows)
         _fits_shape(batch.shape[1:], given)
+        if given.dtype == batch.dtype:
+            batch[index] = given
+            return batch
         if given.dtype.kind == batch.dtype.kind and given.dtype.kind in "SU":
             batch = batch.astype(np.promote_types(batch.dtype, given.dtype), copy=False)
         fits = np.can_cast(given.dtype, batch.dtype, "same_kind")
@@ -89,8 +92,10 @@ class _Tensors:
         given = torch.as_tensor(rows)
         _fits_shape(tuple(batch.shape[1:]), given)
         fitted = given.to(batch)
-        if not torch.can_cast(given.dtype, batch.dtype) or not _survived(
-            given.to(batch.device), fitted, torch
+        # Of one dtype nothing can get lost, and a look at the numbers would wait for the device.
+        if given.dtype != batch.dtype and not (
+            torch.can_cast(given.dtype, batch.dtype)
+            and _survived(given.to(batch.device), fitted, torch)
         ):
             raise ValueError(f"{given.dtype} rows do not fit into {batch.dtype}")
         batch[torch.as_tensor(index, device=batch.device)] = fitted
