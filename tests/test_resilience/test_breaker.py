@@ -12,15 +12,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mlkit import telemetry
 from mlkit.errors import BreakerOpenError, ConfigurationError
-from mlkit.resilience import Breaker, Policy
+from mlkit.resilience import Breaker, Policy, Retry, seconds
 from mlkit.testing import record_events, virtual_time
 
 
 class ModelOfBreaker:
-    """The documented behaviour in the plainest words: lists, no cleverness."""
+    """The documented behaviour in the plainest words: lists, no cleverness. A verdict is (failed, slow)."""
 
-    def __init__(self, *, rate, min_calls, window, cooldown, probes, lease):
-        self.rate, self.min_calls, self.window = rate, min_calls, window
+    def __init__(self, *, rate, slow_rate, min_calls, window, cooldown, probes, lease):
+        self.rate, self.slow_rate, self.min_calls, self.window = rate, slow_rate, min_calls, window
         self.cooldown, self.probes, self.lease = cooldown, probes, lease
         self.to("closed")
 
@@ -36,42 +36,53 @@ class ModelOfBreaker:
             if len(self.live) + len(self.results) < self.probes:
                 self.live[number] = now + self.lease
                 return True
-        return self.state == "closed"
+        return self.state in {"closed", "disabled"}
+
+    def seen(self, now):
+        """What is in the window."""
+        if isinstance(self.window, int):
+            return [verdict for _, verdict in self.history[-self.window :]]
+        width = self.window.length / 20
+        return [v for at, v in self.history if int(now / width) - int(at / width) < 20]
+
+    def too_many(self, verdicts, n):
+        failed = sum(verdict[0] for verdict in verdicts)
+        slow = sum(verdict[1] for verdict in verdicts)
+        return failed / n >= self.rate or slow / n >= self.slow_rate
 
     def settle(self, number, verdict, now):
         """The caller drops tickets of other eras."""
         if self.state == "closed" and verdict is not None:
-            self.history = [*self.history, verdict][-self.window :]
-            bad = self.history.count(False)
-            if (
-                not verdict
-                and len(self.history) >= self.min_calls
-                and bad / len(self.history) >= self.rate
-            ):
+            self.history.append((now, verdict))
+            seen = self.seen(now)
+            if any(verdict) and len(seen) >= self.min_calls and self.too_many(seen, len(seen)):
                 self.to("open", now)
         elif self.state == "half_open" and number in self.live:
             del self.live[number]
             if verdict is not None:
                 self.results.append(verdict)
-                worst = self.results.count(False) + self.probes - len(self.results)
-                if self.results.count(False) / self.probes >= self.rate:
+                worst = [*self.results, *[(True, True)] * (self.probes - len(self.results))]
+                if self.too_many(self.results, self.probes):
                     self.to("open", now)
-                elif worst / self.probes < self.rate:
+                elif not self.too_many(worst, self.probes):
                     self.to("closed", now)
 
 
 class BreakerAgainstModel(RuleBasedStateMachine):
     @initialize(
-        rate=st.sampled_from([0.1, 0.3, 0.5, 0.75, 1.0]),
-        window=st.integers(1, 6),
+        rates=st.tuples(
+            st.sampled_from([0.1, 0.3, 0.5, 0.75, 1.0]), st.sampled_from([0.1, 0.5, 1.0])
+        ),
+        window=st.integers(1, 6) | st.sampled_from([seconds(10), seconds(3)]),
         probes=st.integers(1, 4),
         lease=st.sampled_from([None, 1.0, 7.0]),
         data=st.data(),
     )
-    def make(self, rate, window, probes, lease, data):
+    def make(self, rates, window, probes, lease, data):
+        rate, slow_rate = rates
         self.manager = virtual_time()
         self.clock = self.manager.__enter__()
-        min_calls = data.draw(st.integers(1, window))
+        min_calls = data.draw(st.integers(1, window if isinstance(window, int) else 6))
         self.breaker = Breaker(
             failure_rate=rate,
             min_calls=min_calls,
@@ -79,9 +90,12 @@ class BreakerAgainstModel(RuleBasedStateMachine):
             cooldown=5.0,
             probes=probes,
             probe_lease=lease,
+            slow=1.0,
+            slow_rate=slow_rate,
         )
         self.model = ModelOfBreaker(
             rate=rate,
+            slow_rate=slow_rate,
             min_calls=min_calls,
             window=window,
             cooldown=5.0,
@@ -112,12 +126,17 @@ class BreakerAgainstModel(RuleBasedStateMachine):
             self.tickets.append((self.number, self.era, ticket))
 
     @precondition(lambda self: self.tickets)
-    @rule(which=st.integers(0, 50), verdict=st.sampled_from([True, True, False, False, None]))
-    def end(self, which, verdict):
+    @rule(
+        which=st.integers(0, 50),
+        ok=st.sampled_from([True, True, False, False, None]),
+        slow=st.sampled_from([False, False, True]),
+    )
+    def end(self, which, ok, slow):
         number, era, ticket = self.tickets.pop(which % len(self.tickets))
-        self.breaker.settle(ticket, verdict)
+        self.breaker.settle(ticket, ok, duration=1.0 if slow else 0.5)
         if era == self.era:
             now = self.clock.monotonic()
+            verdict = None if ok is None else (not ok, slow)
             self.watch(lambda: self.model.settle(number, verdict, now))
 
     @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 4.0, 5.0, 30.0]))
@@ -136,14 +155,21 @@ class BreakerAgainstModel(RuleBasedStateMachine):
         self.era += 1
         self.model.to("closed")
 
+    @rule(how=st.sampled_from(["isolate", "disable"]))
+    def force(self, how):
+        getattr(self.breaker, how)()
+        self.era += 1
+        self.model.to(how + "d")
+
     @invariant()
     def same_state(self):
         if hasattr(self, "model"):
             assert self.breaker.state == self.model.state
             stats = self.breaker.stats()
             assert stats.era == self.era
-            history = self.model.history or self.model.results
-            assert (stats.calls, stats.failures) == (len(history), history.count(False))
+            seen = self.model.seen(self.clock.monotonic()) or self.model.results
+            failed, slow = sum(v[0] for v in seen), sum(v[1] for v in seen)
+            assert stats[2:5] == (len(seen), failed, slow)
 
 
 TestBreakerAgainstModel = BreakerAgainstModel.TestCase
@@ -168,6 +194,8 @@ def opened(**settings):
         ("min_calls", 101),
         ("window", 0),
         ("window", True),
+        ("window", 30.0),
+        ("slow_rate", 0),
         ("cooldown", 0),
         ("cooldown", float("inf")),
         ("cooldown", "30"),
@@ -432,3 +460,124 @@ def test_at_most_n_probes_are_admitted_whoever_asks():
                 assert len(set(map(id, tickets))) == 3
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_a_window_in_seconds_forgets_and_a_count_does_not():
+    with virtual_time() as clock:
+        timed = Breaker(window=seconds(10), min_calls=4)
+        counted = Breaker(window=10, min_calls=4)
+        for breaker in (timed, counted):
+            for _ in range(3):
+                breaker.settle(breaker.acquire(), False)
+        clock.advance(9.4)
+        assert timed.stats().failures == 3
+        clock.advance(0.7)
+        assert timed.stats().failures == 0
+        for breaker in (timed, counted):
+            breaker.settle(breaker.acquire(), False)
+        assert (timed.state, counted.state) == ("closed", "open")
+        with pytest.raises(ConfigurationError, match=r"seconds\(length\)"):
+            seconds(0)
+
+
+def test_a_window_in_seconds_holds_few_counters_however_long_it_runs():
+    with virtual_time() as clock:
+        breaker = Breaker(window=seconds(1))
+        for _ in range(5_000):
+            breaker.settle(breaker.acquire(), True)
+            clock.advance(0.01)
+        assert len(breaker.acquire()._cells) < 60
+        assert 94 <= breaker.stats().calls <= 101
+
+
+def test_no_verdict_is_lost_between_threads_in_a_window_in_seconds():
+    breaker = Breaker(window=seconds(600), min_calls=10**6)
+    barrier = threading.Barrier(8)
+
+    def call():
+        barrier.wait(30)
+        for n in range(500):
+            breaker.settle(breaker.acquire(), n % 4 != 0)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=call) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        sys.setswitchinterval(interval)
+    assert breaker.stats()[2:4] == (4000, 1000)
+
+
+def test_slow_calls_have_a_share_of_their_own():
+    with virtual_time() as clock, record_events("resilience.") as events:
+        breaker = Breaker(min_calls=4, window=4, slow=1.0, slow_rate=0.75, failure_rate=0.5)
+        policy = Policy(breaker=breaker)
+
+        def work(pause, error=None):
+            clock.sleep(pause)
+            if error is not None:
+                raise error
+
+        for pause in (2.0, 0.1, 2.0):
+            policy.call(work, pause)
+        with pytest.raises(ConnectionError):
+            policy.call(work, 0.1, ConnectionError())
+        assert breaker.stats()[2:5] == (
+            4,
+            1,
+            2,
+        )  # half of them slow, a quarter failed: neither is enough
+        assert breaker.state == "closed"
+        with pytest.raises(ConnectionError):
+            policy.call(work, 2.0, ConnectionError())  # slow and failed
+        assert breaker.state == "open"
+    assert events[0].fields["reason"] == "failure_rate"
+    with virtual_time() as clock, record_events("resilience.") as events:
+        breaker = Breaker(min_calls=2, window=4, slow=1.0, slow_rate=1.0)
+        for _ in range(2):
+            Policy(breaker=breaker).call(clock.sleep, 1.0)
+        assert (breaker.state, events[0].fields["reason"]) == ("open", "slow_rate")
+
+
+def test_isolated_it_refuses_until_it_is_reset_and_disabled_it_admits_all():
+    with virtual_time() as clock:
+        breaker = Breaker(min_calls=1, window=1, name="b")
+        policy = Policy(breaker=breaker, retry=Retry(2, backoff=0))
+        breaker.isolate()
+        clock.advance(1e6)
+        with pytest.raises(BreakerOpenError, match=r"^b: the breaker is open$") as info:
+            policy.call(int)
+        assert info.value.retry_after is None
+        assert breaker.stats().retry_after == float("inf")
+        breaker.disable()
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                policy.call(_fails)
+        assert breaker.stats()[:3] == ("disabled", 2, 0)
+        breaker.reset()
+        with pytest.raises(ConnectionError):
+            policy.call(_fails)
+        assert breaker.state == "open"
+
+
+def _fails():
+    raise ConnectionError
+
+
+def test_a_probe_that_hangs_is_replaced_while_calls_of_a_policy_go_on():
+    with virtual_time() as clock:
+        breaker = opened(probe_lease=3.0)
+        clock.advance(10.0)
+        policy, log = Policy(breaker=breaker), []
+
+        def hung():
+            clock.advance(5.0)
+            log.append(policy.call(lambda: "meanwhile"))
+            return "late"
+
+        assert policy.call(hung) == "late"
+        assert (log, breaker.state) == (["meanwhile"], "closed")

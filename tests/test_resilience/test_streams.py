@@ -68,8 +68,7 @@ def test_open_hands_out_what_there_was_and_never_replays(at):
         stream, astream, opened = breaks_at(at)
         got = []
         with pytest.raises(ConnectionError):
-            for item in Policy(retry=AGAIN, **mode)(stream)():
-                got.append(item)
+            got.extend(Policy(retry=AGAIN, **mode)(stream)())
         assert (got, len(opened)) == (list(range(at)), 1)
         opened.clear()
         got = []
@@ -97,9 +96,9 @@ def test_the_value_of_a_buffered_generator_stays():
         return (yield from Policy(stream="buffer")(stream)())
 
     got = outer()
+    assert [next(got) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(StopIteration, match="value"):
-        while True:
-            next(got)
+        next(got)
 
 
 def test_a_whole_stream_can_be_judged():
@@ -171,9 +170,9 @@ def test_a_bulkhead_counts_async_streams_while_they_are_read():
         await anext(two)
         await two.aclose()
         assert [item async for item in stream(2)] == [0, 1]
+        three = stream(3)
+        await anext(three)
         with pytest.raises(ZeroDivisionError):
-            three = stream(3)
-            await anext(three)
             await three.athrow(ZeroDivisionError)
         assert [item async for item in stream(2)] == [0, 1]
 

@@ -125,6 +125,7 @@ class _Job:
             if left is None:
                 self._answer, self._error = answer, error
             self._done.notify_all()
+        answer = error = None  # the traceback of the error leads to this frame
         if left is not None:
             left()
 

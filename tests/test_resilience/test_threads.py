@@ -1,0 +1,204 @@
+"""Timeouts that leave a thread behind, of a `def` that cannot be asked to stop."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+import weakref
+from contextvars import ContextVar
+
+import pytest
+
+from mlkit import telemetry
+from mlkit.errors import BulkheadFullError, ConfigurationError, DeadlineExceededError
+from mlkit.resilience import Breaker, Policy, Retry, Threaded, deadline, remaining
+
+COLOUR = ContextVar("colour", default="none")
+
+
+@pytest.fixture
+def gate():
+    """A function that hangs until the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def eventually(check):
+    for _ in range(500):
+        if check():
+            return
+        time.sleep(0.01)
+    raise AssertionError(check)
+
+
+def abandoned(name):
+    return sum(
+        sample.value
+        for sample in telemetry.collect()
+        if sample.name == "resilience_abandoned_threads" and sample.labels == (("policy", name),)
+    )
+
+
+def test_the_caller_does_not_wait_longer(gate):
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceededError, match=r"^stuck did not finish within 0\.05 s$"):
+        Policy(timeout=Threaded(0.05), name="stuck").call(gate.wait)
+    assert time.monotonic() - began < 2.0
+
+
+def test_an_answer_an_error_and_the_context_come_through():
+    def work(x, *, y):
+        assert threading.current_thread() is not threading.main_thread()
+        assert remaining() <= 5.0
+        seen = COLOUR.get()
+        COLOUR.set("changed")
+        return x + y, seen
+
+    token = COLOUR.set("blue")
+    try:
+        policy = Policy(timeout=Threaded(5.0))
+        assert policy.call(work, 1, y=2) == (3, "blue")
+        assert COLOUR.get() == "blue"
+        with pytest.raises(ZeroDivisionError) as info:
+            policy.call(lambda: 1 / 0)
+        assert any(
+            "1 / 0" in (f.line or "") for f in traceback.extract_tb(info.value.__traceback__)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            policy.call(_interrupts)
+    finally:
+        COLOUR.reset(token)
+
+
+def _interrupts():
+    raise KeyboardInterrupt
+
+
+def test_threads_are_used_again():
+    policy = Policy(timeout=Threaded(5.0))
+    names = {policy.call(threading.get_ident) for _ in range(50)}
+    assert len(names) <= 5  # a worker may be on its way back
+
+
+def test_those_left_behind_are_counted_bounded_and_come_back(gate):
+    policy = Policy(timeout=Threaded(0.02, max_abandoned=2), name="bounded")
+    breaker = Breaker(min_calls=100)
+    guarded = Policy(timeout=Threaded(0.02, max_abandoned=2), name="bounded", breaker=breaker)(
+        gate.wait
+    )
+    for _ in range(2):
+        with pytest.raises(DeadlineExceededError):
+            guarded()
+    assert abandoned("bounded") == 2
+    with pytest.raises(BulkheadFullError, match="2 threads were left behind"):
+        guarded()
+    assert breaker.stats()[2:4] == (2, 2)  # a rejection is no failure
+    assert policy.call(int) == 0  # another policy has threads of its own
+    gate.set()
+    eventually(lambda: abandoned("bounded") == 0)
+    assert guarded() is True
+
+
+def test_one_left_behind_sees_that_its_time_is_over(gate):
+    seen, ended = [], threading.Event()
+
+    def polls():
+        while remaining() > 0:
+            time.sleep(0.005)
+        seen.append(remaining())
+        ended.set()
+
+    with pytest.raises(DeadlineExceededError):
+        Policy(timeout=Threaded(0.03)).call(polls)
+    assert ended.wait(10)
+    assert seen == [0.0]
+
+
+def test_a_deadline_around_it_cuts_it(gate):
+    began = time.monotonic()
+    with deadline(0.05), pytest.raises(DeadlineExceededError):
+        Policy(timeout=Threaded(30.0), retry=Retry(3, backoff=0)).call(gate.wait)
+    assert time.monotonic() - began < 5.0
+
+
+def test_each_attempt_has_its_own_time(gate):
+    calls = []
+
+    def work():
+        calls.append(1)
+        if len(calls) < 3:
+            gate.wait()
+        return "third"
+
+    policy = Policy(timeout=Threaded(0.03), retry=Retry(3, backoff=0))
+    assert policy.call(work) == "third"
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_arguments_and_answers_are_freed_at_once(failing):
+    class Batch:
+        pass
+
+    def work(batch):
+        if failing:
+            raise ConnectionError
+        return Batch()
+
+    guarded = Policy(timeout=Threaded(5.0))(work)
+    batch = Batch()
+    ref = weakref.ref(batch)
+    try:
+        answer = weakref.ref(guarded(batch))
+    except ConnectionError:
+        answer = lambda: None
+    del batch
+    eventually(lambda: ref() is None and answer() is None)
+
+
+def test_many_callers_at_once():
+    policy = Policy(timeout=Threaded(20.0))
+    barrier, got = threading.Barrier(12, timeout=20), []
+
+    def call(n):
+        got.append(policy.call(lambda: (barrier.wait(), n)[1]))
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(got) == list(range(12))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_starts_its_own():
+    policy = Policy(timeout=Threaded(5.0))
+    policy.call(int)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if policy.call(lambda: 7) == 7 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_what_cannot_be_left_behind_is_refused():
+    async def work():
+        pass
+
+    def stream():
+        yield 1
+
+    for fn in (work, stream):
+        with pytest.raises(ConfigurationError, match="Threaded"):
+            Policy(timeout=Threaded(1.0))(fn)
+    for make in (lambda: Threaded(0), lambda: Threaded(1, max_abandoned=0), lambda: Threaded("1")):
+        with pytest.raises(ConfigurationError, match="Threaded"):
+            make()
+    assert (
+        repr(Policy(timeout=Threaded(1)))
+        == "<Policy: timeout(Threaded(limit=1.0, max_abandoned=16))>"
+    )
+    assert Policy(timeout=Threaded(1)) == Policy(timeout=Threaded(1.0))
