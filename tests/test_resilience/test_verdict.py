@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import urllib.error
 
@@ -11,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlkit.errors import ConfigurationError, ResultRejectedError
-from mlkit.resilience import FALL, RAISE, RETRY, Budget, Policy, Retry, transient
+from mlkit.resilience import (
+    FALL,
+    RAISE,
+    RETRY,
+    Budget,
+    Policy,
+    Retry,
+    constant,
+    fallback,
+    tier,
+    transient,
+)
 from mlkit.testing import virtual_time
 
 
@@ -72,6 +84,31 @@ class TestVerdicts:
             Policy(retry=3, verdict=lambda _: told).call(lambda: calls.append(1))
         assert len(calls) == (3 if told is RETRY else 1)
         assert pickle.loads(pickle.dumps(info.value)).verdict == told
+
+    def test_raise_ends_a_fallback_and_fall_does_not(self):
+        def wrong(x):
+            raise ValueError("wrong")
+
+        async def wrong_async(x):
+            raise ValueError("wrong")
+
+        async def asked(score):
+            with virtual_time():
+                return await score([1, 2])
+
+        for fn, call in (
+            (wrong, lambda score: score([1, 2])),
+            (wrong_async, lambda s: asyncio.run(asked(s))),
+        ):
+            for retry in (None, 3):
+                for told, rows in ((RAISE, False), (RAISE, True), (FALL, False), (FALL, True)):
+                    first = tier(fn, policy=Policy(on=lambda _, told=told: told, retry=retry))
+                    score = fallback(first, constant(0 if rows else "next"), per_row=rows)
+                    if told is RAISE:
+                        with pytest.raises(ValueError, match=r"^wrong$"):
+                            call(score)
+                    else:
+                        assert call(score) == ([0, 0] if rows else "next")
 
     def test_verdicts_read_and_check(self):
         assert repr((RETRY, RETRY.after(1.5), FALL)) == "(RETRY, RETRY.after(1.5), FALL)"

@@ -13,7 +13,7 @@ from mlkit.errors import DeadlineExceededError, RejectedError, ResultRejectedErr
 from mlkit.resilience._ambient import AMBIENT, Ambient, inherited
 from mlkit.resilience._backoff import pause_after
 from mlkit.resilience._plan import RESOLUTION
-from mlkit.resilience._verdict import FALL, RETRY, Verdict, pushback
+from mlkit.resilience._verdict import FALL, RAISE, RETRY, Verdict, pushback
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["SPENT", "Attempts", "Spent", "Trial", "forget_frames"]
 
 _MARK = "_mlkit_retried_by"
+_FINAL = "_mlkit_final"
 _RESUMABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
 
 
@@ -75,12 +76,16 @@ class Attempts:
     def pause(self, error: Exception) -> float | None:
         """Return the seconds to wait before the next attempt, or None if *error* is to be raised."""
         retry = self.plan.retry
-        verdict = None if retry is None else self._verdict(error)
-        if verdict is None or not verdict.again:
+        verdict = FALL if retry is None and not self.plan.decides else self._verdict(error)
+        if retry is None or not verdict.again:
+            if verdict == RAISE:
+                with suppress(
+                    AttributeError
+                ):  # a frozen error cannot be marked: the next tier is asked
+                    setattr(error, _FINAL, True)
             return self._give_up(error, None, retried=False)
         if self.retrying:
             return self._give_up(error, None, retried=False)  # the policy around it goes on
-        assert retry is not None  # noqa: S101 - for the type checker: it has a verdict
         if self.made >= retry.attempts:
             return self._give_up(error, None)
         pause = pause_after(retry.backoff, self.made)
@@ -301,8 +306,11 @@ def _handled_above(error: BaseException) -> bool:
 def forget_frames(error: BaseException) -> None:
     """Clear the locals of the functions that *error* went through, so that it keeps no batch alive.
 
-    Coroutines and generators keep theirs: one that was suspended since would be closed by it.
+    Coroutines and generators keep theirs: one that was suspended since would be closed by it. Called by whoever is about
+    to go on after a tier's error, so it is also where an error on which the policy's verdict was `RAISE` is raised again.
     """
+    if getattr(error, _FINAL, False):
+        raise error
     seen: set[int] = set()
     pending: list[Any] = [error]
     while pending:

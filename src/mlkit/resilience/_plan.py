@@ -11,7 +11,7 @@ from mlkit.errors import BreakerOpenError, ResultRejectedError
 from mlkit.resilience._budget import Budget
 from mlkit.resilience._machine import Machine, Rules
 from mlkit.resilience._threads import Threaded
-from mlkit.resilience._verdict import Verdict
+from mlkit.resilience._verdict import Verdict, transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +43,7 @@ class Plan:
         watched: Whether another process may change that state.
         budget: What retries and hedges are paid from; `unbounded` says if there is none.
         unbounded: Whether retries are free.
+        decides: Whether the user said what is to be done about errors, or answers.
         clocked: Whether an attempt needs to know the time.
         limit: Seconds the first attempt may take if nothing surrounds the call, or infinity.
         quick: Seconds below which an answer is a plain success.
@@ -57,6 +58,7 @@ class Plan:
         "budget",
         "clocked",
         "deadline",
+        "decides",
         "judges",
         "limit",
         "loop",
@@ -94,6 +96,7 @@ class Plan:
         self.limit = min(self.timeout or inf, self.deadline or inf)
         self.quick = inf if self.breaker is None else min(self.slow or inf, self.limit)
         self.judges = policy.accept is not None or policy.verdict is not None
+        self.decides = policy.on is not transient or policy.verdict is not None
         self.retryable: Callable[[Exception], Any] = policy._retryable  # noqa: SLF001
         self._retries: Counter | None = None
         self.loop = threading.local()
