@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import copy
 import inspect
 import math
 import pickle
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -761,3 +763,65 @@ def test_a_callable_on_the_left():
     gate = (lambda y: y > 1) & finite
     assert [gate(2.0), gate(1.0)] == [True, False]
     assert ((lambda y: y > 1) | finite)(1.0)
+
+
+class Batch(list):
+    """Rows that can be referred to weakly."""
+
+
+CALLS = {
+    "first tier": lambda: fallback(tier(same, name="a"), constant(0)),
+    "second tier": lambda: fallback(tier(down, policy=None), tier(lambda x: 1, name="b")),
+    "nobody": lambda: fallback(tier(down, policy=None)),
+    "rejected": lambda: fallback(tier(lambda x: math.nan, accept=finite), constant(0)),
+    "explained": lambda: fallback(tier(down, policy=None), constant(0)).explain,
+    "nested": lambda: (
+        fallback(
+            tier(fallback(tier(down, policy=None), name="in"), name="out", policy=None), constant(0)
+        ).explain
+    ),
+    "rows": lambda: fallback(
+        tier(lambda x: [1.0, math.nan], accept=finite), constant(0.0), per_row=True
+    ),
+    "rows, nobody": lambda: fallback(
+        tier(lambda x: [1.0, math.nan], accept=finite), tier(down, policy=None), per_row=True
+    ),
+    "rows that do not fit": lambda: fallback(
+        tier(lambda x: np.array([1.0, math.nan]), accept=finite),
+        tier(lambda x: np.zeros((1, 2)), name="b"),
+        constant(0.0),
+        per_row=True,
+    ),
+    "kept": lambda: fallback(tier(lambda x: [1, 2], name="a"), stale(60), per_row=True),
+    "stream": lambda: lambda x: list(fallback(tier(items(1, 2), policy=None), constant(0))(x)),
+    "stream that breaks off": lambda: (
+        lambda x: list(fallback(tier(items(1, fails=True), policy=None), constant(0))(x))
+    ),
+    "buffer": lambda: (
+        lambda x: list(
+            fallback(tier(items(1, fails=True), policy=None), constant(0), stream="buffer")(x)
+        )
+    ),
+    "breaker open": lambda: open_chain(),
+}
+
+
+def open_chain():
+    breaker = Breaker()
+    breaker.trip()
+    return fallback(tier(down, policy=Policy(breaker=breaker)), constant(0))
+
+
+@pytest.mark.parametrize("how", sorted(CALLS))
+def test_arguments_are_freed_at_once_and_no_cycle_is_left(how, cycles_left_by):
+    call, refs = CALLS[how](), []
+
+    def use():
+        batch = Batch([1.0, 2.0])
+        refs.append(weakref.ref(batch))
+        with contextlib.suppress(AllTiersFailedError, ConnectionError):
+            call(batch)
+        del batch
+        assert refs[-1]() is None
+
+    assert cycles_left_by(use) == 0

@@ -84,7 +84,6 @@ class Fallback(Generic[_P, _R_co]):
         "_rungs",
         "_stores",
         "_straight",
-        "_streams",
         "is_async",
         "name",
         "per_row",
@@ -124,13 +123,9 @@ class Fallback(Generic[_P, _R_co]):
         self._run: dict[Tier[..., Any], Callable[..., Any]] = {
             one: one.run for one in tiers if one.run is not None
         }
-        self._streams: Callable[..., Any] | None = None
         if stream is not None:
             opens = async_opener if self.is_async else opener
             self._run = {one: opens(one, stream) for one in tiers}
-            self._streams = (
-                relay_async(self._opened_async) if self.is_async else relay(self._opened)
-            )
         # What a call needs where nothing but the tiers has a say: no rows, no stream, nothing kept, nothing awaited.
         plain = not (self.is_async or self._stores or stream or self._batches)
         self._straight: tuple[Any, ...] | None = None
@@ -203,8 +198,10 @@ class Fallback(Generic[_P, _R_co]):
             misses.clear()  # the frames of these errors lead back to this one
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any], skip: int = 0) -> Any:
-        if self._streams is not None:
-            return self._streams(*args, **kwargs)
+        if self.stream is not None:  # made for each call: kept, it would hold what holds it
+            return (relay_async(self._opened_async) if self.is_async else relay(self._opened))(
+                *args, **kwargs
+            )
         asked = self._asked(args, kwargs, skip)
         return self._answer_async(asked) if self.is_async else self._answer(asked)
 
