@@ -345,6 +345,36 @@ class TestStreams:
         assert found[("fallback", chain.name), ("tier", "constant")] == 1
 
 
+@pytest.mark.parametrize("make", [items, aitems], ids=["sync", "async"])
+def test_a_stream_fallback_can_be_a_tier(make):
+    inner = fallback(tier(make(fails=True), name="a"), tier(make(1, 2), name="b"), name="inner")
+    outer = fallback(tier(make(fails=True), name="first"), tier(inner, name="second"))
+    with provenance() as p:
+        assert read(outer()) == [1, 2]
+    assert p.path() == ("second", "b")
+    alone = fallback(tier(inner, name="only"))
+    assert alone.stream == "open"
+    assert read(alone()) == [1, 2]
+
+
+def test_a_bound_fallback_can_be_a_tier():
+    class Model:
+        async def big(self, x):
+            return x + 1
+
+        def words(self, x):
+            yield x
+
+        score = fallback(big, name="score")
+        say = fallback(words, name="say")
+
+    model = Model()
+    outer = fallback(tier(model.score, name="m"), constant(0))
+    assert outer.is_async
+    assert asyncio.run(outer(1)) == 2
+    assert read(fallback(tier(model.say, name="m"))(3)) == [3]
+
+
 def test_values_are_sent_to_the_generator_that_answers():
     def echo():
         got = yield "first"

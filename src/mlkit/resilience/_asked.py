@@ -196,8 +196,8 @@ class AskedRows:
         try:
             spread = rows.take(rows.joined(kept), np.maximum(mask.cumsum() - 1, 0))
         except (TypeError, ValueError, RuntimeError) as error:  # rows of several shapes
-            raise RowsMismatchError("stale", "answer", str(error)) from None
-        return self._place(at, "stale", spread, None if mask.all() else mask)
+            raise RowsMismatchError(store.name, "answer", str(error)) from None
+        return self._place(at, store.name, spread, None if mask.all() else mask)
 
     def keep(self, position: int, store: Store) -> None:
         for i in ((self.where >= 0) & (self.where < position)).nonzero()[0].tolist():

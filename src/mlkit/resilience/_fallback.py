@@ -76,6 +76,7 @@ class Fallback(Generic[_P, _R_co]):
     __slots__ = (
         "__weakref__",
         "__wrapped__",
+        "_awaited",
         "_batches",
         "_chained",
         "_counters",
@@ -116,7 +117,9 @@ class Fallback(Generic[_P, _R_co]):
         for counter in self._counters:
             register(counter)
         self._names = tuple(one.name for one in tiers)
-        self._chained = tuple(one.name for one in tiers if isinstance(one.fn, Fallback))
+        self._chained = tuple(
+            one.name for one in tiers if isinstance(one.fn, (Fallback, BoundFallback))
+        )
         if tiers[0].fn is not None:
             self.__wrapped__ = tiers[0].fn  # for `inspect.signature`
         self._batches = None if per_row is False else _batches(per_row, tiers[0])
@@ -126,18 +129,24 @@ class Fallback(Generic[_P, _R_co]):
         if stream is not None:
             opens = async_opener if self.is_async else opener
             self._run = {one: opens(one, stream) for one in tiers}
-        # What a call needs where nothing but the tiers has a say: no rows, no stream, nothing kept, nothing awaited.
-        plain = not (self.is_async or self._stores or stream or self._batches)
+        # What a call needs where nothing but the tiers has a say: no rows, no stream, nothing kept.
         self._straight: tuple[Any, ...] | None = None
-        if plain:
-            first, ticks = tiers[0], [Ticks(counter) for counter in self._counters]
+        self._awaited: tuple[Any, ...] | None = None
+        self._rungs: list[tuple[Tier[..., Any], Ticks]] = []
+        first = tiers[0]
+        if not (self._stores or stream or self._batches) and first.is_async == self.is_async:
+            ticks = [Ticks(counter) for counter in self._counters]
             self._rungs = list(zip(tiers, ticks, strict=True))
-            self._straight = (
+            straight = (
                 first.run,
                 _state_of(first),
                 None if first.accept is None else first.accept._whole,  # noqa: SLF001 - one room
                 ticks[0].tick,
             )
+            if self.is_async:
+                self._awaited = straight
+            else:
+                self._straight = straight
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R_co:
         """Return the first good answer.
@@ -202,8 +211,32 @@ class Fallback(Generic[_P, _R_co]):
             return (relay_async(self._opened_async) if self.is_async else relay(self._opened))(
                 *args, **kwargs
             )
+        if self._awaited is not None:
+            return self._straight_async(self._awaited, args, kwargs)
         asked = self._asked(args, kwargs, skip)
         return self._answer_async(asked) if self.is_async else self._answer(asked)
+
+    async def _straight_async(
+        self, straight: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        run, machine, judge, tick = straight
+        asked = AskedWhole(args, kwargs)
+        if machine.ring is None or LISTENING.get() is not None:
+            return await self._answer_async(asked)
+        try:
+            answer = await run(*args, **kwargs)
+            if judge is None or judge(answer, args, kwargs) is True:
+                tick()
+                return answer
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what comes next is the point of it
+            walk = Walk(self.tiers, self._stores, asked, at=0)
+            walk.failed(error)
+        else:
+            walk = Walk(self.tiers, self._stores, asked, at=0)
+            walk.rejected()
+        return await self._descend_async(walk)
 
     @overload
     def explain(  # type: ignore[overload-overlap]  # a coroutine is an R as well; the first fits better
@@ -347,6 +380,11 @@ class BoundFallback(Generic[_Q, _T]):
 
     def __init__(self, function: Fallback[..., _T], instance: object) -> None:
         self.__func__, self.__self__ = function, instance
+
+    @property
+    def __name__(self) -> str:
+        """The name of the fallback."""
+        return self.__func__.name
 
     def __call__(self, *args: _Q.args, **kwargs: _Q.kwargs) -> _T:
         """Return the first good answer, see `Fallback`."""

@@ -21,12 +21,12 @@ __all__ = ["Store"]
 class Store:
     """Good answers by key, the least recently used going first. Thread-safe."""
 
-    __slots__ = ("_kept", "_key", "_lock", "_max_age", "_maxsize", "_name", "_warned")
+    __slots__ = ("_kept", "_key", "_lock", "_max_age", "_maxsize", "_warned", "name")
 
     def __init__(
         self, max_age: float, key: Callable[..., Hashable] | None, maxsize: int, name: str
     ) -> None:
-        self._max_age, self._key, self._maxsize, self._name = max_age, key, maxsize, name
+        self._max_age, self._key, self._maxsize, self.name = max_age, key, maxsize, name
         self._kept: dict[Hashable, tuple[float, Any]] = {}
         self._lock = threading.Lock()
         self._warned = False
@@ -53,7 +53,7 @@ class Store:
 
                 hint = "; give stale(key=...)" if isinstance(error, DigestError) else ""
                 warnings.warn(
-                    f"tier {self._name!r} keeps nothing: {type(error).__name__}: {error}{hint}",
+                    f"tier {self.name!r} keeps nothing: {type(error).__name__}: {error}{hint}",
                     DegradedWarning,
                     stacklevel=2,
                 )

@@ -157,15 +157,16 @@ def tier(
     name = checked_name("tier(name=...)", name) or policy.name or name_of(fn)
     if policy.breaker is not None:
         policy.breaker._adopt(name)  # noqa: SLF001 - one room
-    stream = is_stream(fn)
+    guarded = _as_function(fn)
+    stream = is_stream(guarded)
     bind = bound_opener if stream else bound
     return Tier(
         name,
         "stream" if stream else "function",
         (tier, (fn,), {"policy": policy, "accept": accept, "when": when, "name": name}),
-        run=bind(policy, fn, name=policy.name or name),
+        run=bind(policy, guarded, name=policy.name or name),
         fn=fn,
-        is_async=is_async(fn),
+        is_async=is_async(guarded),
         accept=None if accept is None else Gate.of("tier(accept=...)", accept),
         when=None if when is None else _switch(when),
         breaker=policy.breaker,
@@ -244,6 +245,33 @@ def constant(value: _R | Callable[..., _R], *, name: str = "constant") -> Tier[.
     else:
         run = lambda *_args, **_kwargs: copied(value)  # noqa: E731
     return Tier(label, "constant", made_by, run=run)
+
+
+def _as_function(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return *fn*; a fallback that cannot be seen to be awaited or read, as a function that can."""
+    from mlkit.resilience._fallback import BoundFallback, Fallback
+
+    inner = fn.__func__ if isinstance(fn, BoundFallback) else fn
+    if not isinstance(inner, Fallback) or (inner is fn and inner.stream is None):
+        return fn
+
+    def streamed(*args: Any, **kwargs: Any) -> Any:
+        return (yield from fn(*args, **kwargs))
+
+    async def streamed_async(*args: Any, **kwargs: Any) -> Any:
+        stream = fn(*args, **kwargs)
+        try:
+            async for item in stream:
+                yield item
+        finally:
+            await stream.aclose()
+
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        return await fn(*args, **kwargs)
+
+    if inner.stream is not None:
+        return streamed_async if inner.is_async else streamed
+    return awaited if inner.is_async else fn
 
 
 def _switch(fn: Callable[..., Any]) -> Switch:

@@ -78,18 +78,30 @@ def exhausted(
 
 @final
 class Walk:
-    """One call of a fallback on its way down."""
+    """One call of a fallback on its way down.
+
+    Args:
+        tiers: Of the fallback.
+        stores: Those of its stale tiers, by position.
+        asked: What is still to be answered.
+        at: The position of the tier that was asked last; -1 if none was.
+    """
 
     __slots__ = ("_asked", "_stores", "_tiers", "at", "misses", "tier")
 
     def __init__(
-        self, tiers: Sequence[Tier[..., Any]], stores: dict[int, Store], asked: Asked
+        self,
+        tiers: Sequence[Tier[..., Any]],
+        stores: dict[int, Store],
+        asked: Asked,
+        *,
+        at: int = -1,
     ) -> None:
         self._tiers, self._stores, self._asked = tiers, stores, asked
         self.misses: list[Miss] = []
         self.tier: Tier[..., Any] = tiers[0]
         """The tier that is asked now."""
-        self.at = -1
+        self.at = at
 
     def where(self) -> Sequence[int]:
         """Return the position of the tier of each row; nothing if some have none."""
@@ -119,6 +131,10 @@ class Walk:
         forget_frames(error)
         self.misses.append(Miss(self.tier, error))
 
+    def rejected(self, share: str = "") -> None:
+        """Note that the gate of the tier that was called did not take its answer, or not all of it."""
+        self.misses.append(Miss(self.tier, REJECTED, share))
+
     def answered(self, answer: Any) -> None:
         """Take the answer of the tier that was called."""
         try:
@@ -129,7 +145,7 @@ class Walk:
             self.failed(error)
         else:
             if rejected is not None:
-                self.misses.append(Miss(self.tier, REJECTED, rejected))
+                self.rejected(rejected)
 
     def finish(self, name: str) -> Any:
         """Return the answer, kept where it is to be; raise if there is none."""
