@@ -243,7 +243,7 @@ def _timed_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
     """As `direct`, with two readings of the clock around the call and its time limit inside of it."""
     machine, judge, watched = plan.machine, plan.judge if plan.judges else None, plan.watched
     surroundings, enter, leave, spent = AMBIENT.get, AMBIENT.set, AMBIENT.reset, SPENT
-    limit, quick = plan.limit, plan.quick
+    limit, quick, budget = plan.limit, plan.quick, plan.budget
 
     def timed(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring
@@ -269,7 +269,8 @@ def _timed_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
                 ring.append(OK)
             else:
                 plan.succeeded(ring, duration)
-            plan.earn()
+            if budget.level < budget.full:
+                budget.earn()
             return answer
         finally:
             inside.over = True
@@ -341,17 +342,17 @@ def _unlimited_async(
     import asyncio  # not before something async is guarded
 
     from mlkit.resilience._hedge import hedged
-    from mlkit.resilience._timers import Scope
+    from mlkit.resilience._timers import Clockwork, Scope
 
     machine, budget, hedge = plan.machine, plan.budget, plan.policy.hedge
     surroundings, enter, leave, spent = AMBIENT.get, AMBIENT.set, AMBIENT.reset, SPENT
     limit, quick, judge = plan.limit, plan.quick, plan.judge if plan.judges else None
-    current_task = asyncio.current_task
+    current_task, works, hedges = asyncio.current_task, Clockwork(), Clockwork()
 
     async def direct(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring  # the window of the closed breaker is the ticket
         if ring is None or surroundings() is not None:
-            return await run(args, kwargs)
+            return await run(*args, **kwargs)
         since = spent.number
         try:
             answer = await fn(*args, **kwargs)
@@ -369,7 +370,7 @@ def _unlimited_async(
     async def timed(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring
         if ring is None or surroundings() is not None:
-            return await run(args, kwargs)
+            return await run(*args, **kwargs)
         since = spent.number
         clock = current()
         began = clock.monotonic()
@@ -379,7 +380,7 @@ def _unlimited_async(
             if limit == inf:
                 answer = await fn(*args, **kwargs)
             else:
-                with Scope(plan, current_task(), limit):
+                with Scope(works, plan, current_task(), limit):
                     answer = await fn(*args, **kwargs)
             if judge is not None:
                 judge(answer)
@@ -403,7 +404,7 @@ def _unlimited_async(
             leave(token)
         return await again(attempts, pause, args, kwargs)
 
-    async def run(args: Any, kwargs: dict[str, Any]) -> _R:
+    async def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         if machine.ring is None:
             plan.refuse()
         trial = Trial(plan)
@@ -411,7 +412,7 @@ def _unlimited_async(
             if hedge is None:
                 answer = await attempt(trial, args, kwargs)
             else:
-                answer = await hedged(plan, hedge, trial, lambda one: attempt(one, args, kwargs))
+                answer = await hedged(plan, hedges, trial, lambda one: attempt(one, args, kwargs))
         except Exception as error:
             attempts = trial.failed()
             pause = attempts.pause(error)
@@ -435,7 +436,7 @@ def _unlimited_async(
                     answer = await attempt(trial, args, kwargs)
                 else:
                     answer = await hedged(
-                        plan, hedge, trial, lambda one: attempt(one, args, kwargs)
+                        plan, hedges, trial, lambda one: attempt(one, args, kwargs)
                     )
             except Exception as error:
                 pause = attempts.pause(error)
@@ -450,16 +451,13 @@ def _unlimited_async(
             if trial.limit is None:
                 answer = await fn(*args, **kwargs)
             else:
-                with Scope(plan, current_task(), trial.limit):
+                with Scope(works, plan, current_task(), trial.limit):
                     answer = await fn(*args, **kwargs)
             trial.check(answer)
             return answer
 
-    async def through(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return await run(args, kwargs)
-
     if hedge is not None or plan.watched:
-        return through
+        return run
     return timed if plan.clocked or plan.judges else direct
 
 

@@ -7,14 +7,14 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from mlkit._clock import current
-from mlkit.resilience._timers import start, stop
+from mlkit.resilience._timers import stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from mlkit.resilience._attempts import Trial
     from mlkit.resilience._plan import Plan
-    from mlkit.resilience._policy import Hedge
+    from mlkit.resilience._timers import Clockwork
 
 __all__ = ["hedged"]
 
@@ -32,11 +32,11 @@ class _Race:
         "_delay",
         "_failed",
         "_left",
-        "_loop",
         "_over",
         "_plan",
         "_task",
         "_timers",
+        "_works",
         "handle",
         "others",
         "when",
@@ -47,31 +47,38 @@ class _Race:
     handle: asyncio.TimerHandle | None
 
     def __init__(
-        self, plan: Plan, extra: int, delay: float, again: Callable[[], Coroutine[Any, Any, Any]]
+        self,
+        plan: Plan,
+        works: Clockwork,
+        delay: float,
+        again: Callable[[], Coroutine[Any, Any, Any]],
     ) -> None:
+        hedge = plan.policy.hedge
+        assert hedge is not None  # noqa: S101 - for the type checker
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
-        self._plan, self._left, self._delay, self._again = plan, extra, delay, again
-        self._task, self._loop = task, asyncio.get_running_loop()
+        self._plan, self._left, self._delay, self._again = plan, hedge.extra, delay, again
+        self._task = task
         self._cancelling = task.cancelling()
         self._context = copy_context()
         self._failed = self._over = False
         self.handle = None
         self.others: list[asyncio.Task[Any]] = []
         self.winner: asyncio.Task[Any] | None = None
-        self._timers = start(plan, self, self._loop, delay, "hedges")
+        self._works = works
+        self._timers = works.start(self, delay)
 
     def due(self) -> None:
         """Start another attempt, if it can be paid for."""
         if self._over or not self._plan.spend():
             return
         self._plan.policy._limits.count("hedges", self._plan.name)  # noqa: SLF001 - one room
-        other = self._loop.create_task(self._again(), context=self._context.copy())
+        other = self._task.get_loop().create_task(self._again(), context=self._context.copy())
         self.others.append(other)
         other.add_done_callback(self._ended)
         self._left -= 1
         if self._left:
-            self._timers = start(self._plan, self, self._loop, self._delay, "hedges")
+            self._timers = self._works.start(self, self._delay)
 
     def _ended(self, other: asyncio.Task[Any]) -> None:
         answered = not other.cancelled() and other.exception() is None
@@ -118,12 +125,12 @@ class _Race:
 
 async def _raced(
     plan: Plan,
-    extra: int,
+    works: Clockwork,
     delay: float,
     trial: Trial,
     attempt: Callable[[Trial], Coroutine[Any, Any, _R]],
 ) -> _R:
-    race = _Race(plan, extra, delay, lambda: attempt(trial.beside()))
+    race = _Race(plan, works, delay, lambda: attempt(trial.beside()))
     last: Exception | None = None
     try:
         try:
@@ -160,20 +167,30 @@ async def _reap(others: list[asyncio.Task[Any]]) -> None:
         raise asyncio.CancelledError
 
 
-async def hedged(
-    plan: Plan, hedge: Hedge, trial: Trial, attempt: Callable[[Trial], Coroutine[Any, Any, _R]]
-) -> _R:
-    """Return the first answer of *attempt*, started again while none has come.
+def hedged(
+    plan: Plan, works: Clockwork, trial: Trial, attempt: Callable[[Trial], Coroutine[Any, Any, _R]]
+) -> Coroutine[Any, Any, _R]:
+    """Return what is awaited for the first answer of *attempt*, which is started again while none has come.
 
     If all attempts that were started fail, the last error is raised. Losers are cancelled and awaited.
     """
-    observed = plan.policy._latencies  # noqa: SLF001 - one object in two files
-    delay = hedge.delay if observed is None else observed.value
-    began = 0.0 if observed is None else current().monotonic()
+    hedge = plan.policy.hedge
+    assert hedge is not None  # noqa: S101 - for the type checker
+    if hedge.delay is not None:
+        return _raced(plan, works, hedge.delay, trial, attempt)
+    return _observed(plan, works, trial, attempt)
+
+
+async def _observed(
+    plan: Plan, works: Clockwork, trial: Trial, attempt: Callable[[Trial], Coroutine[Any, Any, _R]]
+) -> _R:
+    latencies = plan.policy._latencies  # noqa: SLF001 - one object in two files
+    assert latencies is not None  # noqa: S101 - for the type checker
+    delay, clock = latencies.value, current()
+    began = clock.monotonic()
     if delay is None:
         answer = await attempt(trial)
     else:
-        answer = await _raced(plan, hedge.extra, delay, trial, attempt)
-    if observed is not None:
-        observed.note(current().monotonic() - began)
+        answer = await _raced(plan, works, delay, trial, attempt)
+    latencies.note(clock.monotonic() - began)
     return answer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from math import inf
 from typing import TYPE_CHECKING, Any, final
 
@@ -49,7 +48,6 @@ class Plan:
         quick: Seconds below which an answer is a plain success.
         judges: Whether answers are looked at.
         retryable: From an error to a bool or `Verdict`.
-        loop: The timers of this thread's event loop.
     """
 
     __slots__ = (
@@ -61,7 +59,6 @@ class Plan:
         "decides",
         "judges",
         "limit",
-        "loop",
         "machine",
         "name",
         "policy",
@@ -99,7 +96,6 @@ class Plan:
         self.decides = policy.on is not transient or policy.verdict is not None
         self.retryable: Callable[[Exception], Any] = policy._retryable  # noqa: SLF001
         self._retries: Counter | None = None
-        self.loop = threading.local()
 
     @property
     def retries(self) -> Counter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio  # noqa: TID253 - nobody imports this module before something async is guarded
+import threading
 import weakref
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from mlkit.resilience._plan import Plan
 
-__all__ = ["Entry", "Scope", "Timers", "start", "stop"]
+__all__ = ["Clockwork", "Entry", "Scope", "Timers", "stop"]
 
 _NOBODYS = Context()  # a timer must not keep the context of whoever happened to arm it
 
@@ -80,33 +81,43 @@ class Timers:
             entry.due()
 
 
-def start(
-    plan: Plan, entry: Entry, loop: asyncio.AbstractEventLoop, limit: float, key: str
-) -> Timers | None:
-    """Call `entry.due()` in *limit* seconds; return what `stop` needs.
+@final
+class Clockwork:
+    """The timers of one kind of limit of one plan: for each event loop its own. Thread-safe."""
 
-    Args:
-        plan: Whose entry it is.
-        entry: What waits.
-        loop: The running loop.
-        limit: Seconds.
-        key: What kind of limit it is: those of one kind nearly always have the same length.
-    """
-    if current() is not SYSTEM:
-        # A timer that has outlived its entry would make virtual time jump.
-        entry.handle = loop.call_at(loop.time() + limit, entry.due, context=_NOBODYS)
-        return None
-    local: Any = plan.loop
-    timers: Timers | None = getattr(local, key, None)
-    if timers is None or timers.limit != limit or timers.loop() is not loop:
-        timers = Timers(loop, limit)
-        setattr(local, key, timers)
-    timers.add(entry, loop)
-    return timers
+    __slots__ = ("_known", "_last", "_lock")
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Timers] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._last: Timers | None = None
+        self._lock = threading.Lock()
+
+    def start(self, entry: Entry, limit: float) -> Timers | None:
+        """Call `entry.due()` in *limit* seconds, in the running loop; return what `stop` needs."""
+        loop = asyncio.get_running_loop()
+        if current() is not SYSTEM:
+            # A timer that has outlived its entry would make virtual time jump.
+            entry.handle = loop.call_at(loop.time() + limit, entry.due, context=_NOBODYS)
+            return None
+        timers = self._last
+        if timers is None or timers.limit != limit or timers.loop() is not loop:
+            timers = self._of(loop, limit)
+        timers.add(entry, loop)
+        return timers
+
+    def _of(self, loop: asyncio.AbstractEventLoop, limit: float) -> Timers:
+        with self._lock:
+            timers = self._known.get(loop)
+            if timers is None or timers.limit != limit:  # those of another limit fire to their end
+                timers = self._known[loop] = Timers(loop, limit)
+            self._last = timers
+            return timers
 
 
 def stop(timers: Timers | None, entry: Entry) -> None:
-    """Forget *entry*, which `start` returned *timers* for."""
+    """Forget *entry*, which `Clockwork.start` returned *timers* for."""
     if timers is not None:
         timers.remove(entry)
     elif entry.handle is not None:
@@ -122,6 +133,7 @@ class Scope:
     has not answered yet. If both came, the one from outside goes on.
 
     Args:
+        works: The timers of the plan's attempts.
         plan: Whose attempt it is.
         task: The current task.
         limit: Seconds.
@@ -137,6 +149,7 @@ class Scope:
         "_plan",
         "_task",
         "_timers",
+        "_works",
         "handle",
         "when",
     )
@@ -144,15 +157,17 @@ class Scope:
     when: float
     handle: asyncio.TimerHandle | None
 
-    def __init__(self, plan: Plan, task: asyncio.Task[Any] | None, limit: float) -> None:
+    def __init__(
+        self, works: Clockwork, plan: Plan, task: asyncio.Task[Any] | None, limit: float
+    ) -> None:
         assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
-        self._plan, self._task, self._limit = plan, task, limit
+        self._works, self._plan, self._task, self._limit = works, plan, task, limit
         self._expired = False
         self.handle = None
 
     def __enter__(self) -> None:
         self._cancelling = self._task.cancelling()
-        self._timers = start(self._plan, self, asyncio.get_running_loop(), self._limit, "attempts")
+        self._timers = self._works.start(self, self._limit)
 
     def due(self) -> None:
         """Cancel what runs inside."""
@@ -167,7 +182,10 @@ class Scope:
         /,
     ) -> None:
         if not self._expired:
-            stop(self._timers, self)
+            if self._timers is not None:
+                self._timers.remove(self)
+            else:
+                stop(None, self)
             return
         alone = self._task.uncancel() <= self._cancelling
         if alone and isinstance(error, asyncio.CancelledError):
