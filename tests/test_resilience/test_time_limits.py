@@ -240,6 +240,18 @@ def test_one_policy_in_one_loop_after_the_other():
         asyncio.run(main())
 
 
+def test_limits_that_a_deadline_cuts_each_time_leave_no_timers_behind():
+    async def main():
+        guarded = Policy(timeout=LONG)(asyncio.sleep)
+        for n in range(300):
+            with deadline(LONG - 1 - n / 1000):
+                await guarded(0)
+        timers = asyncio.get_running_loop()._scheduled
+        assert sum(not timer.cancelled() for timer in timers) <= 3
+
+    asyncio.run(main())
+
+
 def test_a_timer_keeps_neither_arguments_nor_loop_nor_context():
     class Batch:
         pass

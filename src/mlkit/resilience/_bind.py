@@ -347,7 +347,7 @@ def _unlimited_async(
     machine, budget, hedge = plan.machine, plan.budget, plan.policy.hedge
     surroundings, enter, leave, spent = AMBIENT.get, AMBIENT.set, AMBIENT.reset, SPENT
     limit, quick, judge = plan.limit, plan.quick, plan.judge if plan.judges else None
-    current_task, works, hedges = asyncio.current_task, Clockwork(), Clockwork()
+    current_task, works, hedges = asyncio.current_task, Clockwork(plan.limit), Clockwork()
 
     async def direct(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring  # the window of the closed breaker is the ticket

@@ -42,52 +42,49 @@ class Timers:
     timer fires at its time, finds the then oldest, and is armed again for it. Belongs to the thread of the loop.
     """
 
-    __slots__ = ("_armed", "_waiting", "limit", "loop")
+    __slots__ = ("armed", "limit", "loop", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
         self.loop = weakref.ref(loop)
         self.limit = limit
-        self._waiting: dict[Entry, None] = {}
-        self._armed = False
+        self.waiting: dict[Entry, None] = {}
+        self.armed = False
 
-    def add(self, entry: Entry, loop: asyncio.AbstractEventLoop) -> None:
-        """Let *entry* wait."""
-        entry.when = loop.time() + self.limit
-        self._waiting[entry] = None
-        if not self._armed:
-            self._armed = True
-            loop.call_at(entry.when, self._fired, context=_NOBODYS)
-
-    def remove(self, entry: Entry) -> None:
-        """Take *entry* out, if it is still in."""
-        self._waiting.pop(entry, None)
+    def arm(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        """Let the loop look at the oldest entry at *when*."""
+        self.armed = True
+        loop.call_at(when, self._fired, context=_NOBODYS)
 
     def _fired(self) -> None:
         loop = self.loop()
-        self._armed = False
+        self.armed = False
         if loop is None:
             return
         now = loop.time()
         due = []
-        for entry in self._waiting:
+        for entry in self.waiting:
             if entry.when > now:
-                self._armed = True
-                loop.call_at(entry.when, self._fired, context=_NOBODYS)
+                self.arm(loop, entry.when)
                 break
             due.append(entry)
         for entry in due:
-            del self._waiting[entry]
+            del self.waiting[entry]
         for entry in due:
             entry.due()
 
 
 @final
 class Clockwork:
-    """The timers of one kind of limit of one plan: for each event loop its own. Thread-safe."""
+    """The timers of one kind of limit of one plan: for each event loop its own. Thread-safe.
 
-    __slots__ = ("_known", "_last", "_lock")
+    Args:
+        usual: Seconds; an entry with another limit gets a timer of its own. None if the limit is usual whatever it is.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_known", "_last", "_lock", "_usual")
+
+    def __init__(self, usual: float | None = None) -> None:
+        self._usual = usual
         self._known: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Timers] = (
             weakref.WeakKeyDictionary()
         )
@@ -97,14 +94,17 @@ class Clockwork:
     def start(self, entry: Entry, limit: float) -> Timers | None:
         """Call `entry.due()` in *limit* seconds, in the running loop; return what `stop` needs."""
         loop = asyncio.get_running_loop()
-        if current() is not SYSTEM:
-            # A timer that has outlived its entry would make virtual time jump.
+        if current() is not SYSTEM or (limit != self._usual and self._usual is not None):
+            # Virtual time would jump to a timer that has outlived its entry; and one that serves nobody else is a burden.
             entry.handle = loop.call_at(loop.time() + limit, entry.due, context=_NOBODYS)
             return None
         timers = self._last
         if timers is None or timers.limit != limit or timers.loop() is not loop:
             timers = self._of(loop, limit)
-        timers.add(entry, loop)
+        entry.when = when = loop.time() + limit
+        timers.waiting[entry] = None
+        if not timers.armed:
+            timers.arm(loop, when)
         return timers
 
     def _of(self, loop: asyncio.AbstractEventLoop, limit: float) -> Timers:
@@ -119,7 +119,7 @@ class Clockwork:
 def stop(timers: Timers | None, entry: Entry) -> None:
     """Forget *entry*, which `Clockwork.start` returned *timers* for."""
     if timers is not None:
-        timers.remove(entry)
+        timers.waiting.pop(entry, None)
     elif entry.handle is not None:
         entry.handle.cancel()
         entry.handle = None  # it refers to the entry
@@ -182,10 +182,7 @@ class Scope:
         /,
     ) -> None:
         if not self._expired:
-            if self._timers is not None:
-                self._timers.remove(self)
-            else:
-                stop(None, self)
+            stop(self._timers, self)
             return
         alone = self._task.uncancel() <= self._cancelling
         if alone and isinstance(error, asyncio.CancelledError):
