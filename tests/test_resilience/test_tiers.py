@@ -855,3 +855,38 @@ def test_arguments_are_freed_at_once_and_no_cycle_is_left(how, cycles_left_by):
         assert refs[-1]() is None
 
     assert cycles_left_by(use) == 0
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_a_wrong_call_is_heard_of_and_goes_out(per_row):
+    def wrong(x):
+        raise ConfigurationError("f(x)", x, "another")
+
+    with provenance() as p, pytest.raises(ConfigurationError):
+        fallback(wrong, constant(1), per_row=per_row)([1])
+    assert (p.answers, p.tier, p.tier_counts) == (1, None, {})
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_what_is_no_exception_goes_out_and_is_no_answer(error, per_row):
+    def stopped(x):
+        raise error
+
+    async def astopped(x):
+        raise error
+
+    breaker = Breaker(min_calls=1, window=1)
+    chain = fallback(tier(stopped, policy=Policy(breaker=breaker)), constant(1), per_row=per_row)
+    with provenance() as p, pytest.raises(error):
+        chain([1])
+    with pytest.raises(error):
+        chain([1])
+    assert (p.answers, breaker.state) == (0, "closed")
+    if error is asyncio.CancelledError:
+
+        async def main():
+            with pytest.raises(error):
+                await fallback(astopped, constant(1), per_row=per_row)([1])
+
+        asyncio.run(main())

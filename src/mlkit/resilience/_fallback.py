@@ -45,6 +45,7 @@ _Q = ParamSpec("_Q")
 _R = TypeVar("_R")
 _T = TypeVar("_T")
 _R_co = TypeVar("_R_co", covariant=True)
+_listener = LISTENING.get
 _Miss = tuple[Tier[..., Any], Any]  # what a `Miss` is made of; that is dearer
 
 
@@ -155,7 +156,7 @@ class Fallback(Generic[_P, _R_co]):
             AllTiersFailedError: If no tier has one; it holds one error per tier.
         """
         straight = self._straight
-        if straight is None or LISTENING.get() is not None:
+        if straight is None or _listener() is not None:
             return self._called(args, kwargs)  # type: ignore[no-any-return]
         run, machine, judge, tick = straight
         if machine.ring is None:  # the breaker of the first tier is not closed
@@ -213,16 +214,44 @@ class Fallback(Generic[_P, _R_co]):
             )
         if self._awaited is not None:
             return self._straight_async(self._awaited, args, kwargs)
+        if self._straight is not None and self._straight[1].ring is not None:
+            return self._straight_traced(self._straight, args, kwargs)
         asked = self._asked(args, kwargs, skip)
         return self._answer_async(asked) if self.is_async else self._answer(asked)
+
+    def _straight_traced(
+        self, straight: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        run, _, judge, tick = straight
+        with _Traced(self, LISTENING.get()) as traced:
+            traced.asks(self._names[0])
+            try:
+                answer = run(*args, **kwargs)
+                if judge is None or judge(answer, args, kwargs) is True:
+                    tick()
+                    traced.answered_first()
+                    return answer
+            except ConfigurationError:
+                traced.ended(self._begun(args, kwargs))
+                raise
+            except Exception as error:  # noqa: BLE001 - what comes next is the point of it
+                walk = self._begun(args, kwargs)
+                walk.failed(error)
+            else:
+                walk = self._begun(args, kwargs)
+                walk.rejected()
+            return self._descend(walk, traced)
+
+    def _begun(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Walk:
+        """Return the walk of a call whose first tier was asked already."""
+        return Walk(self.tiers, self._stores, AskedWhole(args, kwargs), at=0)
 
     async def _straight_async(
         self, straight: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         run, machine, judge, tick = straight
-        asked = AskedWhole(args, kwargs)
         if machine.ring is None or LISTENING.get() is not None:
-            return await self._answer_async(asked)
+            return await self._answer_async(AskedWhole(args, kwargs))
         try:
             answer = await run(*args, **kwargs)
             if judge is None or judge(answer, args, kwargs) is True:
@@ -231,10 +260,10 @@ class Fallback(Generic[_P, _R_co]):
         except ConfigurationError:
             raise
         except Exception as error:  # noqa: BLE001 - what comes next is the point of it
-            walk = Walk(self.tiers, self._stores, asked, at=0)
+            walk = self._begun(args, kwargs)
             walk.failed(error)
         else:
-            walk = Walk(self.tiers, self._stores, asked, at=0)
+            walk = self._begun(args, kwargs)
             walk.rejected()
         return await self._descend_async(walk)
 
@@ -446,13 +475,20 @@ class _Traced:
         """Take note of the tier that is asked now."""
         self._inner._within = tier  # noqa: SLF001 - one room
 
+    def answered_first(self) -> None:
+        """Take note that the first tier gave all of it."""
+        self._note([0], {})
+
     def ended(self, walk: Walk) -> None:
         """Take note of how it went."""
+        self._note(walk.where(), walk.reasons())
+
+    def _note(self, where: Sequence[int], reasons: dict[str, str]) -> None:
         self.trace = Trace(
             self._fallback.name,
             self._fallback._names,  # noqa: SLF001 - its own
-            walk.where(),
-            reasons=walk.reasons(),
+            where,
+            reasons=reasons,
             attempts=self._attempts[0],
             inner=self._inner._by_tier(),  # noqa: SLF001 - one room
             chained=self._fallback._chained,  # noqa: SLF001 - its own
