@@ -66,7 +66,7 @@ class _Race:
         self.others: list[asyncio.Task[Any]] = []
         self.winner: asyncio.Task[Any] | None = None
         self._works = works
-        self._timers = works.start(self, delay)
+        self._timers = works.start(self, delay, task.get_loop())
 
     def due(self) -> None:
         """Start another attempt, if it can be paid for."""
@@ -78,7 +78,7 @@ class _Race:
         other.add_done_callback(self._ended)
         self._left -= 1
         if self._left:
-            self._timers = self._works.start(self, self._delay)
+            self._timers = self._works.start(self, self._delay, self._task.get_loop())
 
     def _ended(self, other: asyncio.Task[Any]) -> None:
         answered = not other.cancelled() and other.exception() is None

@@ -91,9 +91,8 @@ class Clockwork:
         self._last: Timers | None = None
         self._lock = threading.Lock()
 
-    def start(self, entry: Entry, limit: float) -> Timers | None:
-        """Call `entry.due()` in *limit* seconds, in the running loop; return what `stop` needs."""
-        loop = asyncio.get_running_loop()
+    def start(self, entry: Entry, limit: float, loop: asyncio.AbstractEventLoop) -> Timers | None:
+        """Call `entry.due()` in *limit* seconds, in the running *loop*; return what `stop` needs."""
         if current() is not SYSTEM or (limit != self._usual and self._usual is not None):
             # Virtual time would jump to a timer that has outlived its entry; and one that serves nobody else is a burden.
             entry.handle = loop.call_at(loop.time() + limit, entry.due, context=_NOBODYS)
@@ -166,8 +165,10 @@ class Scope:
         self.handle = None
 
     def __enter__(self) -> None:
-        self._cancelling = self._task.cancelling()
-        self._timers = self._works.start(self, self._limit)
+        task = self._task
+        self._cancelling = task.cancelling()
+        # Asking asyncio for the running loop would be a system call.
+        self._timers = self._works.start(self, self._limit, task.get_loop())
 
     def due(self) -> None:
         """Cancel what runs inside."""
