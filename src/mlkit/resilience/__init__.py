@@ -19,7 +19,8 @@ from mlkit.resilience._ambient import deadline, remaining
 from mlkit.resilience._backoff import full_jitter
 from mlkit.resilience._breaker import Breaker, BreakerStats, seconds
 from mlkit.resilience._budget import Budget
-from mlkit.resilience._fallback import Fallback, fallback
+from mlkit.resilience._compose import fallback
+from mlkit.resilience._fallback import Fallback
 from mlkit.resilience._gates import Gate
 from mlkit.resilience._judges import agrees, confidence, finite, in_range
 from mlkit.resilience._machine import BreakerRecord

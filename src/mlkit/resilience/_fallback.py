@@ -1,8 +1,7 @@
-"""The fallback: the first tier that gives a good answer, for the whole of it or row by row."""
+"""The fallback: the first tier that gives a good answer, for the whole of it, row by row, or as a stream."""
 
 from __future__ import annotations
 
-from itertools import count
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -17,28 +16,27 @@ from typing import (
 
 from mlkit._arguments import one_of
 from mlkit.errors import ConfigurationError
-from mlkit.resilience._ambient import AMBIENT, NOTHING, Ambient
 from mlkit.resilience._asked import AskedRows, AskedWhole, RowArguments
 from mlkit.resilience._attempts import forget_frames
-from mlkit.resilience._breaker import checked_name
 from mlkit.resilience._plan import ALWAYS_CLOSED
-from mlkit.resilience._provenance import LISTENING, Answer, Provenance, Trace
+from mlkit.resilience._provenance import LISTENING, Answer
 from mlkit.resilience._relay import AskedStream, async_opener, opener
-from mlkit.resilience._streams import MODES, relay, relay_async
-from mlkit.resilience._tiers import Tier, tier
+from mlkit.resilience._streams import relay, relay_async
+from mlkit.resilience._ticks import Ticks
+from mlkit.resilience._tiers import Tier
+from mlkit.resilience._traced import Traced
 from mlkit.resilience._walk import OFF, REJECTED, Miss, Walk, exhausted
-from mlkit.telemetry import Counter, Sample, register
+from mlkit.telemetry import Counter, register
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
-    from contextvars import Token
-    from types import TracebackType
+    from collections.abc import Callable, Coroutine
     from typing import Self
 
     from mlkit.resilience._asked import Asked
+    from mlkit.resilience._provenance import Provenance
     from mlkit.resilience._store import Store
 
-__all__ = ["BoundFallback", "Fallback", "fallback"]
+__all__ = ["BoundFallback", "Fallback"]
 
 _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
@@ -223,7 +221,7 @@ class Fallback(Generic[_P, _R_co]):
         self, straight: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         run, _, judge, tick = straight
-        with _Traced(self, LISTENING.get()) as traced:
+        with self._traced(LISTENING.get()) as traced:
             traced.asks(self._names[0])
             try:
                 answer = run(*args, **kwargs)
@@ -241,6 +239,9 @@ class Fallback(Generic[_P, _R_co]):
                 walk = self._begun(args, kwargs)
                 walk.rejected()
             return self._descend(walk, traced)
+
+    def _traced(self, listener: Provenance | None) -> Traced:
+        return Traced(self.name, self._names, self._chained, listener)
 
     def _begun(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Walk:
         """Return the walk of a call whose first tier was asked already."""
@@ -281,7 +282,7 @@ class Fallback(Generic[_P, _R_co]):
             ConfigurationError: If it is a generator function.
 
         Examples:
-            >>> from mlkit.resilience import constant
+            >>> from mlkit.resilience import constant, fallback, tier
             >>> def broken(x: float) -> float:
             ...     raise ConnectionError
             >>> answer = fallback(tier(broken, name="big"), constant(0.5)).explain(1.0)
@@ -312,11 +313,11 @@ class Fallback(Generic[_P, _R_co]):
         listener = LISTENING.get()
         if listener is None and not explain:
             return self._descend(walk)
-        with _Traced(self, listener) as traced:
+        with self._traced(listener) as traced:
             answer = self._descend(walk, traced)
         return Answer(answer, traced.trace) if explain else answer
 
-    def _descend(self, walk: Walk, traced: _Traced | None = None) -> Any:
+    def _descend(self, walk: Walk, traced: Traced | None = None) -> Any:
         try:
             while (asking := walk.advance()) is not None:
                 if traced is not None:
@@ -342,11 +343,11 @@ class Fallback(Generic[_P, _R_co]):
         listener = LISTENING.get()
         if listener is None and not explain:
             return await self._descend_async(walk)
-        with _Traced(self, listener) as traced:
+        with self._traced(listener) as traced:
             answer = await self._descend_async(walk, traced)
         return Answer(answer, traced.trace) if explain else answer
 
-    async def _descend_async(self, walk: Walk, traced: _Traced | None = None) -> Any:
+    async def _descend_async(self, walk: Walk, traced: Traced | None = None) -> Any:
         try:
             while (asking := walk.advance()) is not None:
                 if traced is not None:
@@ -450,64 +451,6 @@ class BoundFallback(Generic[_Q, _T]):
 
 
 @final
-class _Traced:
-    """Context manager around one call of a fallback that somebody wants explained."""
-
-    __slots__ = ("_attempts", "_fallback", "_inner", "_listener", "_tokens", "trace")
-
-    trace: Trace
-
-    def __init__(self, owner: Fallback[..., Any], listener: Provenance | None) -> None:
-        self._fallback, self._listener = owner, listener
-        self._attempts = [0]
-        self._inner = Provenance()  # hears of the fallbacks inside the tiers
-
-    def __enter__(self) -> _Traced:
-        self._tokens: tuple[Token[Ambient | None], Token[Provenance | None]]
-        around = AMBIENT.get() or NOTHING
-        self._tokens = (
-            AMBIENT.set(around._replace(attempts=self._attempts)),
-            LISTENING.set(self._inner),
-        )
-        return self
-
-    def asks(self, tier: str) -> None:
-        """Take note of the tier that is asked now."""
-        self._inner._within = tier  # noqa: SLF001 - one room
-
-    def answered_first(self) -> None:
-        """Take note that the first tier gave all of it."""
-        self._note([0], {})
-
-    def ended(self, walk: Walk) -> None:
-        """Take note of how it went."""
-        self._note(walk.where(), walk.reasons())
-
-    def _note(self, where: Sequence[int], reasons: dict[str, str]) -> None:
-        self.trace = Trace(
-            self._fallback.name,
-            self._fallback._names,  # noqa: SLF001 - its own
-            where,
-            reasons=reasons,
-            attempts=self._attempts[0],
-            inner=self._inner._by_tier(),  # noqa: SLF001 - one room
-            chained=self._fallback._chained,  # noqa: SLF001 - its own
-        )
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-        /,
-    ) -> None:
-        AMBIENT.reset(self._tokens[0])
-        LISTENING.reset(self._tokens[1])
-        if self._listener is not None and (error is None or isinstance(error, Exception)):
-            self._listener._add(self.trace)  # noqa: SLF001 - one room
-
-
-@final
 class _NotStraight:
     """The state of a tier that cannot be asked without more ado."""
 
@@ -519,29 +462,6 @@ def _state_of(first: Tier[..., Any]) -> Any:
     if first.when is not None:
         return _NotStraight
     return ALWAYS_CLOSED if first.breaker is None else first.breaker._machine  # noqa: SLF001 - one room
-
-
-@final
-class Ticks:
-    """How often a tier answered, counted by one call of C, which is atomic and a third of the price of `Counter.add`."""
-
-    __slots__ = ("__weakref__", "_count", "_counter", "tick")
-
-    def __init__(self, counter: Counter) -> None:
-        self._count, self._counter = count(), counter
-        self.tick = self._count.__next__
-        register(self)
-
-    def samples(self) -> tuple[Sample]:
-        """Return the count as one sample, of the same series as the counter."""
-        return (Sample(self._counter.name, self._counter.labels, self._value()),)
-
-    def _value(self) -> int:
-        return int(repr(self._count)[6:-1])  # "count(3)": there is no other way to read one
-
-    def __del__(self) -> None:
-        # The totals of a `Counter` outlive it.
-        self._counter.add(self._value())
 
 
 def _batches(per_row: object, first: Tier[..., Any]) -> RowArguments:
@@ -568,95 +488,3 @@ def _made_again(
     stream: str | None,
 ) -> Fallback[..., Any]:
     return Fallback(tiers, per_row=per_row, name=name, stream=stream)
-
-
-def fallback(
-    first: Callable[_P, _R] | Tier[_P, _R],
-    /,
-    *tiers: Callable[..., Any] | Tier[..., Any],
-    per_row: bool | Sequence[str] = False,
-    stream: str | None = None,
-    name: str | None = None,
-) -> Fallback[_P, _R]:
-    """Return a callable that asks tiers from the first to the last until one gives a good answer.
-
-    Args:
-        first: The best tier; a bare function stands for `tier(function)`.
-        *tiers: The next best, down to what cannot fail: `stale(...)`, `constant(...)`.
-        per_row: Whether the first argument is a batch of which only the rows without a good answer go down a tier; or the
-            names of the arguments that are, if there are several. A batch is a NumPy array, torch tensor, list or tuple
-            of rows, or pandas table, rows first, or a dict, dataclass, named tuple or tuple of batches. Answers must be
-            batches with one row for each. They come back in place: kind, dtype and device are those of the first tier that
-            returned, unless none of its rows is used and the others do not fit. What is no batch inside an answer (None,
-            a text, a number) must be equal in all tiers of which a row is used. The identical object is returned if one
-            tier answers every row; no answer or argument is changed in place.
-        stream: For generator functions, whether the tier is decided before the first item (`"open"`, the default) or
-            after the last one (`"buffer"`). A gate judges the first item, or the list of all items.
-        name: Name in errors and telemetry; default the first tier's.
-
-    Returns:
-        The callable, with the signature of *first*.
-
-    Raises:
-        ConfigurationError: If a tier is not callable, two have the same name, a `stale` is first, or an argument is not
-            what it must be.
-
-    Examples:
-        >>> import numpy as np
-        >>> from mlkit.resilience import constant, finite
-        >>> def big(x: np.ndarray) -> np.ndarray:
-        ...     return np.log(x)
-        >>> score = fallback(tier(big, accept=finite), constant(-1.0), per_row=True)
-        >>> with np.errstate(divide="ignore"):
-        ...     score(np.array([1.0, 0.0]))
-        array([ 0., -1.])
-    """
-    given: tuple[Any, ...] = (first, *tiers)
-    steps = tuple(one if isinstance(one, Tier) else tier(one) for one in given)
-    if steps[0].kind == "stale":
-        raise ConfigurationError(
-            "fallback(first)", steps[0], "a tier that gives answers to keep, before a stale one"
-        )
-    names = [one.name for one in steps]
-    for one in names:
-        if names.count(one) > 1:
-            raise ConfigurationError(
-                "fallback(*tiers)", one, "tiers of different names", hint="give tier(name=...)"
-            )
-    label = checked_name("fallback(name=...)", name) or names[0]
-    rows = _checked_rows(per_row)
-    return Fallback(steps, per_row=rows, name=label, stream=_checked_stream(steps, stream, rows))
-
-
-def _checked_rows(per_row: bool | Sequence[str]) -> bool | tuple[str, ...]:  # noqa: FBT001 - the argument itself
-    if isinstance(per_row, bool):
-        return per_row
-    names = tuple(per_row) if isinstance(per_row, (list, tuple)) else ()
-    if not names or not all(isinstance(one, str) for one in names):
-        raise ConfigurationError(
-            "fallback(per_row=...)", per_row, "True, False, or the names of arguments"
-        )
-    return names
-
-
-def _checked_stream(
-    steps: tuple[Tier[..., Any], ...],
-    stream: str | None,
-    per_row: bool | tuple[str, ...],  # noqa: FBT001 - as above
-) -> str | None:
-    mode = None if stream is None else one_of("fallback(stream=...)", stream, MODES)
-    if not any(one.kind == "stream" for one in steps):
-        if mode is not None:
-            raise ConfigurationError(
-                "fallback(stream=...)", mode, "at least one tier that is a generator function"
-            )
-        return None
-    if per_row:
-        raise ConfigurationError(
-            "fallback(per_row=...)", per_row, "False for generators: a stream has no rows"
-        )
-    if any(one.kind == "stale" for one in steps):
-        raise ConfigurationError(
-            "fallback(*tiers)", "stale", "no stale tier among generators: a stream is not kept"
-        )
-    return mode or "open"
