@@ -752,6 +752,10 @@ class TestAgrees:
         assert (agrees(other) | finite)(1.0, 5)
         assert asked == [1.0]
 
+    def test_where_no_arguments_come_it_says_so(self):
+        with pytest.raises(ConfigurationError, match="give the gate to a tier"):
+            agrees(scale)(2.0)
+
     def test_shapes_that_differ_are_a_mistake(self):
         with pytest.raises(ConfigurationError, match="by=lambda"):
             agrees(lambda x: np.zeros(3))(np.zeros(2), 1)

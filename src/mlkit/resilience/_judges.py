@@ -243,6 +243,13 @@ class _Agrees(NamedTuple):
 
     def _asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
         """Return what the other one says, as a tuple of one, or None if it fails."""
+        if not args and not kwargs and _needs_arguments(self.fn):
+            raise ConfigurationError(
+                self.name,
+                "no arguments",
+                "the arguments of the call, which its function needs",
+                hint="give the gate to a tier: tier(fn, accept=...)",
+            )
         try:
             return (self.fn(*args, **kwargs),)
         except ConfigurationError:
@@ -271,6 +278,18 @@ class _Agrees(NamedTuple):
         with np.errstate(invalid="ignore"):  # infinity less infinity
             near = abs(mine.astype(wide) - theirs) <= self.atol + self.rtol * abs(theirs)
         return known & (near | equal), known
+
+
+def _needs_arguments(fn: Callable[..., Any]) -> bool:
+    from inspect import signature
+
+    try:
+        signature(fn).bind()
+    except TypeError:
+        return True
+    except ValueError:  # a builtin that does not say
+        return False
+    return False
 
 
 def agrees(
