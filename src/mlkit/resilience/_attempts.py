@@ -123,19 +123,21 @@ class Attempts:
         return None
 
     def _verdict(self, error: Exception) -> Verdict:
-        if isinstance(error, RejectedError) or self._tried_inside(error):
+        if isinstance(error, RejectedError):
+            return FALL
+        if self.since != SPENT.number and self._tried_inside(error):
             return FALL
         if isinstance(error, ResultRejectedError) and isinstance(error.verdict, Verdict):
             return error.verdict
         answer = self.plan.retryable(error)
+        if answer is True:
+            return RETRY
         if isinstance(answer, Verdict):
             return answer
         return RETRY if answer else FALL
 
     def _tried_inside(self, error: BaseException | None) -> bool:
         """Whether another policy has, during this call, spent its attempts on *error* or on what caused it."""
-        if self.since == SPENT.number:
-            return False
         own, raised = self.plan.policy._identity, error  # noqa: SLF001 - one object in two files
         for _ in range(8):
             if error is None:

@@ -347,7 +347,10 @@ def _unlimited_async(
     machine, budget, hedge = plan.machine, plan.budget, plan.policy.hedge
     surroundings, enter, leave, spent = AMBIENT.get, AMBIENT.set, AMBIENT.reset, SPENT
     limit, quick, judge = plan.limit, plan.quick, plan.judge if plan.judges else None
-    current_task, works, hedges = asyncio.current_task, Clockwork(plan.limit), Clockwork()
+    limits = plan.policy._limits  # noqa: SLF001 - one object in two files
+    # Of the policy, or each `policy.call` would leave a timer behind until its time is over.
+    limits.works = limits.works or (Clockwork(plan.limit), Clockwork())
+    current_task, (works, hedges) = asyncio.current_task, limits.works
 
     async def direct(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring  # the window of the closed breaker is the ticket
@@ -428,7 +431,10 @@ def _unlimited_async(
         attempts: Attempts, pause: float | None, args: Any, kwargs: dict[str, Any]
     ) -> _R:
         while True:
-            await current().asleep(pause or 0.0)  # even 0 lets others run, and a cancellation in
+            if pause:
+                await current().asleep(pause)
+            else:
+                await asyncio.sleep(0)  # lets others run, and a cancellation in
             attempts.made += 1
             trial = Trial(plan, attempts)
             try:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from mlkit.resilience._timers import Clockwork
+
 __all__ = ["Limits", "Permit"]
 
 
@@ -36,6 +38,8 @@ class Limits:
         self.abandoned = 0
         """Threads that were left behind and have not ended."""
         self._gauge: _Abandoned | None = None
+        self.works: tuple[Clockwork, Clockwork] | None = None
+        """The timers of its attempts and of its hedges, once something async is guarded."""
 
     def admitted(self, name: str) -> Permit:
         """Admit one call of *name*, to be used as a context manager around it.

@@ -103,10 +103,10 @@ def transient(error: Exception) -> bool:
     Note:
         Clients are known by the names of their errors; none is imported.
     """
-    if isinstance(error, RejectedError):
-        return False
     if isinstance(error, (ConnectionError, TimeoutError)):
         return type(error).__module__ == "builtins" or not _permanent(error)
+    if isinstance(error, RejectedError):
+        return False
     if isinstance(error, OSError) and error.errno in _NETWORK:
         return True
     if _number(getattr(error, "retry_after", None)) is not None:
