@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import errno
 import functools
@@ -506,6 +507,45 @@ class TestKinds:
             assert guarded("x") == "x"
         assert flaky.calls == 2
         assert not hasattr(guarded, "calls")
+
+    def test_above_and_below_classmethod_and_staticmethod_and_objects_of_every_kind(self):
+        again = Policy(retry=Retry(2, backoff=0))
+
+        class Model:
+            @again
+            @classmethod
+            def name(cls):
+                return cls.__name__
+
+            @again
+            @staticmethod
+            def twice(x):
+                return 2 * x
+
+        class Sub(Model):
+            pass
+
+        assert (Sub.name(), Sub().name(), Sub.twice(2), Sub().twice(2)) == ("Sub", "Sub", 4, 4)
+
+        class Streaming:
+            def __call__(self, n):
+                yield from range(n)
+
+        class AsyncStreaming:
+            async def __call__(self, n):
+                for item in range(n):
+                    yield item
+
+        async def work(a, b):
+            return a + b
+
+        async def main():
+            assert await again(functools.partial(work, 1))(2) == 3
+            assert await again.call(functools.partial(work, 1), 2) == 3
+            assert [item async for item in again(AsyncStreaming())(2)] == [0, 1]
+
+        assert list(again(Streaming())(3)) == [0, 1, 2]
+        asyncio.run(main())
 
     @pytest.mark.parametrize("thing", [3, None, int])
     def test_what_cannot_be_decorated_is_refused(self, thing):

@@ -236,6 +236,24 @@ def test_times_of_before_a_restart_of_the_host_do_not_hold_it_open(tmp_path):
         assert breaker.acquire() is not None
 
 
+def test_a_lock_that_nobody_lets_go_of_blocks_nobody_for_long(tmp_path):
+    import fcntl
+
+    Breaker(name="r", storage=FileStorage(tmp_path)).reset()
+    (path,) = tmp_path.glob("*.lock")
+    with path.open("ab") as held, record_events("resilience.") as events:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        breaker = Breaker(name="r", storage=FileStorage(tmp_path, refresh=0))
+        began = time.monotonic()
+        breaker.trip()
+        assert time.monotonic() - began < 5
+        assert breaker.acquire() is None
+    assert [event.kind for event in events] == [
+        "resilience.breaker.storage_failed",
+        "resilience.breaker.opened",
+    ]
+
+
 def test_a_damaged_file_is_nothing_stored(tmp_path):
     storage = FileStorage(tmp_path)
     assert storage.swap("r", None, BreakerRecord(3, 2, "open", 5.0))

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
 
 from mlkit._arguments import seconds
+from mlkit._clock import current
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._machine import BreakerRecord
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
 __all__ = ["BreakerStorage", "FileStorage", "MemoryStorage"]
+
+_PATIENCE = 0.25  # seconds; whoever holds the lock needs 0.1 ms
 
 
 @runtime_checkable
@@ -152,19 +155,34 @@ class FileStorage:
     def swap(self, name: str, old: BreakerRecord | None, new: BreakerRecord) -> bool:
         """Store *new* if *old* is what is stored, and return whether it was."""
         import json
-        from fcntl import LOCK_EX, flock
 
         path = self._path(name)
         self._folder.mkdir(parents=True, exist_ok=True)
         # Opened anew each time: a descriptor that a fork has inherited would share its lock.
         with path.with_suffix(".lock").open("ab") as lock:
-            flock(lock, LOCK_EX)
+            self._take(lock.fileno())
             if self.read(name) != old:
                 return False
             fresh = path.with_suffix(".new")
             fresh.write_text(json.dumps(new._asdict()))
             fresh.replace(path)
             return True
+
+    def _take(self, lock: int) -> None:
+        """Take the lock, or raise if somebody, such as a process that was stopped, does not let go of it."""
+        from fcntl import LOCK_EX, LOCK_NB, flock
+
+        clock = current()
+        until = clock.monotonic() + _PATIENCE
+        while True:
+            try:
+                flock(lock, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                if clock.monotonic() >= until:
+                    raise
+                clock.sleep(0.001)
+            else:
+                return
 
     def _path(self, name: str) -> Any:
         from mlkit._digest import digest_bytes
