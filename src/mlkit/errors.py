@@ -242,7 +242,13 @@ class UnknownNameError(RegistryError, KeyError):
     defined_at: str
 
     def __init__(
-        self, registry: str, name: str, known: Iterable[str], *, hint: str = "", defined_at: str = ""
+        self,
+        registry: str,
+        name: str,
+        known: Iterable[str],
+        *,
+        hint: str = "",
+        defined_at: str = "",
     ) -> None:
         known = list(known)
         self.registry, self.name, self.defined_at = registry, name, defined_at

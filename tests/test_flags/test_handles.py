@@ -61,9 +61,9 @@ def test_a_missing_flag_names_itself_and_the_nearest(monkeypatch):
     flags = Flags.in_memory({"new-tokeniser": True, "ranker": "v1"})
     flag = flags.bool("new-tokenizer", default=False)
     looked = []
-    real = difflib.get_close_matches
+    real = difflib.SequenceMatcher
     monkeypatch.setattr(
-        difflib, "get_close_matches", lambda *args, **kw: looked.append(1) or real(*args, **kw)
+        difflib, "SequenceMatcher", lambda *args, **kw: looked.append(1) or real(*args, **kw)
     )
     for _ in range(5):
         details = flag.details()

@@ -300,14 +300,15 @@ async def serve(
         variant = decision.variant or "v1"
         found: Answer[torch.Tensor] = await answer_with[variant].explain(rows[request])
         predicted = int(found.value.argmax())
+        answered_by = str(found.tier)
         return Served(
             request=request,
             user=user,
             variant=variant,
             reason=decision.reason,
-            tier=found.tier,
+            tier=answered_by,
             why=found.reason,
-            model=versions[found.tier].ref,
+            model=versions[answered_by].ref,
             flags=flags.digest,
             predicted=predicted,
             right=predicted == int(digits.request_y[request]),
