@@ -96,6 +96,7 @@ class Fallback(Generic[_P, _R_co]):
     name: str
     is_async: bool
     stream: str | None
+    __wrapped__: Callable[..., Any]
 
     def __init__(
         self,
@@ -407,6 +408,8 @@ class BoundFallback(Generic[_Q, _T]):
     """A fallback as a method of an object: it is handed on to every tier as the first argument."""
 
     __slots__ = ("__func__", "__self__")
+    __func__: Any  # a Fallback; said so, checkers would bind it, as it is a descriptor
+    __self__: object
 
     def __init__(self, function: Fallback[..., _T], instance: object) -> None:
         self.__func__, self.__self__ = function, instance
@@ -414,14 +417,16 @@ class BoundFallback(Generic[_Q, _T]):
     @property
     def __name__(self) -> str:
         """The name of the fallback."""
-        return self.__func__.name
+        found: str = self.__func__.name
+        return found
 
     def __call__(self, *args: _Q.args, **kwargs: _Q.kwargs) -> _T:
         """Return the first good answer, see `Fallback`."""
         function, given = self.__func__, (self.__self__, *args)
         if function.per_row:
             return cast("_T", function._called(given, kwargs, 1))  # noqa: SLF001 - one room
-        return function(*given, **kwargs)
+        found: _T = function(*given, **kwargs)
+        return found
 
     @overload
     def explain(  # type: ignore[overload-overlap]  # as in `Fallback`
