@@ -294,31 +294,15 @@ ASYNC = {
 }
 
 
-@pytest.fixture(autouse=True)
-def hedges_are_being_rewritten(request):
-    case = getattr(request.node, "callspec", None)
-    if case and case.params.get("way") == "hedged" and case.params["fn"] is _async_down:
-        reason = "the tasks that lost and their error hold each other"
-        request.applymarker(pytest.mark.xfail(strict=False, reason=reason))
-
-
 @pytest.fixture
-def without_collector():
-    gc.collect()
+def without_collector(only_what_is_new):
     gc.disable()
     yield
     gc.enable()
 
 
+@pytest.mark.usefixtures("only_what_is_new")
 class TestMemory:
-    @pytest.fixture(autouse=True)
-    def only_what_is_new(self):
-        """Spare the collector what other tests have loaded: it looks a few times in each test."""
-        gc.collect()
-        gc.freeze()
-        yield
-        gc.unfreeze()
-
     @pytest.mark.parametrize("fn", [_identity, _down], ids=["success", "failure"])
     @pytest.mark.parametrize("way", SYNC)
     def test_arguments_are_freed_at_once(self, way, fn, without_collector):
