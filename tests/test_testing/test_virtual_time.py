@@ -107,6 +107,79 @@ def test_a_notified_wait_ends_before_its_time() -> None:
         assert clock.monotonic() == 0.0
 
 
+@pytest.mark.parametrize("seconds", [60.0, None])
+def test_a_notification_is_not_lost_however_long_the_lock_is_held_before_it(
+    seconds: float | None,
+) -> None:
+    """A wait made of short ones misses what comes between two of them: here, while the second waits for the lock."""
+    with virtual_time(start=0.0, autojump=False, grace=0.001) as clock:
+        condition, ready = threading.Condition(), threading.Event()
+        answers: list[bool] = []
+
+        def wait() -> None:
+            with condition:
+                ready.set()
+                answers.append(clock.wait(condition, seconds))
+
+        thread = clock.thread(wait)
+        ready.wait()
+        with condition:
+            time.sleep(0.02)  # real time, in which a short wait is over
+            condition.notify()
+        thread.join(10)
+        assert answers == [True]
+        assert clock.monotonic() == 0.0
+
+
+def test_one_notification_wakes_one_of_many_and_time_the_others() -> None:
+    with virtual_time(start=0.0, autojump=False, grace=0.001) as clock:
+        condition = threading.Condition()
+        tokens, taken, late = 0, [0], [0]
+        waiting = threading.Semaphore(0)
+
+        def take() -> None:
+            nonlocal tokens
+            with condition:
+                until = clock.monotonic() + 60.0
+                waiting.release()
+                while not tokens and (left := until - clock.monotonic()) > 0:
+                    clock.wait(condition, left)
+                if tokens:
+                    tokens -= 1
+                    taken[0] += 1
+                else:
+                    late[0] += 1
+
+        threads = [clock.thread(take) for _ in range(8)]
+        for _ in threads:
+            waiting.acquire()
+        for _ in range(5):
+            with condition:
+                tokens += 1
+                condition.notify()
+        while taken[0] < 5:  # ends, or the test's time is over
+            time.sleep(0.001)
+        clock.advance(60.0)
+        for thread in threads:
+            thread.join(10)
+        assert (taken, late) == ([5], [3])
+
+
+def test_a_wait_of_no_time_lets_go_of_the_lock() -> None:
+    with virtual_time() as clock:
+        condition, done = threading.Condition(), []
+
+        def other() -> None:
+            with condition:
+                done.append(True)
+
+        with condition:
+            thread = clock.thread(other)
+            while not done:  # ends, or the test's time is over
+                assert not clock.wait(condition, 0)
+        thread.join(10)
+
+
 def test_timers_of_an_event_loop_fire_in_order_and_at_once() -> None:
     async def main() -> list[tuple[float, str]]:
         log: list[tuple[float, str]] = []

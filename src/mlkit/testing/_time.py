@@ -104,15 +104,45 @@ class VirtualTime:
         await asyncio.sleep(0)
 
     def wait(self, condition: threading.Condition, timeout: float | None) -> bool:
-        """Wait on *condition*, which the caller holds, for at most *timeout* virtual seconds."""
-        if timeout is None:
-            return condition.wait()
+        """Wait on *condition*, which the caller holds, for at most *timeout* virtual seconds.
+
+        When the time is over, everybody who waits on *condition* is notified and looks again.
+
+        Returns:
+            False if the time ran out.
+        """
+        if timeout is None or timeout <= 0:
+            return condition.wait(timeout)
+        rang, over = threading.Event(), threading.Event()
         with self._waiting(self._now + timeout) as deadline:
-            while self._now < deadline:
-                if condition.wait(self._grace):
-                    return True
-                self._jump()
-        return False
+            alarm = (condition, deadline, rang, over)
+            threading.Thread(target=self._ring, args=alarm, daemon=True).start()
+            try:
+                condition.wait()
+            finally:
+                over.set()
+        return not rang.is_set()
+
+    def _ring(
+        self,
+        condition: threading.Condition,
+        deadline: float,
+        rang: threading.Event,
+        over: threading.Event,
+    ) -> None:
+        """Notify *condition* at its *deadline*, if the wait is not *over* before.
+
+        The thread that waits cannot look at the time itself: a notification that comes while it is
+        between two short waits would find nobody waiting, and be lost.
+        """
+        while self._now < deadline:
+            if over.wait(self._grace):
+                return
+            self._jump()
+        with condition:
+            if not over.is_set():
+                rang.set()
+                condition.notify_all()
 
     def run(self, main: Coroutine[Any, Any, _R]) -> _R:
         """Run a coroutine to its end in an event loop whose timers follow this clock.
