@@ -19,17 +19,12 @@ from mlkit.resilience._ambient import deadline, remaining
 from mlkit.resilience._backoff import full_jitter
 from mlkit.resilience._breaker import Breaker, BreakerStats, seconds
 from mlkit.resilience._budget import Budget
-from mlkit.resilience._compose import fallback
-from mlkit.resilience._fallback import Fallback
-from mlkit.resilience._gates import Gate
-from mlkit.resilience._judges import agrees, confidence, finite, in_range
 from mlkit.resilience._machine import BreakerRecord
 from mlkit.resilience._policy import Hedge, Policy, Retry
-from mlkit.resilience._provenance import Answer, Provenance, Trace, provenance
-from mlkit.resilience._storage import BreakerStorage, FileStorage, MemoryStorage
 from mlkit.resilience._threads import Threaded
-from mlkit.resilience._tiers import Tier, constant, stale, tier
 from mlkit.resilience._verdict import FALL, RAISE, RETRY, Verdict, transient
+
+TYPE_CHECKING = False  # every type checker takes it for true
 
 __all__ = [  # noqa: RUF022 - in the order of `sorted`, as in every module
     "Answer",
@@ -68,3 +63,45 @@ __all__ = [  # noqa: RUF022 - in the order of `sorted`, as in every module
     "tier",
     "transient",
 ]
+
+if TYPE_CHECKING:
+    from mlkit.resilience._compose import fallback
+    from mlkit.resilience._fallback import Fallback
+    from mlkit.resilience._gates import Gate
+    from mlkit.resilience._judges import agrees, confidence, finite, in_range
+    from mlkit.resilience._provenance import Answer, Provenance, Trace, provenance
+    from mlkit.resilience._storage import BreakerStorage, FileStorage, MemoryStorage
+    from mlkit.resilience._tiers import Tier, constant, stale, tier
+else:  # were it visible to type checkers, they would accept any misspelt name (PEP 562)
+    _MODULES = {
+        "Answer": "_provenance",
+        "BreakerStorage": "_storage",
+        "Fallback": "_fallback",
+        "FileStorage": "_storage",
+        "Gate": "_gates",
+        "MemoryStorage": "_storage",
+        "Provenance": "_provenance",
+        "Tier": "_tiers",
+        "Trace": "_provenance",
+        "agrees": "_judges",
+        "confidence": "_judges",
+        "constant": "_tiers",
+        "fallback": "_compose",
+        "finite": "_judges",
+        "in_range": "_judges",
+        "provenance": "_provenance",
+        "stale": "_tiers",
+        "tier": "_tiers",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            from importlib import import_module
+
+            module = import_module(f"mlkit.resilience.{_MODULES[name]}")
+            value = globals()[name] = getattr(module, name)
+            return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+
+    def __dir__() -> list[str]:
+        return __all__

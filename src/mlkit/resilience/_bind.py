@@ -13,7 +13,6 @@ from mlkit.resilience._ambient import AMBIENT, Ambient
 from mlkit.resilience._attempts import SPENT, Attempts, Trial
 from mlkit.resilience._machine import OK
 from mlkit.resilience._plan import ALWAYS_CLOSED, Plan
-from mlkit.resilience._streams import relay, relay_async, stream_opener
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -56,6 +55,8 @@ def decorated(policy: Policy, fn: Callable[_P, _R]) -> Callable[_P, _R]:
 def bound(policy: Policy, fn: Callable[_P, _R], *, name: str | None = None) -> Callable[_P, _R]:
     """Return *fn* guarded by *policy*, without its signature; *name* is what errors and telemetry call it."""
     if is_stream(fn):
+        from mlkit.resilience._streams import relay, relay_async
+
         opened: Any = bound_opener(policy, fn, name=name)
         guarded: Any = relay_async(opened) if is_async(fn) else relay(opened)
         return cast("Callable[_P, _R]", guarded)
@@ -80,6 +81,8 @@ def bound_opener(
     Returns:
         A function that returns an `Opened`, or a coroutine function that returns an `AsyncOpened`.
     """
+    from mlkit.resilience._streams import stream_opener  # not before something streams
+
     plan = _plan(policy, fn, name)
     waits = is_async(fn)
     opener = stream_opener(plan, fn, is_async=waits)

@@ -27,13 +27,13 @@ from mlkit.resilience._machine import (
     judged,
 )
 from mlkit.resilience._settings import Frozen
-from mlkit.resilience._storage import BreakerStorage
 from mlkit.telemetry import Sample, emit, register
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlkit._clock import Clock
+    from mlkit.resilience._storage import BreakerStorage
 
 __all__ = ["Breaker", "BreakerStats", "seconds"]
 
@@ -488,6 +488,8 @@ def checked_storage(value: object, name: str | None) -> BreakerStorage | None:
     """Return *value* if it is a storage for a breaker of that name, or None."""
     if value is None:
         return None
+    from mlkit.resilience._storage import BreakerStorage
+
     if not isinstance(value, BreakerStorage):
         raise ConfigurationError("Breaker(storage=...)", value, "a BreakerStorage, or None")
     if name is None:

@@ -114,8 +114,6 @@ class Fallback(Generic[_P, _R_co]):
         self._counters = [
             Counter("resilience_answers_total", fallback=name, tier=one.name) for one in tiers
         ]
-        for counter in self._counters:
-            register(counter)
         self._names = tuple(one.name for one in tiers)
         self._chained = tuple(
             one.name for one in tiers if isinstance(one.fn, (Fallback, BoundFallback))
@@ -147,6 +145,10 @@ class Fallback(Generic[_P, _R_co]):
                 self._awaited = straight
             else:
                 self._straight = straight
+        for (
+            counter
+        ) in self._counters:  # after the ticks, which are put into them when they are read
+            register(counter)
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R_co:
         """Return the first good answer.

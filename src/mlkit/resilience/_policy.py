@@ -11,17 +11,16 @@ from mlkit.errors import ConfigurationError
 from mlkit.resilience._backoff import Backoff, Stop, backoff_of, full_jitter, stop_of
 from mlkit.resilience._breaker import Breaker, checked_name
 from mlkit.resilience._budget import Budget
-from mlkit.resilience._gates import Gate
-from mlkit.resilience._latencies import Latencies
 from mlkit.resilience._limits import Limits
-from mlkit.resilience._settings import Frozen
-from mlkit.resilience._streams import MODES
+from mlkit.resilience._settings import MODES, Frozen
 from mlkit.resilience._threads import Threaded
 from mlkit.resilience._verdict import predicate, transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mlkit.resilience._gates import Gate
+    from mlkit.resilience._latencies import Latencies
     from mlkit.resilience._verdict import On, Verdict
 
 __all__ = ["Hedge", "Policy", "Retry"]
@@ -165,7 +164,7 @@ class Policy(Frozen):
         on: What is retried: exception types, or a callable of the exception that returns a bool or one of `RETRY`,
             `RETRY.after(seconds)`, `FALL` and `RAISE`.
         accept: A gate or callable of the answer; an answer that it refuses is a `ResultRejectedError`, and a failure
-            for the breaker.
+            for the breaker. A gate that looks at the arguments as well, such as `agrees`, belongs to a tier.
         verdict: A callable of the answer that returns None to take it, or one of `RETRY`, `RETRY.after(seconds)`, `FALL`
             and `RAISE` to refuse it as *accept* does, and to say what next.
         stream: `"open"` or `"buffer"`, see above; default `"open"`. Only generators have a use for it.
@@ -265,12 +264,12 @@ class Policy(Frozen):
             rate=rate,
             hedge=hedge,
             on=on,
-            accept=None if accept is None else Gate.of("Policy(accept=...)", accept),
+            accept=None if accept is None else _gate(accept),
             verdict=verdict,
             stream=None if stream is None else one_of("Policy(stream=...)", stream, MODES),
             name=checked_name("Policy(name=...)", name),
             _budget=retry.budget if retry is not None else None if hedge is None else Budget(),
-            _latencies=None if hedge is None or hedge.share is None else Latencies(hedge.share),
+            _latencies=None if hedge is None or hedge.share is None else _latencies(hedge.share),
             _identity=next(_identities),
             _limits=Limits(bulkhead, rate),
             _retryable=predicate("Policy(on=...)", on),
@@ -346,6 +345,27 @@ class Policy(Frozen):
 
 
 _identities = count(1)
+
+
+def _gate(accept: Gate | Callable[[Any], Any]) -> Gate:
+    """Return *accept* as a gate, or raise."""
+    from mlkit.resilience._gates import Gate  # not before somebody uses one
+
+    gate = Gate.of("Policy(accept=...)", accept)
+    if gate.arguments:
+        raise ConfigurationError(
+            "Policy(accept=...)",
+            gate,
+            "a gate of the answer alone",
+            hint="this one looks at the arguments as well, which only a tier hands on: tier(fn, accept=...)",
+        )
+    return gate
+
+
+def _latencies(share: float) -> Latencies:
+    from mlkit.resilience._latencies import Latencies  # not before something is hedged
+
+    return Latencies(share)
 
 
 def _quantile(text: str) -> float:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Frozen"]
+__all__ = ["MODES", "Frozen"]
+
+MODES = ("open", "buffer")
+"""When the tier of a stream, or the end of its opening, is decided: at the first item, or at the last."""
 
 
 class Frozen:

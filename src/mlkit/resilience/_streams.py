@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from mlkit.resilience._limits import Permit
     from mlkit.resilience._plan import Plan
 
-__all__ = ["MODES", "AsyncOpened", "Opened", "relay", "relay_async", "stream_opener"]
-
-MODES = ("open", "buffer")
+__all__ = ["AsyncOpened", "Opened", "relay", "relay_async", "stream_opener"]
 
 
 @final
