@@ -328,7 +328,8 @@ class SpecProblem:
     Args:
         path: Where, as a dotted path, e.g. `"model.encoder.width"`; empty for the root.
         kind: What kind of problem: `"type"`, `"unknown_name"`, `"unknown_argument"`,
-            `"missing_argument"`, `"value"`, `"entry"` (what it names cannot be used), `"syntax"`.
+            `"missing_argument"`, `"value"`, `"entry"` (what it names cannot be used), `"syntax"`,
+            `"file"` (it cannot be read).
         message: What is wrong with which value.
         suggestions: Names that were perhaps meant, best first.
         source: File, line and column, `"train.yaml:14:9"`, if the spec was read from a file.

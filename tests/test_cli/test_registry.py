@@ -148,9 +148,16 @@ def test_check_prints_every_problem_with_its_place_and_builds_nothing(hub, capsy
         ("widht", "unknown_argument", "bad.json:3:2"),
     ]
     assert run(capsys, "check", "cli_hub:models", "good.yaml", "--json")[:2] == (0, "[]\n")
-    status, _, err = run(capsys, "check", "cli_hub:models", "absent.yaml")
+    status, out, err = run(capsys, "check", "cli_hub:models", "absent.yaml", "good.yaml")
+    assert (status, out) == (1, "good.yaml: ok, net@2\n")
+    assert err == (
+        "mlkit registry: absent.yaml: the file cannot be read: No such file or directory\n"
+    )
+    status, out, _ = run(capsys, "check", "cli_hub:models", "absent.yaml", "--json")
+    assert (status, json.loads(out)[0]["kind"]) == (1, "file")
+    status, _, err = run(capsys, "check", "cli_hub:models", "good.yaml", "--at", "a[")
     assert status == 1
-    assert "absent.yaml" in err
+    assert "expected a path" in err
     assert sys.modules["cli_hub"].calls == []
 
 
@@ -165,6 +172,7 @@ def test_check_prints_every_problem_with_its_place_and_builds_nothing(hub, capsy
         ("no_pkg.sub:models", "there is no module 'no_pkg' here"),
         ("cli_broken:models", "importing cli_broken failed: RuntimeError: no device"),
         ("cli_needy:models", "importing cli_needy failed: ModuleNotFoundError: No module named 'not_there_either'"),
+        ("cli_hub.models", "a variable of a module is written cli_hub:models"),
         ("cli_hub.py", "there is no module 'cli_hub.py' here"),
         ("../cli_hub:models", "for example mypkg.registry:models"),
         ("json:models", "json has no registry"),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections import deque
+from enum import Enum
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import pytest
@@ -84,6 +85,98 @@ def test_a_pydantic_model_with_aliases_and_a_nested_part():
     )
     assert (built.part.width, built.rate, built.kind) == (2, 1.0, "b")
     assert problems({"type": "model", "part": "conv", "lr": -1, "rate": 1})[0].startswith("lr: ")
+
+
+def test_an_attrs_class():
+    attrs = pytest.importorskip("attrs")
+
+    @kinds.register("attrs", replace=True)
+    @attrs.define
+    class Layer:
+        width: int
+        part: Annotated[Encoder, encoders] | None = None
+        tags: list[str] = attrs.field(factory=list)
+        rate: float = attrs.field(default="0.5", converter=float)
+        _seed: int = 3
+        named: int = attrs.field(default=1, alias="other")
+        bias: bool = attrs.field(default=True, kw_only=True)
+        made: int = attrs.field(init=False, default=4)
+        depth: int = attrs.field(default=1, validator=attrs.validators.gt(0))
+
+    spec = {"type": "attrs", "width": 8, "part": {"type": "conv", "width": 2}, "rate": "1.5"}
+    layer = kinds.build({**spec, "seed": 5, "other": 6, "bias": False})
+    assert (layer.width, layer.part.width, layer.rate, layer._seed) == (8, 2, 1.5, 5)
+    assert (layer.named, layer.bias, layer.made, layer.tags) == (6, False, 4, [])
+    assert spec_of(kinds.build({"type": "attrs", "width": 8})).to_dict() == {
+        "type": "attrs@1",
+        "width": 8,
+        "part": None,
+        "tags": [],
+        "rate": "0.5",
+        "seed": 3,
+        "other": 1,
+        "depth": 1,
+        "bias": True,
+    }
+    wrong = {"width": "8", "tags": [1], "_seed": 5, "made": 1, "bias": 1, "part": "cnv"}
+    said = problems({"type": "attrs", **wrong})
+    assert [line.partition(":")[0].partition("[")[0] for line in said] == [*wrong]
+    assert "did you mean 'seed'" in said[2]
+    with pytest.raises(ValueError, match="depth"):  # attrs' own validator, when it is called
+        kinds.build({"type": "attrs", "width": 8, "depth": 0})
+
+
+def test_the_empty_containers_that_fields_begin_with_are_in_the_resolved_spec():
+    class Begins(BaseModel):
+        names: list[str] = Field(default_factory=list)
+        table: dict[str, int] = Field(default_factory=dict, alias="by")
+        late: list[int] = Field(default_factory=lambda: [1])
+
+    kinds.register("begins", replace=True)(Begins)
+    spec = spec_of(kinds.build("begins")).to_dict()
+    assert spec == {"type": "begins@1", "names": [], "by": {}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "near"),
+    [
+        ({"act": "rleu"}, "expected 'relu', 'gelu' or 3, got 'rleu'; did you mean 'relu'?", ["relu"]),
+        ({"colour": "xyz"}, "expected 'red' or 2, got 'xyz'", []),
+        ({"colour": "rde"}, "expected 'red' or 2, got 'rde'; did you mean 'red'?", ["red"]),
+        ({"ways": ["up", "dwn"]}, "expected 'up' or 'down', got 'dwn'; did you mean 'down'?", ["down"]),
+    ],
+)  # fmt: skip
+def test_a_word_of_a_closed_list_has_a_nearest_one(arguments, says, near):
+    class Colour(Enum):
+        RED = "red"
+        BLUE = 2
+
+    @kinds.register("closed", replace=True)
+    def closed(
+        act: Literal["relu", "gelu", 3] = "relu",
+        colour: Colour = Colour.RED,
+        ways: list[Literal["up", "down"]] = [],
+    ) -> Keep:
+        return Keep()
+
+    with pytest.raises(SpecError) as caught:
+        kinds.build({"type": "closed", **arguments})
+    (problem,) = caught.value.problems
+    assert (problem.message, list(problem.suggestions)) == (says, near)
+
+
+def test_a_long_closed_list_does_not_drown_the_answer():
+    options = tuple(f"option_{n}" for n in range(1_000))
+
+    @kinds.register("long", replace=True)
+    def long(act: Literal[options]) -> Keep:  # type: ignore[valid-type]
+        return Keep()
+
+    (said,) = problems({"type": "long", "act": "option_99x"})
+    assert len(said) <= 600
+    assert said.endswith(
+        "got 'option_99x'; did you mean 'option_99' or 'option_999' or 'option_998'?"
+    )
 
 
 class Pair(NamedTuple):

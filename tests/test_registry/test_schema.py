@@ -345,8 +345,9 @@ def test_a_pattern_chooses_what_may_stand_at_the_top():
     assert set(schema["$defs"]) == {"encoders", "encoders.big@1"}
     with pytest.raises(ConfigurationError):
         encoders.json_schema(3)  # type: ignore[arg-type]
-    nothing = jsonschema.Draft202012Validator(encoders.json_schema("nothing*"))
-    assert not nothing.is_valid("big")
+    nothing = encoders.json_schema("nothing*")
+    jsonschema.Draft202012Validator.check_schema(nothing)
+    assert not jsonschema.Draft202012Validator(nothing).is_valid("big")
 
 
 def test_two_registries_of_one_name_are_kept_apart():

@@ -141,6 +141,7 @@ def test_load_takes_paths_and_text(tmp_path):
     assert Spec.load("type: mlp").source == "<text>"
     assert Spec({"type": "mlp"}).source is None
     assert Spec.load('{"a": {"b": {"type": "x"}}}', at="a.b").type == "x"
+    assert Spec.load("a:\n- type: x\n- {b: {type: y}}\n", at="a[1].b").type == "y"
     for wrong in (tmp_path / "none.yaml", str(tmp_path), "none.yaml", 3, None, "a\0b"):
         with pytest.raises(ConfigurationError, match=r"Spec\.load"):
             Spec.load(wrong)  # type: ignore[arg-type]
@@ -230,6 +231,11 @@ def test_wrong_arguments():
         Spec({"type": "a"}).dump("ymal")
     with pytest.raises(SpecError, match="did you mean 'model'"):
         Spec.load("model: {type: a}", at="modle")
+    with pytest.raises(SpecError, match=r"<text>:2:1 a: there is no item 1 in "):
+        Spec.load("a:\n- type: x\n", at="a[1]")
+    for no_path in ("a[", "a..b", ".a", "[x]"):
+        with pytest.raises(ConfigurationError, match="expected a path"):
+            Spec.load("a:\n- type: x\n", at=no_path)
     loop: dict = {"type": "a"}
     loop["loop"] = loop
     with pytest.raises(SpecError, match="levels"):

@@ -119,7 +119,7 @@ def _schema(registry: Registry[Any], options: argparse.Namespace) -> int:
 def _check(registry: Registry[Any], options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from mlkit.errors import ConfigurationError, SpecError
+    from mlkit.errors import ConfigurationError, SpecError, SpecProblem
     from mlkit.registry import Spec
 
     wrong: list[SpecProblem] = []
@@ -129,8 +129,10 @@ def _check(registry: Registry[Any], options: argparse.Namespace) -> int:
         except SpecError as error:
             wrong += error.problems
         except ConfigurationError as error:  # the file cannot be read: the others still can
-            print(f"mlkit registry: {error}", file=sys.stderr)
-            return 1
+            if not isinstance(error.__cause__, OSError):
+                raise
+            message = f"the file cannot be read: {error.__cause__.strerror}"
+            wrong.append(SpecProblem("", "file", message, source=file))
         else:
             if not options.json:
                 print(f"{file}: ok, {spec.type}")
@@ -139,7 +141,10 @@ def _check(registry: Registry[Any], options: argparse.Namespace) -> int:
         _print_json([{key: getattr(problem, key) for key in keys} for problem in wrong])
     else:
         for problem in wrong:
-            print(problem)
+            if problem.kind == "file":
+                print(f"mlkit registry: {problem}", file=sys.stderr)
+            else:
+                print(problem)
     return int(bool(wrong))
 
 
@@ -178,6 +183,8 @@ def _find(target: str) -> Registry[Any]:
             if absent and isinstance(error, ImportError)
             else f"importing {name} failed: {type(error).__name__}: {clip(str(error), 200)}"
         )
+        if absent and "." in name and not colon:
+            hint += f"; a variable of a module is written {':'.join(name.rsplit('.', 1))}"
         raise ConfigurationError("TARGET", target, expected, hint=hint) from error
     found: Any = module
     for part in variable.split(".") if colon else ():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from mlkit._suggest import did_you_mean
 from mlkit.errors import ConfigurationError
-from mlkit.registry._plain import copy_plain, problem, shown
+from mlkit.registry._plain import copy_plain, problem, shown, steps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from mlkit.registry._plain import Found, Path
 
 __all__ = ["changed"]
-
-_STEP = re.compile(r"(?:^|\.)([^.\[\]]+)|\[([0-9]{1,6})\]")
 
 
 def changed(
@@ -45,17 +42,12 @@ def changed(
 
 
 def _parse(path: object) -> Path:
-    steps: list[str | int] = []
-    end = 0
-    if isinstance(path, str) and path[:1] != ".":
-        for found in _STEP.finditer(path):
-            if found.start() != end:
-                break
-            steps.append(found[1] if found[1] is not None else int(found[2]))
-            end = found.end()
-        if steps and end == len(path) and isinstance(steps[0], str):
-            return tuple(steps)
-    raise ConfigurationError("Spec.with_(changes)", path, "a path like 'encoder.layers[0].width'")
+    found = steps(path) if isinstance(path, str) else ()
+    if not found:
+        raise ConfigurationError(
+            "Spec.with_(changes)", path, "a path like 'encoder.layers[0].width'"
+        )
+    return found
 
 
 def _put(data: Any, path: Path, value: Any) -> list[Found]:

@@ -266,7 +266,7 @@ class Checker:
         given = plain if self._keep else copy_plain(plain)
         checked = planned.known.plan.validator.check(given, keep=self._keep)
         for mismatch in checked.mismatches:
-            self._problem((*path, *mismatch.path), "value", mismatch.message)
+            self._problem((*path, *mismatch.path), "value", mismatch.message, mismatch.near)
         for name, value in checked.arguments.items():
             planned.parts[name] = value
             planned.note(name, _form(plain[name], checked.made.get(name, value)))
@@ -327,7 +327,7 @@ class Checker:
         own = value if self._keep else copy_plain(value)
         checked = shape.validator.check({IT: own}, keep=self._keep)
         for mismatch in checked.mismatches:
-            self._problem((*path, *mismatch.path[1:]), "value", mismatch.message)
+            self._problem((*path, *mismatch.path[1:]), "value", mismatch.message, mismatch.near)
         made = checked.arguments[IT]
         if type(made) in ATOMS:
             return made

@@ -22,6 +22,7 @@ __all__ = [
     "normal",
     "problem",
     "shown",
+    "steps",
     "take",
 ]
 
@@ -47,6 +48,20 @@ def dotted(path: Path) -> str:
         else:
             text += f".{clip(step, 60)}" if text else clip(step, 60)
     return text
+
+
+def steps(text: str) -> Path:
+    """Return the path that `dotted` writes as *text*; empty if it writes none so."""
+    import re
+
+    found: list[str | int] = []
+    end = 0
+    for step in re.finditer(r"(?:^|\.)([^.\[\]]+)|\[([0-9]{1,6})\]", text):
+        if step.start() != end or text[:1] == ".":
+            return ()
+        found.append(step[1] if step[1] is not None else int(step[2]))
+        end = step.end()
+    return tuple(found) if found and end == len(text) and isinstance(found[0], str) else ()
 
 
 def shown(value: object) -> str:

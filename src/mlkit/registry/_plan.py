@@ -227,12 +227,28 @@ def _annotation(factory: Any, declared: Declared) -> Any:
 
 
 def _empty_defaults(factory: Any) -> list[tuple[str, Any]]:
-    """Return the fields of a dataclass that are an empty container by default, which the signature does not show."""
-    fields = getattr(factory, "__dataclass_fields__", {}) if isinstance(factory, type) else {}
+    """Return the fields that are an empty container by default, which the signature does not show.
+
+    Of a dataclass, an attrs class and a pydantic model, each by what it keeps itself: none is imported.
+    """
+    if not isinstance(factory, type):
+        return []
+    made = [
+        (name, field.default_factory)
+        for name, field in getattr(factory, "__dataclass_fields__", {}).items()
+    ]
+    made += [
+        (getattr(field, "alias", field.name), getattr(field.default, "factory", None))
+        for field in getattr(factory, "__attrs_attrs__", ())
+    ]
+    made += [
+        (field.alias or name, field.default_factory)
+        for name, field in getattr(factory, "__pydantic_fields__", {}).items()
+    ]
     return [
-        (name, {} if field.default_factory is dict else [])
-        for name, field in fields.items()
-        if field.default_factory in {list, dict, set, tuple, frozenset}
+        (name, {} if make is dict else [])
+        for name, make in made
+        if isinstance(make, type) and make in {list, dict, set, tuple, frozenset}
     ]
 
 

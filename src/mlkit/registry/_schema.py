@@ -82,7 +82,8 @@ class _Writer:
         wish = registry.name if kind is None else f"{registry.name}:{qualified(kind)}"
         key, new = self._define((id(registry), kind, names, without), wish)
         if new:
-            self.definitions[key] = {"anyOf": list(self._choices(node, names, without))}
+            options = list(self._choices(node, names, without))
+            self.definitions[key] = {"anyOf": options} if options else _NOTHING
         return {"$ref": _pointer(key)}
 
     def _choices(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from mlkit._suggest import clip, closest, did_you_mean
+from mlkit._suggest import clip, closest, did_you_mean, meant
 from mlkit.errors import ConfigurationError
 from mlkit.registry._entry import Frozen, parse_ref
-from mlkit.registry._plain import copy_plain, problem, shown, take
+from mlkit.registry._plain import copy_plain, problem, shown, steps, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,10 +88,10 @@ class Spec(Frozen):
 
         Args:
             path_or_text: The file (UTF-8), or the text itself.
-            at: The part of the document that is the spec, as a dotted path: `"model"`, `"train.model"`.
+            at: The part of the document that is the spec, as a dotted path: `"model"`, `"train.models[0]"`.
 
         Raises:
-            ConfigurationError: If the file cannot be read.
+            ConfigurationError: If the file cannot be read, or *at* is no path.
             SpecError: If it is not well-formed or not a spec; with file, line and column.
 
         Examples:
@@ -101,9 +101,11 @@ class Spec(Frozen):
         from mlkit.registry import _text
 
         name, text = _text.read(path_or_text)
-        if not isinstance(at, str):
-            raise ConfigurationError("Spec.load(at=...)", at, "a dotted path")
-        path: Path = tuple(at.split(".")) if at else ()
+        path: Path = steps(at) if isinstance(at, str) else ()
+        if at != "" and not path:
+            raise ConfigurationError(
+                "Spec.load(at=...)", at, "a path like 'train.model' or 'models[0]'"
+            )
         source = _text.Source(name, text, path)
         data = _select(_text.parse(name, text), source)
         return _make(data, source)
@@ -279,16 +281,26 @@ def _select(document: Any, source: Source) -> dict[str, Any]:
 
     found = document
     for depth, step in enumerate(source.at):
-        keys = [key for key in found if isinstance(key, str)] if isinstance(found, dict) else []
-        if step not in keys:
-            message = f"there is no {step!r}{did_you_mean(str(step), keys)}"
+        message, near = _absent(found, step)
+        if message:
             at = source._replace(at=source.at[:depth])
-            raise spec_error(at, [problem((), "value", message, closest(str(step), keys))])
+            raise spec_error(at, [problem((), "value", message, near)])
         found = found[step]
     if not isinstance(found, dict):
         message = f"expected a mapping with a 'type', got {shown(found)}"
         raise spec_error(source, [problem((), "type", message)])
     return found
+
+
+def _absent(part: Any, step: str | int) -> tuple[str, list[str]]:
+    """Return why *part* of a document has no *step*, and what may be meant; an empty text if it has."""
+    if isinstance(step, int):
+        if isinstance(part, list) and step < len(part):
+            return "", []
+        return f"there is no item {step} in {shown(part)}", []
+    keys = [key for key in part if isinstance(key, str)] if isinstance(part, dict) else []
+    near = [] if step in keys else closest(step, keys)
+    return ("" if step in keys else f"there is no {step!r}{meant(near)}"), near
 
 
 def _check_type(data: dict[str, Any]) -> list[Found]:

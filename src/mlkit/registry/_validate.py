@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mlkit._suggest import clip, closest, meant
 from mlkit.registry._plain import ATOMS, is_plain, shown
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ class Mismatch(NamedTuple):
 
     path: Path
     message: str
+    near: list[str]  # texts that the annotation takes, and that were perhaps meant
 
 
 class Checked(NamedTuple):
@@ -257,27 +260,34 @@ def _kept(value: Any, made: Any, *, keep: bool) -> Any:
 
 
 def _rows(error: Any) -> list[Any]:
-    rows: list[Any] = error.errors(include_url=False, include_context=False)
+    rows: list[Any] = error.errors(include_url=False)
     return rows
 
 
 def _mismatches(value: Any, rows: Iterable[Any]) -> list[Mismatch]:
     """Put pydantic's rows, one for each branch of a union, together by the place in the data they speak of."""
-    places: dict[Path, list[str]] = {}
+    places: dict[Path, list[Any]] = {}
     inputs: dict[Path, Any] = {}
     for row in rows:
-        path, found = _walk(value, row["loc"])
-        wanted = places.setdefault(path, [])
-        inputs[path] = found
-        says = _says(row)
-        if wanted:
-            says = says.removeprefix("expected ")
-        if says not in wanted and f"expected {says}" not in wanted:
-            wanted.append(says)
-    return [
-        Mismatch(path, f"{' or '.join(wanted)}, got {shown(inputs[path])}")
-        for path, wanted in places.items()
-    ]
+        path, inputs[path] = _walk(value, row["loc"])
+        places.setdefault(path, []).append(row)
+    return [_mismatch(path, inputs[path], here) for path, here in places.items()]
+
+
+def _mismatch(path: Path, value: Any, rows: list[Any]) -> Mismatch:
+    says: list[str] = []
+    options: list[str] = []
+    for row in rows:
+        text = _says(row)
+        if says:
+            text = text.removeprefix("expected ")
+        if text not in says and f"expected {text}" not in says:
+            says.append(text)
+        if row["type"] in {"literal_error", "enum"}:
+            options += re.findall(r"'((?:[^'\\]|\\.)*)'", row["ctx"]["expected"])
+    near = closest(value, options) if isinstance(value, str) else []
+    message = f"{clip(' or '.join(says), 300)}, got {shown(value)}{meant(near)}"
+    return Mismatch(path, message, near)
 
 
 def _says(row: Any) -> str:
