@@ -7,9 +7,20 @@ down who, when, why and on what evidence.
 
 from __future__ import annotations
 
-from mlkit.models._checks import Check
+from mlkit.models._checks import Check, Evidence
 from mlkit.models._formats import Stateful
+from mlkit.models._gates import LatencyGate, PairedGate, share_alpha
 from mlkit.models._store import ModelStore
 from mlkit.models._version import Change, ModelVersion
 
-__all__ = ["Change", "Check", "ModelStore", "ModelVersion", "Stateful"]
+__all__ = [
+    "Change",
+    "Check",
+    "Evidence",
+    "LatencyGate",
+    "ModelStore",
+    "ModelVersion",
+    "PairedGate",
+    "Stateful",
+    "share_alpha",
+]

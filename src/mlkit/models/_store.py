@@ -16,7 +16,7 @@ from mlkit.errors import (
     VersionNotFoundError,
 )
 from mlkit.models._catalog import Catalog
-from mlkit.models._checks import PASSED, Check, ask, named
+from mlkit.models._checks import Check, ask, named, refusals
 from mlkit.models._folder import WRITABLE, Folder
 from mlkit.models._formats import Trust, decode
 from mlkit.models._names import check_alias, check_name, check_text
@@ -358,7 +358,7 @@ class ModelStore:
         if expected is not ... and expected != holder:
             raise AliasConflictError(f"{name}@{to}", expected=expected, got=holder)
         evidence = {gate: ask(check, judged) for gate, check in gates.items()}
-        failures = {gate: said for gate, said in evidence.items() if said != PASSED}
+        failures = refusals(evidence)
         kind: Literal["promoted", "refused"] = "refused" if failures else "promoted"
         log = self._catalog.log(name)
         with self._folder.lock():
@@ -513,7 +513,11 @@ def _check_trust(where: str, trust: object) -> None:
 
 def _copy(change: Change) -> Change:
     # What callers do to theirs must not reach the state that others read.
-    return change._replace(evidence=dict(change.evidence))
+    evidence = {
+        name: said if isinstance(said, str) else dict(said)
+        for name, said in change.evidence.items()
+    }
+    return change._replace(evidence=evidence)
 
 
 def _last_move(state: State, alias: str) -> Change:

@@ -47,7 +47,8 @@ class Change(NamedTuple):
         who: Who did it, as the store was told; by default `user@host`.
         time: When, in seconds since the Unix epoch, by the clock of the machine that did it.
         why: The reason given.
-        evidence: What each check said, by its name: `"passed"`, or why not.
+        evidence: What each check said, by its name: `"passed"`, or why not; of one that gave `Evidence` its figures,
+            with `passed` and `why`.
     """
 
     sequence: int
@@ -58,7 +59,7 @@ class Change(NamedTuple):
     who: str
     time: float
     why: str
-    evidence: Mapping[str, str]
+    evidence: Mapping[str, Any]
 
 
 class Payload(NamedTuple):
