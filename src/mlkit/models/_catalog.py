@@ -55,7 +55,7 @@ class Catalog:
         """
         with self._folder.fit(READABLE):
             state = self.log(name).read()
-        if not state.changes:
+        if not state.n_changes:
             # Names that were only asked for must not pile up.
             self._logs.pop(name, None)
             names, root = self.names(), self._folder.root
@@ -173,8 +173,7 @@ class Catalog:
         """
         try:
             for name in self._names_on_disk():
-                for facts in self.log(name).read_locked().versions.values():
-                    digests = digests - {facts.digest, facts.payload}
+                digests = digests - self.log(name).read_locked().used()
         except (ModelStoreError, OSError):
             return len(digests)  # a history that cannot be read may use anything
         kept = 0
@@ -191,6 +190,6 @@ class Catalog:
 
     def _has_history(self, name: str) -> bool:
         try:
-            return bool(self.log(name).read().changes)
+            return self.log(name).read().n_changes > 0
         except (ModelStoreError, OSError):
             return True  # it is there, and every other call will say what is wrong with it

@@ -1,56 +1,35 @@
-"""The history of one model: an append-only file of chained lines, and the state that it adds up to.
+"""The history of one model: an append-only file of chained lines.
 
 A line is `{"sum":"<64 hex digits>","event":{...}}`; the sum is SHA-256 over the sum of the line before and the bytes of
 the event, and the first line goes on from the model's name. So a changed, swapped or foreign line is found, and a lost
 one unless nothing follows it; and any tool that reads JSON lines can read it. What a process that died left behind (a
 last line without its end) was never acknowledged: readers ignore it and the next writer removes it.
+
+Now and then a writer adds a mark, `{"mark":"<64 hex digits>","state":{...}}`: what the lines before it add up to, and
+SHA-256 over all their bytes and it. Who opens a long history checks those bytes in one go and goes on from there.
 """
 
 from __future__ import annotations
 
 import os
-from types import NoneType
-from typing import TYPE_CHECKING, Any, NamedTuple, final, get_args
+from typing import Any, final
 
 from mlkit.errors import ConfigurationError, IntegrityError, ModelStoreError
-from mlkit.models._folder import Folder, checked_digest, write_all
-from mlkit.models._names import check_alias, is_name
+from mlkit.models._folder import Folder, write_all
+from mlkit.models._names import is_name
 from mlkit.models._plain import dump
-from mlkit.models._version import FORMATS, Change, Facts, Kind
+from mlkit.models._state import HEAD, MARK, MIDDLE, TAIL, Folding, State, body_of, marked, read_mark
 from mlkit.telemetry import Counter, register
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["Log", "State", "name_of"]
 
 LOG_FORMAT = 1
 MAX_LINE = 1 << 20
 _MAX_LOG = 1 << 28
-_KINDS = get_args(Kind)
+# Between two marks: a reader goes over few lines, and all marks together stay small beside the lines.
+_MARK_AFTER = 32
 _REPAIRS = Counter("models_log_repairs_total")
 register(_REPAIRS)
-_HEAD, _MIDDLE, _TAIL = b'{"sum":"', b'","event":', b"}"
-_BODY = len(_HEAD) + 64 + len(_MIDDLE)
-
-
-class State(NamedTuple):
-    """What a log adds up to. Never changed after it was made; the next one is a copy."""
-
-    end: int
-    """Bytes of whole lines."""
-    sum: str
-    changes: tuple[Change, ...]
-    versions: Mapping[int, Facts]
-    """Those that are not deleted, by number, in order."""
-    holders: Mapping[str, tuple[int, ...]]
-    """Who held each alias, the present holder last."""
-    last: int
-    """The highest number ever given."""
-
-    def aliases(self) -> dict[str, int]:
-        """Return the number that each alias points at."""
-        return {alias: held[-1] for alias, held in sorted(self.holders.items())}
 
 
 @final
@@ -94,18 +73,26 @@ class Log:
                 pass
             raise
 
-    def append(self, state: State, event: dict[str, Any]) -> State:
-        """Add an event durably and return the new state. The caller holds the lock and has just read *state*.
+    def append(self, state: State, *events: dict[str, Any]) -> State:
+        """Add events durably, all or none, and return the new state.
+
+        The caller holds the lock and has just read *state*.
 
         Args:
             state: The present state.
-            event: What happened, see `Change`.
+            events: What happened, see `Change`.
         """
-        body = dump({**event, "v": LOG_FORMAT, "seq": len(state.changes) + 1, "model": self._name})
-        line = _HEAD + _chain(state.sum, body).encode("ascii") + _MIDDLE + body + _TAIL
-        if len(line) > MAX_LINE:
-            raise ConfigurationError(
-                "metrics and tags", f"{len(line)} bytes of them", f"at most {MAX_LINE} bytes in all"
+        after = state
+        for event in events:
+            after = self._next(after, event)
+        lines = after.data[state.end :]
+        if after.n_changes - state.marked_at >= max(_MARK_AFTER, after.n_changes // _MARK_AFTER):
+            after = after.marked(marked(after.data, after) + b"\n", MAX_LINE)
+            lines = after.data[state.end :]
+        if after.end > _MAX_LOG:
+            raise ModelStoreError(
+                f"the history of {self._name!r} is full: {self.path} would have {after.end} bytes, and no more than "
+                f"{_MAX_LOG} are read; go on under another name"
             )
         self._folder.make("models")
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -119,7 +106,7 @@ class Log:
                 os.ftruncate(descriptor, state.end)  # what a dead writer left
                 _REPAIRS.add()
             try:
-                write_all(descriptor, line + b"\n")
+                write_all(descriptor, lines)
                 os.fsync(descriptor)
             except OSError:
                 # The caller is told that nothing happened, so nothing may have happened.
@@ -129,9 +116,18 @@ class Log:
         finally:
             os.close(descriptor)
         # Not read back: it has happened, and nothing that fails now may say otherwise.
-        state = self._fold(state, line + b"\n")
-        self._seen = (signature, state)
-        return state
+        self._seen = (signature, after)
+        return after
+
+    def _next(self, state: State, event: dict[str, Any]) -> State:
+        body = dump({**event, "v": LOG_FORMAT, "seq": state.n_changes + 1, "model": self._name})
+        total = _chain(state.sum, body)
+        line = HEAD + total.encode("ascii") + MIDDLE + body + TAIL
+        if len(line) > MAX_LINE:
+            raise ConfigurationError(
+                "metrics and tags", f"{len(line)} bytes of them", f"at most {MAX_LINE} bytes in all"
+            )
+        return state.after(line + b"\n", total, event | {"seq": state.n_changes + 1})
 
     def read_locked(self) -> State:
         """Return the present state; the caller holds the lock, or can bear that a writer is at work."""
@@ -167,47 +163,38 @@ class Log:
         return state
 
     def _empty(self) -> State:
-        return State(0, _chain("", self._name.encode("ascii")), (), {}, {}, 0)
+        return State(b"", 0, _chain("", self._name.encode("ascii")))
 
     def _fold(self, state: State, data: bytes) -> State:
-        *lines, rest = data.split(b"\n")
-        total, changes = state.sum, list(state.changes)
-        versions, holders, last = dict(state.versions), dict(state.holders), state.last
-        for line in lines:
-            total, event = self._parse(total, line, len(changes) + 1)
-            try:
-                change = _change(event)
-                if change.kind == "saved":
-                    last += 1
-                    if change.version != last:
-                        raise ValueError("number")
-                    versions[last] = _facts(event)
-                elif change.version not in versions:
-                    raise ValueError("no such version")
-                elif change.kind == "deleted":
-                    del versions[change.version]
-                    holders = {
-                        alias: _without(held, change.version) for alias, held in holders.items()
-                    }
-                elif change.kind != "refused":
-                    alias = check_alias("alias", change.alias)
-                    holders[alias] = _moved(holders.get(alias, ()), change)
-            except (KeyError, TypeError, ValueError, OverflowError):
-                raise self._damaged(len(changes) + 1, "an event that cannot be") from None
-            changes.append(change)
+        """Return the state after more bytes of the file, of which those without a line end do not count."""
+        end = data.rfind(b"\n") + 1
+        rest = data[end:]
+        whole = state.data[: state.end] + data[:end] if state.end else data[:end]
+        if not state.end:
+            state = _from_last_mark(whole) or state
+        total, begin, folding = state.sum, state.end, Folding(state)
+        marked_at = state.marked_at
+        for line in whole[begin:].split(b"\n")[:-1]:
+            if line.startswith(MARK):
+                said = read_mark(whole, begin, begin + len(line))
+                if said is None or said.to_mark() != folding.done(b"", total).to_mark():
+                    raise self._damaged(whole, begin, "a mark of something else")
+                marked_at = said.n_changes
+            else:
+                total = self._add(folding, total, line, whole, begin)
+            begin += len(line) + 1
         if _misses_only_its_end(total, rest):
-            raise self._damaged(len(changes) + 1, "a whole line with a damaged end")
-        end = state.end + len(data) - len(rest)
-        return State(end, total, tuple(changes), versions, holders, last)
+            raise self._damaged(whole, begin, "a whole line with a damaged end")
+        after = folding.done(whole, total)
+        after.marked_at = marked_at
+        return after
 
-    def _parse(self, total: str, line: bytes, sequence: int) -> tuple[str, dict[str, Any]]:
-        body = line[_BODY : -len(_TAIL)]
+    def _add(self, folding: Folding, total: str, line: bytes, whole: bytes, begin: int) -> str:
+        """Add the event of a line and return its sum."""
+        body = body_of(line)
         expected = _chain(total, body)
-        if (
-            line != _HEAD + expected.encode("ascii") + _MIDDLE + body + _TAIL
-            or len(line) > MAX_LINE
-        ):
-            raise self._damaged(sequence, "something else")
+        if line != HEAD + expected.encode("ascii") + MIDDLE + body + TAIL or len(line) > MAX_LINE:
+            raise self._damaged(whole, begin, "something else")
         import json
 
         try:
@@ -218,16 +205,18 @@ class Log:
                     f"{self.path} was written by a newer mlkit (log format {written_in}, this one reads up to "
                     f"{LOG_FORMAT}): upgrade mlkit-blocks"
                 )
-            if event["seq"] != sequence or event["model"] != self._name:
+            if event["seq"] != folding.n_changes + 1 or event["model"] != self._name:
                 raise ValueError("place")
-        except (KeyError, TypeError, ValueError, RecursionError):
-            raise self._damaged(sequence, "an event that cannot be") from None
-        return expected, event
+            folding.add(begin, event)
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+            raise self._damaged(whole, begin, "an event that cannot be") from None
+        return expected
 
-    def _damaged(self, sequence: int, got: str) -> IntegrityError:
+    def _damaged(self, data: bytes, begin: int, got: str) -> IntegrityError:
+        number = data.count(b"\n", 0, begin) + 1
         return IntegrityError(
-            f"{self.path} line {sequence}",
-            expected=f"line {sequence} of the history of {self._name!r} as it was written",
+            f"{self.path} line {number}",
+            expected=f"line {number} of the history of {self._name!r} as it was written",
             got=got,
         )
 
@@ -261,63 +250,16 @@ def _chain(total: str, body: bytes) -> str:
     return sha256(total.encode("ascii") + body).hexdigest()
 
 
+def _from_last_mark(data: bytes) -> State | None:
+    """Return the state after the last mark, or None if there is none that holds: then every line is looked at."""
+    begin = data.rfind(b"\n" + MARK) + 1
+    return read_mark(data, begin, data.index(b"\n", begin)) if begin else None
+
+
 def _misses_only_its_end(total: str, rest: bytes) -> bool:
     # A torn line is a beginning of one. A whole line followed by one byte that is no newline is a damaged newline.
     line = rest[:-1]
-    body = line[_BODY : -len(_TAIL)]
-    return line.startswith(_HEAD) and line == (
-        _HEAD + _chain(total, body).encode("ascii") + _MIDDLE + body + _TAIL
+    body = body_of(line)
+    return line.startswith(HEAD) and line == (
+        HEAD + _chain(total, body).encode("ascii") + MIDDLE + body + TAIL
     )
-
-
-def _change(event: dict[str, Any]) -> Change:
-    change = Change(
-        event["seq"],
-        event["kind"],
-        event["version"],
-        event.get("alias"),
-        event.get("previous"),
-        event["who"],
-        float(event["time"]),
-        event["why"],
-        dict(event.get("evidence", {})),
-    )
-    if change.kind not in _KINDS or type(change.version) is not int:
-        raise ValueError("kind")
-    return change
-
-
-def _facts(event: dict[str, Any]) -> Facts:
-    if event["format"] not in FORMATS or not isinstance(event["run"], (str, NoneType)):
-        raise ValueError("format or run")
-    return Facts(
-        float(event["time"]),
-        str(event["who"]),
-        checked_digest(event["digest"]),
-        checked_digest(event["payload"]),
-        event["format"],
-        int(event["n_bytes"]),
-        event["run"],
-        {str(key): float(value) for key, value in dict(event["metrics"]).items()},
-        {str(key): str(value) for key, value in dict(event["tags"]).items()},
-    )
-
-
-def _moved(held: tuple[int, ...], change: Change) -> tuple[int, ...]:
-    """Return the holders of an alias after a change: a promotion pushes, a rollback pops."""
-    if change.kind == "promoted":
-        return (*held, change.version)
-    while held and held[-1] != change.version:
-        held = held[:-1]
-    if not held:
-        raise ValueError("rolled back to a version that never held the alias")
-    return held
-
-
-def _without(held: tuple[int, ...], gone: int) -> tuple[int, ...]:
-    """Return the holders of an alias without a deleted version, and without a version following itself."""
-    kept: list[int] = []
-    for number in held:
-        if number != gone and kept[-1:] != [number]:
-            kept.append(number)
-    return tuple(kept)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from os import PathLike
     from types import EllipsisType
 
-    from mlkit.models._log import State
 
 __all__ = ["ModelStore"]
 
@@ -369,10 +368,10 @@ class ModelStore:
                 if (expected is not ... or gates) and holder_now != holder:
                     raise AliasConflictError(f"{name}@{to}", expected=holder, got=holder_now)
                 if holder_now == number:
-                    return _copy(_last_move(state, to))
+                    return _copy(state.last_move(to))
             event = self._event(kind, number, why)
             event |= {"alias": to, "previous": holder_now, "evidence": evidence}
-            change = _copy(log.append(state, event).changes[-1])
+            change = _copy(log.append(state, event).last_change())
         if failures:
             emit("models.promotion.refused", name, alias=to, version=number)
             raise ChecksFailedError(f"{name}@{number}", failures)
@@ -427,7 +426,7 @@ class ModelStore:
                 raise VersionNotFoundError(f"{name}@{alias}", before=held[-1])
             event = self._event("rolled_back", held[-2], why)
             event |= {"alias": alias, "previous": held[-1]}
-            change = _copy(log.append(state, event).changes[-1])
+            change = _copy(log.append(state, event).last_change())
         emit(
             "models.alias.moved",
             name,
@@ -465,7 +464,7 @@ class ModelStore:
             gone = self._catalog.version(name, state, number)
             if using := [alias for alias, holder in state.aliases().items() if holder == number]:
                 raise VersionInUseError(gone.ref, using)
-            change = _copy(log.append(state, self._event("deleted", number, why)).changes[-1])
+            change = _copy(log.append(state, self._event("deleted", number, why)).last_change())
             facts = state.versions[number]
             kept = self._catalog.remove_unused({facts.digest, facts.payload})
         emit("models.version.deleted", name, version=number, files_kept=kept)
@@ -518,15 +517,6 @@ def _copy(change: Change) -> Change:
         for name, said in change.evidence.items()
     }
     return change._replace(evidence=evidence)
-
-
-def _last_move(state: State, alias: str) -> Change:
-    moves = {"promoted", "rolled_back"}
-    return next(
-        change
-        for change in reversed(state.changes)
-        if change.alias == alias and change.kind in moves
-    )
 
 
 def _whoami() -> str:

@@ -28,7 +28,9 @@ __all__ = [
 ]
 
 Format: TypeAlias = Literal["torch", "numpy", "bytes", "pickle"]
-Kind: TypeAlias = Literal["saved", "promoted", "rolled_back", "refused", "deleted"]
+Kind: TypeAlias = Literal[
+    "saved", "imported", "signed", "promoted", "rolled_back", "refused", "alias_removed", "deleted"
+]
 FORMATS: tuple[Format, ...] = ("torch", "numpy", "bytes", "pickle")
 DOCUMENT_FORMAT = 1
 MAX_DOCUMENT = 16 << 20
@@ -39,9 +41,10 @@ class Change(NamedTuple):
 
     Attributes:
         sequence: Its place in the history, counted from 1.
-        kind: `"saved"`, `"promoted"`, `"rolled_back"`, `"refused"` (a check stopped a promotion) or `"deleted"`.
+        kind: `"saved"`, `"imported"` (from another store), `"signed"`, `"promoted"`, `"rolled_back"`, `"refused"` (a
+            check stopped a promotion), `"alias_removed"` or `"deleted"`.
         version: The number of the version it is about; for `"promoted"` and `"rolled_back"` the one that now holds
-            the alias.
+            the alias, for `"alias_removed"` the one that held it.
         alias: The alias that moved, or should have.
         previous: The number of the version that held the alias before, None if it was new.
         who: Who did it, as the store was told; by default `user@host`.
