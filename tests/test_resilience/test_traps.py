@@ -1,11 +1,31 @@
 """What users of other libraries trip over: one test a trap, and for each a naive form that the check catches.
 
 A trap's number, users and sources are those of the survey behind the block; it has no number 12. Each check takes the
-guard to be judged, so that the same lines pass with mlkit and fail with the way it is usually done by hand.
+guard to be judged, so that the same lines pass with mlkit and fail with the way it is usually done by hand: `catches`
+holds that they do. Tests are named `test_trap_<number>_<what goes wrong>`; those that need more than one call are in
+`test_traps_in_depth`.
+
+| trap | | trap | |
+| ---: | --- | ---: | --- |
+| 1 | a lock is held during the user's call, or while a store is asked | 15 | `2**n` overflows |
+| 2 | everybody is a probe | 16 | a retried stream says its items again |
+| 3 | a probe that is cancelled, ignored or hangs keeps its permit | 17 | a reader who stops early is a failure |
+| 4 | a cancelled probe closes the circuit | 18 | a truncated or mixed stream passes for an answer |
+| 5 | a late call of an earlier state decides the new one | 19 | every call pays for a dead tier |
+| 6 | too many calls at the change to half-open | 20 | attempts multiply from level to level |
+| 7 | making a coroutine counts as success | 21 | the wall clock, also in windows of time |
+| 8 | the order of layers | 22 | one error object for every rejection |
+| 9 | one probe decides | 23 | arguments are logged |
+| 10 | a cancellation is retried | 24 | a shared state is reset, prolonged, or locked by each |
+| 11 | a call clears the statistics of another | 25 | the fallback changes its input |
+| 13 | an attempt starts after the time is over | 26 | hedges: losers left, load doubled |
+| 14 | no jitter at the cap | 27 | the signature is lost |
+| | | 28 | every success is pushed |
 """
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import inspect
 import pickle
@@ -13,6 +33,7 @@ import random
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
@@ -913,6 +934,21 @@ def test_trap_28_every_success_is_pushed_to_whoever_listens():
     answers = [s.value for s in telemetry.collect() if ("fallback", "trap-28") in s.labels]
     assert sum(answers) == 100
     catches(check, naive)
+
+
+def test_every_trap_has_a_test_with_a_naive_form_that_fails():
+    held = {}
+    for path in Path(__file__).parent.glob("test_traps*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_trap_"):
+                calls = (
+                    one.func.id
+                    for one in ast.walk(node)
+                    if isinstance(one, ast.Call) and isinstance(one.func, ast.Name)
+                )
+                assert "catches" in calls, f"{node.name} is shown to fail on nothing"
+                held.setdefault(int(node.name.split("_")[2]), []).append(node.name)
+    assert sorted(held) == [n for n in range(1, 29) if n != 12]
 
 
 # --- what a breaker must not take for a verdict ----------------------------------------------------------------------
