@@ -15,7 +15,7 @@ __all__ = ["listen"]
 # The last word of a kind says what happened. These are news that somebody should look into.
 _BAD = frozenset({
     "dead_lettered", "failed", "found", "incomplete", "lost", "opened", "quarantined", "refused", "rejected", "rolled_back", "skipped",
-    "split", "stopped", "unavailable", "unusable",
+    "split", "stopped", "storage_failed", "unavailable", "unusable",
 })  # fmt: skip
 # Keys that mean something to structlog or its usual processors.
 _TAKEN = frozenset({

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current
 from mlkit._suggest import clip
-from mlkit.errors import DeadlineExceededError, RejectedError, ResultRejectedError
+from mlkit.errors import (
+    ConfigurationError,
+    DeadlineExceededError,
+    RejectedError,
+    ResultRejectedError,
+)
 from mlkit.resilience._ambient import AMBIENT, Ambient, inherited
 from mlkit.resilience._backoff import pause_after
 from mlkit.resilience._plan import RESOLUTION
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
 
     from mlkit.resilience._plan import Plan
 
-__all__ = ["SPENT", "Attempts", "Spent", "Trial", "forget_frames"]
+__all__ = ["SPENT", "Attempts", "Spent", "Trial", "forget_frames", "is_final"]
 
 _MARK = "_mlkit_retried_by"
 _FINAL = "_mlkit_final"
@@ -305,14 +310,16 @@ def _handled_above(error: BaseException) -> bool:
     return False
 
 
+def is_final(error: Exception) -> bool:
+    """Return whether no other tier is asked after *error*: a wrong call, or one on which a policy's verdict was `RAISE`."""
+    return isinstance(error, ConfigurationError) or getattr(error, _FINAL, False)
+
+
 def forget_frames(error: BaseException) -> None:
     """Clear the locals of the functions that *error* went through, so that it keeps no batch alive.
 
-    Coroutines and generators keep theirs: one that was suspended since would be closed by it. Called by whoever is about
-    to go on after a tier's error, so it is also where an error on which the policy's verdict was `RAISE` is raised again.
+    Coroutines and generators keep theirs: one that was suspended since would be closed by it.
     """
-    if getattr(error, _FINAL, False):
-        raise error
     seen: set[int] = set()
     pending: list[Any] = [error]
     while pending:

@@ -202,7 +202,9 @@ class Breaker:
             probe_lease=self._settings["probe_lease"] or self._settings["cooldown"],
         )
         self._clock = clock
-        self._machine = Machine(rules, self._now)
+        self._machine = Machine(
+            rules, lambda: current(clock).monotonic()
+        )  # a method would hold it in a cycle
         self._name = name
         self._lock = threading.Lock()
         self._storage = storage

@@ -8,6 +8,7 @@ from typing import Any, final
 
 from mlkit._arguments import fraction, whole
 from mlkit.errors import ConfigurationError
+from mlkit.telemetry import Sample, register
 
 __all__ = ["Budget"]
 
@@ -23,6 +24,7 @@ class Budget:
 
     Pass one budget to several `Retry` to share it, or give it a name: in a process, all budgets of one name are the same
     object, as long as anybody holds it. Thread-safe. A pickled budget is a fresh, full one, or the one of its name.
+    A telemetry source of `resilience_budget_tokens{budget}`, by its name, or that of the first function it is used for.
 
     Args:
         ratio: Tokens earned by a success, in [0, 1].
@@ -53,13 +55,24 @@ class Budget:
         Brooker, "Fixing retries with token buckets and circuit breakers" (2022); gRPC's retryThrottling (A6).
     """
 
-    __slots__ = ("__weakref__", "_lock", "_share", "burst", "full", "level", "name", "ratio")
+    __slots__ = (
+        "__weakref__",
+        "_label",
+        "_lock",
+        "_share",
+        "burst",
+        "full",
+        "level",
+        "name",
+        "ratio",
+    )
 
     ratio: float
     burst: int
     name: str | None
     full: int
     level: int
+    _label: str | None
     _lock: threading.Lock
     _share: int
 
@@ -70,7 +83,7 @@ class Budget:
         self.burst = whole("Budget(burst=...)", burst, low=0)
         if name is not None and not (isinstance(name, str) and name):
             raise ConfigurationError("Budget(name=...)", name, "a name, or None")
-        self.name = name
+        self.name, self._label = name, None
         self._share = round(self.ratio * _TOKEN)
         self.full = self.level = self.burst * _TOKEN
         self._lock = threading.Lock()
@@ -82,6 +95,7 @@ class Budget:
             raise ConfigurationError(
                 f"Budget(name={name!r})", self, f"the settings that it has already: {known!r}"
             )
+        known._adopt(name)  # noqa: SLF001 - its own kind
         return known
 
     @property
@@ -103,6 +117,17 @@ class Budget:
             return
         with self._lock:
             self.level = min(self.full, self.level + self._share)
+
+    def samples(self) -> tuple[Sample]:
+        """Return the tokens in it as one telemetry sample."""
+        labels = (("budget", self._label or "budget"),)
+        return (Sample("resilience_budget_tokens", labels, self.tokens),)
+
+    def _adopt(self, name: str) -> None:
+        """Report under the name of the first function it is used for, unless it has one."""
+        if self._label is None:
+            self._label = name
+            register(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.ratio, self.burst, self.name)

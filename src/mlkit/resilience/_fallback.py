@@ -17,7 +17,7 @@ from typing import (
 from mlkit._arguments import one_of
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._asked import AskedRows, AskedWhole, RowArguments
-from mlkit.resilience._attempts import forget_frames
+from mlkit.resilience._attempts import forget_frames, is_final
 from mlkit.resilience._plan import ALWAYS_CLOSED
 from mlkit.resilience._provenance import LISTENING, Answer
 from mlkit.resilience._relay import AskedStream, async_opener, opener
@@ -167,9 +167,9 @@ class Fallback(Generic[_P, _R_co]):
             if judge is None or judge(answer, args, kwargs) is True:
                 tick()
                 return answer
-        except ConfigurationError:
-            raise
-        except Exception as error:  # noqa: BLE001 - what comes next is the point of a fallback
+        except Exception as error:  # what comes next is the point of a fallback
+            if is_final(error):
+                raise
             forget_frames(error)
             misses: list[_Miss] = [(self.tiers[0], error)]
         else:
@@ -197,9 +197,9 @@ class Fallback(Generic[_P, _R_co]):
                     if one.accept is None or one.accept(answer, *args, **kwargs):
                         ticks.tick()
                         return answer
-                except ConfigurationError:
-                    raise
-                except Exception as error:  # noqa: BLE001 - as above
+                except Exception as error:  # as above
+                    if is_final(error):
+                        raise
                     forget_frames(error)
                     misses.append((one, error))
                 else:
@@ -232,12 +232,12 @@ class Fallback(Generic[_P, _R_co]):
                     tick()
                     traced.answered_first()
                     return answer
-            except ConfigurationError:
-                traced.ended(self._begun(args, kwargs))
-                raise
-            except Exception as error:  # noqa: BLE001 - what comes next is the point of it
+            except Exception as error:  # as above
                 walk = self._begun(args, kwargs)
-                walk.failed(error)
+                if walk.failed(error):
+                    traced.ended(walk)
+                    walk.drop()
+                    raise
             else:
                 walk = self._begun(args, kwargs)
                 walk.rejected()
@@ -261,11 +261,11 @@ class Fallback(Generic[_P, _R_co]):
             if judge is None or judge(answer, args, kwargs) is True:
                 tick()
                 return answer
-        except ConfigurationError:
-            raise
-        except Exception as error:  # noqa: BLE001 - what comes next is the point of it
+        except Exception as error:  # as above
             walk = self._begun(args, kwargs)
-            walk.failed(error)
+            if walk.failed(error):
+                walk.drop()
+                raise
         else:
             walk = self._begun(args, kwargs)
             walk.rejected()
@@ -328,10 +328,9 @@ class Fallback(Generic[_P, _R_co]):
                 one, args, kwargs = asking
                 try:
                     answer = self._run[one](*args, **kwargs)
-                except ConfigurationError:
-                    raise
-                except Exception as error:  # noqa: BLE001 - what comes next is the point of it
-                    walk.failed(error)
+                except Exception as error:  # as above
+                    if walk.failed(error):
+                        raise
                 else:
                     walk.answered(answer)
                     del answer
@@ -360,10 +359,9 @@ class Fallback(Generic[_P, _R_co]):
                     answer = self._run[one](*args, **kwargs)
                     if one.is_async or self.stream is not None:
                         answer = await answer
-                except ConfigurationError:
-                    raise
-                except Exception as error:  # noqa: BLE001 - what comes next is the point of it
-                    walk.failed(error)
+                except Exception as error:  # as above
+                    if walk.failed(error):
+                        raise
                 else:
                     walk.answered(answer)
                     del answer
@@ -409,22 +407,28 @@ class Fallback(Generic[_P, _R_co]):
 class BoundFallback(Generic[_Q, _T]):
     """A fallback as a method of an object: it is handed on to every tier as the first argument."""
 
-    __slots__ = ("__func__", "__self__")
-    __func__: Any  # a Fallback; said so, checkers would bind it, as it is a descriptor
+    __slots__ = ("__self__", "_function")
     __self__: object
+    _function: Any  # a Fallback; said so, checkers would bind it, as it is a descriptor
 
     def __init__(self, function: Fallback[..., _T], instance: object) -> None:
-        self.__func__, self.__self__ = function, instance
+        self._function, self.__self__ = function, instance
+
+    @property
+    def __func__(self) -> Fallback[..., _T]:
+        """The fallback itself."""
+        function: Fallback[..., _T] = self._function
+        return function
 
     @property
     def __name__(self) -> str:
         """The name of the fallback."""
-        found: str = self.__func__.name
+        found: str = self._function.name
         return found
 
     def __call__(self, *args: _Q.args, **kwargs: _Q.kwargs) -> _T:
         """Return the first good answer, see `Fallback`."""
-        function, given = self.__func__, (self.__self__, *args)
+        function, given = self._function, (self.__self__, *args)
         if function.per_row:
             return cast("_T", function._called(given, kwargs, 1))  # noqa: SLF001 - one room
         found: _T = function(*given, **kwargs)
@@ -438,23 +442,23 @@ class BoundFallback(Generic[_Q, _T]):
     def explain(self, *args: _Q.args, **kwargs: _Q.kwargs) -> Answer[_T]: ...
     def explain(self, *args: Any, **kwargs: Any) -> Any:
         """Return the first good answer together with where it came from, see `Fallback.explain`."""
-        return self.__func__._explained((self.__self__, *args), kwargs, 1)  # noqa: SLF001 - one room
+        return self._function._explained((self.__self__, *args), kwargs, 1)  # noqa: SLF001 - one room
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, BoundFallback)
-            and other.__func__ is self.__func__
+            and other._function is self._function
             and other.__self__ is self.__self__
         )
 
     def __hash__(self) -> int:
-        return hash((id(self.__func__), id(self.__self__)))
+        return hash((id(self._function), id(self.__self__)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BoundFallback, (self.__func__, self.__self__)
+        return BoundFallback, (self._function, self.__self__)
 
     def __repr__(self) -> str:
-        return f"<bound {self.__func__!r} of {type(self.__self__).__qualname__}>"
+        return f"<bound {self._function!r} of {type(self.__self__).__qualname__}>"
 
 
 @final

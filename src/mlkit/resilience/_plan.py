@@ -82,6 +82,8 @@ class Plan:
         self.watched = self.breaker is not None and self.breaker.shared
         budget = policy._budget  # noqa: SLF001 - one object in two files
         self.unbounded = budget is None
+        if budget is not None:
+            budget._adopt(name)  # noqa: SLF001 - one room
         self.budget = budget or _NO_BUDGET
         self.slow: float | None = None if self.breaker is None else self.breaker.slow
         self.clocked = (
@@ -141,9 +143,7 @@ class Plan:
         if policy.verdict is not None:
             told = policy.verdict(answer)
             if isinstance(told, Verdict):
-                error = ResultRejectedError(repr(told), self.name)
-                error.verdict = told
-                raise error
+                raise _refused(told, self.name)
 
     def broke_off(self, error: Exception) -> None:
         """Tell the breaker that a stream failed after its opening, which was counted as a success."""
@@ -158,3 +158,9 @@ class Plan:
         """Put in what one success earns."""
         if self.budget.level < self.budget.full:
             self.budget.earn()
+
+
+def _refused(verdict: Verdict, name: str) -> ResultRejectedError:
+    error = ResultRejectedError(repr(verdict), name)
+    error.verdict = verdict
+    return error

@@ -69,8 +69,11 @@ class Opened:
     def throw(self, error: BaseException) -> Any:
         """Raise *error* in the generator, and return its next item."""
         if self.items or self._ended:
-            self.close()
-            raise error
+            try:
+                self.close()
+                raise error
+            finally:
+                del error  # whose traceback leads back here
         return self._read(lambda: self._stream.throw(error))
 
     def close(self) -> None:
@@ -152,8 +155,11 @@ class AsyncOpened:
     async def athrow(self, error: BaseException) -> Any:
         """Raise *error* in the generator, and return its next item."""
         if self.items or self._ended:
-            await self.aclose()
-            raise error
+            try:
+                await self.aclose()
+                raise error
+            finally:
+                del error  # whose traceback leads back here
         return await self._judged(self._stream.athrow(error))
 
     async def aclose(self) -> None:

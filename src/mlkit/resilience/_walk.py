@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from mlkit.errors import (
     AllTiersFailedError,
     BreakerOpenError,
-    ConfigurationError,
     RejectedError,
     ResultRejectedError,
 )
-from mlkit.resilience._attempts import forget_frames
+from mlkit.resilience._attempts import forget_frames, is_final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,10 +125,13 @@ class Walk:
                     return tier, args, kwargs
         return None
 
-    def failed(self, error: Exception) -> None:
-        """Take the error of the tier that was called."""
-        forget_frames(error)
+    def failed(self, error: Exception) -> bool:
+        """Take the error of the tier that was called; return whether it is to be raised, and no other tier asked."""
         self.misses.append(Miss(self.tier, error))
+        if is_final(error):
+            return True
+        forget_frames(error)
+        return False
 
     def rejected(self, share: str = "") -> None:
         """Note that the gate of the tier that was called did not take its answer, or not all of it."""
@@ -139,10 +141,11 @@ class Walk:
         """Take the answer of the tier that was called."""
         try:
             rejected = self._asked.take(self.at, self.tier, answer)
-        except ConfigurationError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a gate that breaks passes nothing; rows that do not fit are no answer
-            self.failed(error)
+        except (
+            Exception
+        ) as error:  # a gate that breaks passes nothing; rows that do not fit are no answer
+            if self.failed(error):
+                raise
         else:
             if rejected is not None:
                 self.rejected(rejected)
@@ -174,10 +177,9 @@ class Walk:
             return True
         try:
             on = switch(args, kwargs)
-        except ConfigurationError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a switch that breaks must not take the service down
-            self.failed(error)
+        except Exception as error:  # a switch that breaks must not take the service down
+            if self.failed(error):
+                raise
             return False
         if not on:
             self.misses.append(Miss(self.tier, OFF))
@@ -186,8 +188,9 @@ class Walk:
     def _recall(self, store: Store) -> None:
         try:
             missing = self._asked.recall(self.at, store)
-        except Exception as error:  # noqa: BLE001 - rows that do not fit are no answer
-            self.failed(error)
+        except Exception as error:  # rows that do not fit are no answer
+            if self.failed(error):
+                raise
         else:
             if missing is not None:
                 self.misses.append(Miss(self.tier, store.missing(), missing))
