@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 __all__ = ["clip", "closest", "did_you_mean", "listing", "meant"]
 
+_COMPARED = 500  # names, letter by letter: some 3 ms
+
 
 def closest(name: str, names: Iterable[str], *, limit: int = 3) -> list[str]:
     """Return up to *limit* of *names* that *name* may be a slip of, best first.
@@ -25,7 +27,8 @@ def closest(name: str, names: Iterable[str], *, limit: int = 3) -> list[str]:
 
     Note:
         What `difflib.get_close_matches` finds, in its order, without comparing letter by letter what cannot be among
-        the best. A few milliseconds for ten thousand names.
+        the best. Of more than 500 names that could be (they have the same letters, as digests do), the 500 that
+        share the most with *name*. A few milliseconds for ten thousand names.
     """
     known = list(names)
     folded: dict[str, str] = {}
@@ -112,9 +115,12 @@ def _nearest(wanted: str, names: list[str], limit: int, cutoff: float = 0.6) -> 
     matcher = SequenceMatcher(None, "", wanted)
     common = _common(wanted)
     best: list[tuple[float, str]] = []
-    for bound, group in _by_letters(wanted, names):
-        if bound < cutoff or (len(best) == limit and bound < best[-1][0]):
+    left = _COMPARED
+    for bound, likely in _by_letters(wanted, names):
+        if bound < cutoff or (len(best) == limit and bound < best[-1][0]) or not left:
             break
+        group = likely if len(likely) <= left else _sharing(wanted, likely, left)
+        left -= len(group)
         ranked = [(_ratio(common(name), name, wanted), name) for name in group]
         for candidate in sorted(ranked, reverse=True):
             if candidate[0] < cutoff or (len(best) == limit and candidate < best[-1]):
@@ -145,6 +151,18 @@ def _by_letters(wanted: str, names: list[str]) -> list[tuple[float, list[str]]]:
         for (size, other), group in groups.items()
     ]
     return sorted(bounds, key=lambda item: item[0], reverse=True)
+
+
+def _sharing(wanted: str, names: list[str], n: int) -> list[str]:
+    """Return the *n* names that have the most pieces of *wanted* in them: what is nearly it has nearly all."""
+    from collections import Counter
+
+    size = max(2, len(wanted) // 4)
+    shared = Counter[str]()
+    for start in range(0, len(wanted), size):
+        piece = wanted[start : start + size]
+        shared.update([name for name in names if piece in name])
+    return [name for name, _ in shared.most_common(n)]
 
 
 def _common(wanted: str) -> Callable[[str], int]:

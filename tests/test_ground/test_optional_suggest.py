@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from difflib import get_close_matches
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlkit._optional import installed, require
@@ -117,9 +118,20 @@ def test_what_is_suggested_is_exactly_what_difflib_suggests(
 
 @given(st.integers(0, 9_999), st.text("resnt18-_x", max_size=12))
 def test_it_is_also_among_many_names_that_are_alike(number: int, other: str) -> None:
-    names = [f"resnet{n}-a{n % 7}" for n in range(0, 9_999, 13)]
+    names = [f"resnet{n}-a{n % 7}" for n in range(0, 9_999, 23)]
     for name in (f"resnet{number}_a3", other):
         assert closest(name, names) == get_close_matches(folded(name), names)
+
+
+@given(st.integers(0, 9_999), st.integers(0, 15), st.sampled_from(["", "0", "ab"]))
+@settings(max_examples=10)
+def test_a_slip_is_found_where_all_names_have_the_same_letters(
+    number: int, place: int, slip: str
+) -> None:
+    names = [blake2b(b"%d" % n, digest_size=8).hexdigest() for n in range(10_000)]
+    meant = names[number]
+    typed = meant[:place] + slip + meant[place + 1 :]
+    assert closest(typed, names)[0] == meant
 
 
 def test_long_texts_are_judged_as_difflib_judges_them() -> None:
