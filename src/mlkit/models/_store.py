@@ -280,7 +280,16 @@ class ModelStore:
         _check_trust("load(trust=...)", trust)
         if build is not None:
             _check_build("load(build=...)", build)
-        version = self._catalog.resolve("load(ref)", ref)
+        return self._open(self._catalog.resolve("load(ref)", ref), build=build, trust=trust)
+
+    def _open(
+        self,
+        version: ModelVersion,
+        *,
+        build: Callable[[dict[str, Any]], Any] | None,
+        trust: Trust | None,
+    ) -> Any:
+        """Return the model of a version whose files are here; another store uses this one as its cache."""
         document = self._catalog.reading(version, lambda: read_document(version))
         payload = parse_payload(document)
         if payload.format == "pickle" and trust != "pickle":
