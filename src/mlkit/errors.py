@@ -50,6 +50,10 @@ MlkitError
     ├── AliasConflictError (RuntimeError)    the alias moved meanwhile (compare-and-swap)
     ├── ChecksFailedError (RuntimeError)     a gate refused the promotion
     ├── VersionInUseError (ValueError)       an alias still points at the version
+    ├── NumberTakenError (ValueError)        the store gave the number of an imported version to another
+    ├── SignatureError (ValueError)          nobody whom you require has signed the version
+    ├── SealError (LookupError)              a sealed file cannot be opened with the keys there are
+    ├── StoreLockedError (TimeoutError)      another writer held the store for too long
     ├── RebuildError (ValueError)            what the spec builds does not take the stored weights
     └── UntrustedFormatError (ValueError)    loading would run code from the file
 
@@ -99,6 +103,7 @@ __all__ = [
     "ModelStoreError",
     "NoCandidateError",
     "NondeterminismWarning",
+    "NumberTakenError",
     "OutputShapeError",
     "ParamConflictError",
     "QueueFullError",
@@ -114,10 +119,13 @@ __all__ = [
     "RowsMismatchError",
     "RunClosedError",
     "RunNotFoundError",
+    "SealError",
+    "SignatureError",
     "SinkRejectedError",
     "SinkUnavailableError",
     "SpecError",
     "SpecProblem",
+    "StoreLockedError",
     "TrackingError",
     "TrackingWarning",
     "UnknownNameError",
@@ -884,6 +892,90 @@ class VersionInUseError(ModelStoreError, ValueError):
     def __init__(self, ref: str, aliases: Iterable[str]) -> None:
         self.ref, self.aliases = ref, tuple(aliases)
         super().__init__(f"{ref} is in use as {listing(self.aliases)}; move the alias first")
+
+
+class NumberTakenError(ModelStoreError, ValueError):
+    """An imported version cannot have the number it had: the store has given it to something else.
+
+    Args:
+        ref: The version as it is called where it comes from, `"churn@7"`.
+        last: The highest number that the store has given.
+    """
+
+    ref: str
+    last: int
+
+    def __init__(self, ref: str, *, last: int) -> None:
+        self.ref, self.last = ref, last
+        super().__init__(
+            f"{clip(ref, 120)} cannot be imported under its number: the store has given every number up to {last}, and "
+            f"what they are is something else; pass renumber=True for the next free one (signatures are of the old one)"
+        )
+
+
+class SignatureError(ModelStoreError, ValueError):
+    """A version is not signed by whom it must be.
+
+    Args:
+        ref: The version.
+        required: Fingerprints of the keys, one of which must have signed it.
+        found: Fingerprints that the signatures kept with it name, whether or not they hold.
+    """
+
+    ref: str
+    required: tuple[str, ...]
+    found: tuple[str, ...]
+
+    def __init__(self, ref: str, *, required: Iterable[str], found: Iterable[str] = ()) -> None:
+        self.ref, self.required, self.found = ref, tuple(required), tuple(found)
+        needed = listing([key[:12] for key in self.required])
+        there = listing([key[:12] for key in self.found]) if self.found else "none"
+        if set(self.found) & set(self.required):
+            there += ", which is not of what is stored under this name and number"
+        super().__init__(
+            f"{clip(ref, 120)} is not signed as required: it needs a signature by {needed}, it has {there}; have it "
+            f"signed, or use a version that is"
+        )
+
+
+class SealError(ModelStoreError, LookupError):
+    """A sealed file cannot be opened with the keys that the store was given.
+
+    Args:
+        path: The file.
+        key_id: The name of the key that it was sealed with.
+        reason: What is wrong.
+    """
+
+    path: str
+    key_id: str
+
+    def __init__(self, path: str, *, key_id: str, reason: str) -> None:
+        self.path, self.key_id = path, key_id
+        super().__init__(
+            f"{clip(path, 200)} is sealed with the key {clip(key_id, 80)!r}: {clip(reason, 200)}"
+        )
+
+
+class StoreLockedError(ModelStoreError, TimeoutError):
+    """Another writer held a store for longer than this one was willing to wait.
+
+    Args:
+        path: The lock file.
+        timeout: How long it waited, in seconds.
+        holder: Who holds it, if that is known.
+    """
+
+    path: str
+    timeout: float
+    holder: str
+
+    def __init__(self, path: str, *, timeout: float, holder: str = "") -> None:
+        self.path, self.timeout, self.holder = path, timeout, holder
+        super().__init__(
+            f"{clip(path, 200)} was held by {clip(holder, 120) or 'another writer'} for more than {timeout:g} s; if "
+            f"that process hangs, end it, and its lock is gone with it"
+        )
 
 
 class RebuildError(ModelStoreError, ValueError):
