@@ -20,6 +20,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "demo": "train, store, roll out, break, roll back and trace a real model",
     "doctor": "say what is installed, what is missing and what threatens results",
+    "flags": "check flag files, and say what a new one changes, why a flag answers so, and what may go",
     "registry": "look into a registry, and check specs without building them",
 }
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Its words, without the program's name; `sys.argv[1:]` by default.
 
     Returns:
-        The exit status: 0 if all is well, 1 on trouble, 2 for words that are not understood.
+        The exit status: 0 if all is well, 1 on trouble, 2 for words that are not understood; a command may have others.
     """
     import mlkit
 
@@ -53,10 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         status: int = import_module(f"mlkit.cli.{options.command}").run(options)
+        sys.stdout.flush()  # here, so that a reader who is gone is noticed here
     except MlkitError as error:
         print(f"mlkit {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"mlkit {options.command}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read it has seen enough, as in `... | head -1`
+        import os
+
+        # The interpreter writes what is left when it ends, and would say that it cannot.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a shell says of a program that SIGPIPE ended
     return status

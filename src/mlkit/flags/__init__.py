@@ -23,6 +23,7 @@ __all__ = [
     "Explanation",
     "Exposures",
     "Flag",
+    "FlagDiff",
     "Flags",
     "Guard",
     "Latency",
@@ -33,12 +34,16 @@ __all__ = [
     "Served",
     "ShadowReport",
     "Snapshot",
+    "StaleFlag",
+    "diff",
+    "find_stale",
     "verify_audit",
 ]
 
 if TYPE_CHECKING:
     from mlkit.flags._assign import Assignment
     from mlkit.flags._audit import Audit, AuditReport, verify_audit
+    from mlkit.flags._diff import FlagDiff, diff
     from mlkit.flags._explain import Explanation
     from mlkit.flags._exposures import Exposures
     from mlkit.flags._guard import ErrorRate, Guard, Latency, Mean
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
     from mlkit.flags._rollout import Rollout
     from mlkit.flags._served import Served
     from mlkit.flags._shadow import ShadowReport
+    from mlkit.flags._stale import StaleFlag, find_stale
 else:  # were it visible to type checkers, they would accept any misspelt name (PEP 562)
     _MODULES = {
         "Assignment": "_assign",
@@ -56,6 +62,7 @@ else:  # were it visible to type checkers, they would accept any misspelt name (
         "Exposures": "_exposures",
         "ErrorRate": "_guard",
         "Explanation": "_explain",
+        "FlagDiff": "_diff",
         "Guard": "_guard",
         "Latency": "_guard",
         "Mean": "_guard",
@@ -63,6 +70,9 @@ else:  # were it visible to type checkers, they would accept any misspelt name (
         "Rollout": "_rollout",
         "Served": "_served",
         "ShadowReport": "_shadow",
+        "StaleFlag": "_stale",
+        "diff": "_diff",
+        "find_stale": "_stale",
         "verify_audit": "_audit",
     }
 
