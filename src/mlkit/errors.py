@@ -55,6 +55,8 @@ MlkitError
     ├── SealError (LookupError)              a sealed file cannot be opened with the keys there are
     ├── StoreLockedError (TimeoutError)      another writer held the store for too long
     ├── RebuildError (ValueError)            what the spec builds does not take the stored weights
+    ├── ModelInputError (ValueError)         what a model is given is not what its signature says: each place
+    ├── UnknownFormatError (LookupError)     a version is stored in a format that no codec of the store has
     └── UntrustedFormatError (ValueError)    loading would run code from the file
 
 MlkitWarning (UserWarning)
@@ -100,6 +102,7 @@ __all__ = [
     "MissingDependencyError",
     "MlkitError",
     "MlkitWarning",
+    "ModelInputError",
     "ModelStoreError",
     "NoCandidateError",
     "NondeterminismWarning",
@@ -128,6 +131,7 @@ __all__ = [
     "StoreLockedError",
     "TrackingError",
     "TrackingWarning",
+    "UnknownFormatError",
     "UnknownNameError",
     "UntrustedFormatError",
     "VersionInUseError",
@@ -995,18 +999,67 @@ class RebuildError(ModelStoreError, ValueError):
         )
 
 
+class ModelInputError(ModelStoreError, ValueError):
+    """What a model is given, or gave, is not what its signature says.
+
+    Args:
+        what: Whose signature it is, or which part.
+        problems: Each begins with the place: `"column 'age': ..."`.
+    """
+
+    problems: tuple[str, ...]
+
+    def __init__(self, what: str, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        shown = [clip(problem, 150) for problem in self.problems[:3]]
+        more = len(self.problems) - len(shown)
+        lines = [f"{clip(what, 80)} does not fit the signature", *(f"  - {line}" for line in shown)]
+        super().__init__("\n".join(lines) + (f"\n  and {more} more" if more else ""))
+
+
+class UnknownFormatError(ModelStoreError, LookupError):
+    """A version is stored in a format that the store has no codec for.
+
+    Args:
+        ref: The version.
+        format: The name of the format.
+        known: The formats that the store has.
+    """
+
+    ref: str
+    format: str
+
+    def __init__(self, ref: str, format: str, known: Iterable[str]) -> None:  # noqa: A002 - its name
+        self.ref, self.format = ref, format
+        super().__init__(
+            f"{clip(ref, 120)} is stored in the format {format!r}, and this store knows {listing(known)}"
+            f"{did_you_mean(format, known)}; pass the codec of that name: ModelStore(path, codecs=[...]), or upgrade "
+            f"mlkit-blocks if it is one of a newer version"
+        )
+
+
 class UntrustedFormatError(ModelStoreError, ValueError):
-    """Loading or saving this would go through pickle, which runs code from the file.
+    """Loading this could run code from the file, and nobody has decided that it may.
 
     Args:
         what: The object or file.
         hint: What to do instead.
+        reason: Why it could.
+        types: Names of the types that would have to be trusted, if it is about types.
     """
 
-    def __init__(self, what: str, hint: str) -> None:
-        super().__init__(
-            f"{what} would need pickle, which runs whatever code the file holds; {hint}"
-        )
+    types: tuple[str, ...]
+
+    def __init__(
+        self,
+        what: str,
+        hint: str,
+        *,
+        reason: str = "would need pickle, which runs whatever code the file holds",
+        types: Iterable[str] = (),
+    ) -> None:
+        self.types = tuple(types)
+        super().__init__(f"{clip(what, 120)} {reason}; {hint}")
 
 
 # --- warnings

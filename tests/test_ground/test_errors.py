@@ -63,7 +63,9 @@ EXAMPLES: dict[str, tuple[tuple, dict]] = {
         ("models", "resnt18", [f"resnet{i}" for i in range(10_000)]),
         {"hint": LONG},
     ),
-    "UntrustedFormatError": (("model.pkl", "pass trust"), {}),
+    "UntrustedFormatError": ((LONG, "pass trust"), {}),
+    "ModelInputError": ((LONG, [LONG] * 99), {}),
+    "UnknownFormatError": ((LONG, "joblib", [LONG] * 99), {}),
     "VersionInUseError": (("churn@7", ["champion"]), {}),
     "VersionNotFoundError": (("churn@9", ["churn@7"]), {}),
 }
