@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlkit._digest import digest
-from mlkit.errors import FingerprintError
+from mlkit.errors import ConfigurationError, FingerprintError
 from mlkit.repro import fingerprint
 from mlkit.testing.strategies import digestible
 
@@ -93,6 +93,40 @@ def test_different_content():
 @given(digestible())
 def test_plain_values_have_their_digest(value):
     assert fingerprint(value) == digest(value)
+
+
+@given(digestible(), digestible())
+@settings(max_examples=50)
+def test_blake3_tells_apart_what_sha256_does(one, other):
+    same = fingerprint(one) == fingerprint(other)
+    found = fingerprint(one, algorithm="blake3")
+    assert found.startswith("blake3:")
+    assert (found == fingerprint(other, algorithm="blake3")) is same
+
+
+def test_blake3_of_the_table():
+    for one, other in SAME:
+        assert fingerprint(one, algorithm="blake3") == fingerprint(other, algorithm="blake3")
+    assert len({fingerprint(value, algorithm="blake3") for value in DIFFERENT}) == len(DIFFERENT)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8", "i4"])
+def test_where_the_pieces_end_does_not_count(dtype, monkeypatch):
+    import mlkit.repro._fingerprint as module
+
+    array = np.arange(1001).astype(dtype)
+    if dtype != "i4":
+        array[[0, 500, 1000]] = nan
+    for value in (array, torch.from_numpy(array)):
+        whole = fingerprint(value, algorithm="blake3"), fingerprint(value)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_PIECE", 64)
+            assert (fingerprint(value, algorithm="blake3"), fingerprint(value)) == whole
+
+
+def test_an_unknown_algorithm_is_refused():
+    with pytest.raises(ConfigurationError, match="blake3"):
+        fingerprint(1, algorithm="blake")
 
 
 def test_frozen_fingerprints():
@@ -243,18 +277,17 @@ def test_unreadable_things(tmp_path, monkeypatch):
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
-    import mlkit.repro._fingerprint as module
+    import mlkit.repro._hashing as module
 
     path = tmp_path / "log"
     path.write_bytes(b"one")
-    read = module.digest_file
+    read = module._pieces
 
     def reading(file):
-        content = read(file)
+        yield from read(file)
         with path.open("ab") as log:
             log.write(b"two")
-        return content
 
-    monkeypatch.setattr(module, "digest_file", reading)
+    monkeypatch.setattr(module, "_pieces", reading)
     with pytest.raises(FingerprintError, match="changed while"):
         fingerprint(path)
