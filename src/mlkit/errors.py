@@ -54,6 +54,7 @@ MlkitError
     ├── SignatureError (ValueError)          nobody whom you require has signed the version
     ├── SealError (LookupError)              a sealed file cannot be opened with the keys there are
     ├── StoreLockedError (TimeoutError)      another writer held the store for too long
+    ├── StoreUnavailableError (ConnectionError)  a store on a server cannot be asked now
     ├── RebuildError (ValueError)            what the spec builds does not take the stored weights
     ├── ModelInputError (ValueError)         what a model is given is not what its signature says: each place
     ├── UnknownFormatError (LookupError)     a version is stored in a format that no codec of the store has
@@ -129,6 +130,7 @@ __all__ = [
     "SpecError",
     "SpecProblem",
     "StoreLockedError",
+    "StoreUnavailableError",
     "TrackingError",
     "TrackingWarning",
     "UnknownFormatError",
@@ -980,6 +982,21 @@ class StoreLockedError(ModelStoreError, TimeoutError):
             f"{clip(path, 200)} was held by {clip(holder, 120) or 'another writer'} for more than {timeout:g} s; if "
             f"that process hangs, end it, and its lock is gone with it"
         )
+
+
+class StoreUnavailableError(ModelStoreError, ConnectionError):
+    """A store on a server does not answer, or answers that it cannot now.
+
+    Args:
+        uri: The server.
+        reason: What it said.
+    """
+
+    uri: str
+
+    def __init__(self, uri: str, reason: str) -> None:
+        self.uri = uri
+        super().__init__(f"{clip(uri, 120)} cannot be asked now: {reason}; try again when it answers")
 
 
 class RebuildError(ModelStoreError, ValueError):

@@ -50,6 +50,7 @@ EXAMPLES: dict[str, tuple[tuple, dict]] = {
     "NumberTakenError": ((LONG,), {"last": 7}),
     "SignatureError": ((LONG,), {"required": ["a" * 64] * 99, "found": [LONG] * 99}),
     "SealError": ((LONG,), {"key_id": LONG, "reason": LONG}),
+    "StoreUnavailableError": ((LONG, LONG), {}),
     "StoreLockedError": ((LONG,), {"timeout": 2.5, "holder": LONG}),
     "RebuildError": (("churn@7", LONG), {}),
     "RejectedError": (("api", "no"), {}),
