@@ -179,8 +179,8 @@ def test_load_takes_paths_and_text(tmp_path):
         ("type: a\nx: " + "9" * 5000 + "\n", "<text>:1:1", "4300"),
         ("type: a\nx: " + "9" * 2000 + "\n", "<text>:2:4", "4096 bits"),
         ("type: a\nx: " + "[" * 150 + "]" * 150, "<text>:2", "100 levels"),
-        ("type: a\nx: " + "[" * 2000 + "]" * 2000, "<text>:1:1", "nested too deeply"),
-        ('{"x": ' + "[" * 3000, "<text>:1", ""),
+        ("type: a\nx: " + "[" * 600 + "]" * 600, "<text>:1:1", "nested too deeply"),
+        ('{"x": ' + "[" * 600, "<text>:1", ""),
         ("\n", "<text>", "expected a mapping"),
     ],
 )  # fmt: skip
