@@ -19,7 +19,9 @@ SCENARIO = """
 import asyncio, json, random, sys
 from mlkit import telemetry
 from mlkit._clock import current
-from mlkit.resilience import Breaker, Budget, Hedge, Policy, Retry, full_jitter, seconds
+from mlkit.resilience import (
+    Breaker, Budget, Hedge, Policy, Retry, constant, fallback, finite, full_jitter, seconds, stale, tier
+)
 from mlkit.testing import record_events, virtual_time
 
 def trace(seed):
@@ -45,15 +47,35 @@ def trace(seed):
             await current().asleep(draw.random() * 1.4)
             if draw.random() < 0.3:
                 raise ConnectionError(n)
-            return n
+            return n if draw.random() < 0.9 else float("nan")
+
+        def stream():
+            for n in range(4):
+                if draw.random() < 0.2:
+                    raise ConnectionError(n)
+                yield n
 
         guarded = [policy(work) for policy in policies]
+        whole = Policy(stream="buffer", retry=Retry(4, backoff=0, budget=budget), name="whole")(stream)
+        score = fallback(
+            *(tier(work, policy=policy, accept=finite, name=policy.name) for policy in policies),
+            stale(9.0), constant(0), name="trace",
+        )
+        rows = fallback(
+            tier(lambda x: [v if draw.random() < 0.7 else float("nan") for v in x], accept=finite, name="big"),
+            stale(9.0), constant(0.5), per_row=True, name="rows",
+        )
 
         async def client(me):
             for n in range(25):
                 await current().asleep(draw.random())
                 try:
                     out.append(["answer", await guarded[draw.randrange(2)](100 * me + n)])
+                    answer = await score.explain(n)
+                    out.append([answer.value, answer.tier, answer.reason, answer.attempts])
+                    answer = rows.explain([1.0, float(n), 2.0])
+                    out.append([answer.value, answer.rows, answer.reason])
+                    out.append(list(whole()))
                 except Exception as error:
                     notes = getattr(error, "__notes__", [])
                     out.append([type(error).__name__, str(error), notes, current().monotonic()])
@@ -87,8 +109,11 @@ def test_the_trace_is_the_same_byte_for_byte():
     first, again, other = space["trace"](7), space["trace"](7), space["trace"](8)
     assert first == again
     assert first != other
-    kinds = {entry[0] for entry in json.loads(first) if entry}
+    entries = [entry for entry in json.loads(first) if entry]
+    kinds = {entry[0] for entry in entries if isinstance(entry[0], str)}
     assert {"start", "answer", "ConnectionError", "DeadlineExceededError"} <= kinds
+    tiers = {entry[1] for entry in entries if len(entry) == 4 and isinstance(entry[1], str)}
+    assert {"p0", "p1", "stale", "constant"} <= tiers
     assert {"resilience.breaker.opened", "resilience.breaker.closed"} <= kinds
     assert in_subprocess(7, 1) == first
     assert in_subprocess(7, 4242) == first
