@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALWAYS_CLOSED",
+    "again_sync",
     "bound",
     "bound_opener",
+    "bound_plan",
     "decorated",
+    "first_failed",
     "is_async",
     "is_stream",
     "name_of",
+    "plan_of",
+    "unexpected_coroutine",
 ]
 
 _P = ParamSpec("_P")
@@ -60,12 +65,13 @@ def bound(policy: Policy, fn: Callable[_P, _R], *, name: str | None = None) -> C
         opened: Any = bound_opener(policy, fn, name=name)
         guarded: Any = relay_async(opened) if is_async(fn) else relay(opened)
         return cast("Callable[_P, _R]", guarded)
-    plan = _plan(policy, fn, name)
-    if is_async(fn):
-        guarded = _bind_async(plan, cast("Callable[_P, Coroutine[Any, Any, Any]]", fn))
-    else:
-        guarded = _bind_sync(plan, fn)
-    return cast("Callable[_P, _R]", guarded)
+    plan = plan_of(policy, fn, name)
+    return cast("Callable[_P, _R]", bound_plan(plan, fn))
+
+
+def bound_plan(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return *fn*, which is no generator function, guarded as *plan* says."""
+    return _bind_async(plan, fn) if is_async(fn) else _bind_sync(plan, fn)
 
 
 def bound_opener(
@@ -83,7 +89,7 @@ def bound_opener(
     """
     from mlkit.resilience._streams import stream_opener  # not before something streams
 
-    plan = _plan(policy, fn, name)
+    plan = plan_of(policy, fn, name)
     waits = is_async(fn)
     opener = stream_opener(plan, fn, is_async=waits)
     limits = policy._limits  # noqa: SLF001 - one room
@@ -164,7 +170,7 @@ def _code_of(fn: object) -> Any:
     return fn if isroutine(fn) else type(fn).__call__
 
 
-def _plan(policy: Policy, fn: Callable[..., Any], name: str | None) -> Plan:
+def plan_of(policy: Policy, fn: Callable[..., Any], name: str | None) -> Plan:
     """Return the plan for *fn*, or raise if *fn* cannot have this policy."""
     if not callable(fn):
         raise ConfigurationError("Policy(...)(fn)", fn, "a callable")
@@ -225,21 +231,19 @@ def _unlimited_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             answer = fn(*args, **kwargs)
         except Exception as error:
-            attempts, pause = _first_failed(plan, since, ring, error)
+            attempts, pause = first_failed(plan, since, ring, error)
             if pause is None:
                 raise
         else:
             if type(answer) is CoroutineType:
-                raise _unexpected_coroutine(plan, answer)
+                raise unexpected_coroutine(plan, answer)
             ring.append(OK)
             if budget.level < budget.full:
                 budget.earn()
             return answer
-        return _again_sync(plan, attempts, pause, partial(fn, *args, **kwargs))
+        return again_sync(plan, attempts, pause, partial(fn, *args, **kwargs))
 
-    if plan.clocked or plan.judges or plan.watched:
-        return _timed_sync(plan, fn)
-    return direct
+    return direct if plan.simple else _timed_sync(plan, fn)
 
 
 def _timed_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -260,11 +264,11 @@ def _timed_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             answer = fn(*args, **kwargs)
             if type(answer) is CoroutineType:
-                raise _unexpected_coroutine(plan, answer)
+                raise unexpected_coroutine(plan, answer)
             if judge is not None:
                 judge(answer)
         except Exception as error:
-            attempts, pause = _first_failed(plan, since, ring, error, began)
+            attempts, pause = first_failed(plan, since, ring, error, began)
             if pause is None:
                 raise
         else:
@@ -278,7 +282,7 @@ def _timed_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
         finally:
             inside.over = True
             leave(token)
-        return _again_sync(plan, attempts, pause, partial(fn, *args, **kwargs))
+        return again_sync(plan, attempts, pause, partial(fn, *args, **kwargs))
 
     return timed
 
@@ -291,7 +295,7 @@ def _run_sync(plan: Plan, fn: Callable[..., _R], args: Any, kwargs: dict[str, An
         with trial:
             answer = fn(*args, **kwargs)
             if type(answer) is CoroutineType:
-                raise _unexpected_coroutine(plan, answer)
+                raise unexpected_coroutine(plan, answer)
             trial.check(answer)
     except Exception as error:
         attempts = trial.failed()
@@ -301,10 +305,11 @@ def _run_sync(plan: Plan, fn: Callable[..., _R], args: Any, kwargs: dict[str, An
     else:
         plan.earn()
         return answer
-    return _again_sync(plan, attempts, pause, partial(fn, *args, **kwargs))
+    return again_sync(plan, attempts, pause, partial(fn, *args, **kwargs))
 
 
-def _again_sync(plan: Plan, attempts: Attempts, pause: float | None, call: Callable[[], _R]) -> _R:
+def again_sync(plan: Plan, attempts: Attempts, pause: float | None, call: Callable[[], _R]) -> _R:
+    """Make further attempts, the first of them after *pause* seconds."""
     while True:
         if pause:  # outside of `except`: the failed attempt and what it held are gone
             current().sleep(pause)
@@ -313,7 +318,7 @@ def _again_sync(plan: Plan, attempts: Attempts, pause: float | None, call: Calla
             with Trial(plan, attempts) as trial:
                 answer = call()
                 if type(answer) is CoroutineType:
-                    raise _unexpected_coroutine(plan, answer)
+                    raise unexpected_coroutine(plan, answer)
                 trial.check(answer)
         except Exception as error:
             pause = attempts.pause(error)
@@ -363,7 +368,7 @@ def _unlimited_async(
         try:
             answer = await fn(*args, **kwargs)
         except Exception as error:
-            attempts, pause = _first_failed(plan, since, ring, error)
+            attempts, pause = first_failed(plan, since, ring, error)
             if pause is None:
                 raise
         else:
@@ -391,7 +396,7 @@ def _unlimited_async(
             if judge is not None:
                 judge(answer)
         except Exception as error:
-            attempts, pause = _first_failed(plan, since, ring, error, began)
+            attempts, pause = first_failed(plan, since, ring, error, began)
             if pause is None:
                 raise
         except asyncio.CancelledError:
@@ -470,7 +475,7 @@ def _unlimited_async(
     return timed if plan.clocked or plan.judges else direct
 
 
-def _first_failed(
+def first_failed(
     plan: Plan, since: int, ring: Any, error: Exception, began: float = 0.0
 ) -> tuple[Attempts, float | None]:
     """Judge the first attempt of a call, which nothing surrounds; return what comes next."""
@@ -482,7 +487,8 @@ def _first_failed(
     return attempts, attempts.pause(error)
 
 
-def _unexpected_coroutine(plan: Plan, coroutine: Any) -> ConfigurationError:
+def unexpected_coroutine(plan: Plan, coroutine: Any) -> ConfigurationError:
+    """Return the error for a `def` whose answer is a coroutine, and close that."""
     coroutine.close()
     return ConfigurationError(
         f"Policy(...)({plan.name})",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from types import CoroutineType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -16,8 +18,11 @@ from typing import (
 
 from mlkit._arguments import one_of
 from mlkit.errors import ConfigurationError
+from mlkit.resilience._ambient import AMBIENT
 from mlkit.resilience._asked import AskedRows, AskedWhole, RowArguments
-from mlkit.resilience._attempts import forget_frames, is_final
+from mlkit.resilience._attempts import SPENT, forget_frames, is_final
+from mlkit.resilience._bind import again_sync, first_failed, unexpected_coroutine
+from mlkit.resilience._machine import OK
 from mlkit.resilience._plan import ALWAYS_CLOSED
 from mlkit.resilience._provenance import LISTENING, Answer
 from mlkit.resilience._relay import AskedStream, async_opener, opener
@@ -43,7 +48,10 @@ _Q = ParamSpec("_Q")
 _R = TypeVar("_R")
 _T = TypeVar("_T")
 _R_co = TypeVar("_R_co", covariant=True)
-_listener = LISTENING.get
+_listener, _surroundings = LISTENING.get, AMBIENT.get
+_Rung = tuple[
+    Tier[..., Any], Any, Any, Any, Any, Any
+]  # a tier; its breaker, switch, run, gate, tick
 _Miss = tuple[Tier[..., Any], Any]  # what a `Miss` is made of; that is dearer
 
 
@@ -84,6 +92,7 @@ class Fallback(Generic[_P, _R_co]):
         "_rungs",
         "_stores",
         "_straight",
+        "_ticks",
         "is_async",
         "name",
         "per_row",
@@ -130,24 +139,19 @@ class Fallback(Generic[_P, _R_co]):
         # What a call needs where nothing but the tiers has a say: no rows, no stream, nothing kept.
         self._straight: tuple[Any, ...] | None = None
         self._awaited: tuple[Any, ...] | None = None
-        self._rungs: list[tuple[Tier[..., Any], Ticks]] = []
+        self._rungs: list[_Rung] = []
         first = tiers[0]
         if not (self._stores or stream or self._batches) and first.is_async == self.is_async:
-            ticks = [Ticks(counter) for counter in self._counters]
-            self._rungs = list(zip(tiers, ticks, strict=True))
-            straight = (
-                first.run,
-                _state_of(first),
-                None if first.accept is None else first.accept._whole,  # noqa: SLF001 - one room
-                ticks[0].tick,
-            )
+            self._ticks = [Ticks(counter) for counter in self._counters]
+            self._rungs = [_rung(*pair) for pair in zip(tiers, self._ticks, strict=True)]
+            _, _, _, run, judge, tick = self._rungs[0]
+            machine, plan = _state_of(first), first._plan  # noqa: SLF001 - one room
             if self.is_async:
-                self._awaited = straight
+                self._awaited = run, machine, judge, tick
             else:
-                self._straight = straight
-        for (
-            counter
-        ) in self._counters:  # after the ticks, which are put into them when they are read
+                self._straight = run if plan is None else first.fn, plan, machine, judge, tick
+        # After the ticks, which are put into them when they are read.
+        for counter in self._counters:
             register(counter)
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R_co:
@@ -159,43 +163,75 @@ class Fallback(Generic[_P, _R_co]):
         straight = self._straight
         if straight is None or _listener() is not None:
             return self._called(args, kwargs)  # type: ignore[no-any-return]
-        run, machine, judge, tick = straight
-        if machine.ring is None:  # the breaker of the first tier is not closed
+        # A policy of nothing but attempts and a breaker has its `plan` here: what it does around a call that works is
+        # done by this function, for one more around it would be a quarter of the price.
+        fn, plan, machine, judge, tick = straight
+        ring, since = machine.ring, SPENT.number
+        if ring is None or (plan is not None and _surroundings() is not None):
             return self._climb_down(self._rungs, [], args, kwargs)  # type: ignore[no-any-return]
+        pause = None
         try:
-            answer: _R_co = run(*args, **kwargs)
+            answer: _R_co = fn(*args, **kwargs)
+            if plan is not None:
+                if type(answer) is CoroutineType:
+                    raise unexpected_coroutine(plan, answer)
+                ring.append(OK)
+                ring = None
+                if plan.budget.level < plan.budget.full:
+                    plan.budget.earn()
             if judge is None or judge(answer, args, kwargs) is True:
                 tick()
                 return answer
         except Exception as error:  # what comes next is the point of a fallback
             if is_final(error):
                 raise
-            forget_frames(error)
-            misses: list[_Miss] = [(self.tiers[0], error)]
+            if plan is not None and ring is not None:
+                attempts, pause = first_failed(plan, since, ring, error)
+            if pause is None:
+                if is_final(error):
+                    raise
+                forget_frames(error)
+                misses: list[_Miss] = [(self.tiers[0], error)]
         else:
             misses = [(self.tiers[0], REJECTED)]
-        return self._climb_down(self._rungs[1:], misses, args, kwargs)  # type: ignore[no-any-return]
+        if pause is None:
+            return self._climb_down(self._rungs[1:], misses, args, kwargs)  # type: ignore[no-any-return]
+        again = partial(again_sync, plan, attempts, pause, partial(fn, *args, **kwargs))
+        return self._climb_down(self._rungs, [], args, kwargs, again)  # type: ignore[no-any-return]
 
     def _climb_down(
         self,
-        rungs: list[tuple[Tier[..., Any], Ticks]],
+        rungs: list[_Rung],
         misses: list[_Miss],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        again: Callable[[], Any] | None = None,
     ) -> Any:
-        """Ask the tiers of *rungs* in turn, where nothing but the tiers has a say; see `Walk` for the others."""
+        """Ask the tiers of *rungs* in turn, where nothing but the tiers has a say; see `Walk` for the others.
+
+        Args:
+            rungs: What is left of them.
+            misses: Why those above did not answer.
+            args: What the fallback was called with.
+            kwargs: The same, by keyword.
+            again: What asks the first of *rungs* once more, if its policy has begun already.
+        """
         try:
-            for one, ticks in rungs:
-                if one.breaker is not None and (wait := one.breaker.blocked()) is not None:
+            for one, breaker, when, run, judge, tick in rungs:
+                if breaker is not None and (wait := breaker.blocked()) is not None:
                     misses.append((one, wait))
                     continue
                 try:
-                    if one.when is not None and not one.when(args, kwargs):
+                    if when is not None and not when(args, kwargs):
                         misses.append((one, OFF))
                         continue
-                    answer = one.run(*args, **kwargs)  # type: ignore[misc]  # only a stale tier has none
-                    if one.accept is None or one.accept(answer, *args, **kwargs):
-                        ticks.tick()
+                    if again is None:
+                        answer = run(*args, **kwargs)
+                    else:
+                        asked, again = again, None
+                        answer = asked()
+                    if judge is None or judge(answer, args, kwargs) is True:
+                        tick()
                         return answer
                 except Exception as error:  # as above
                     if is_final(error):
@@ -215,15 +251,13 @@ class Fallback(Generic[_P, _R_co]):
             )
         if self._awaited is not None:
             return self._straight_async(self._awaited, args, kwargs)
-        if self._straight is not None and self._straight[1].ring is not None:
-            return self._straight_traced(self._straight, args, kwargs)
+        if self._straight is not None and self._straight[2].ring is not None:
+            return self._straight_traced(args, kwargs)
         asked = self._asked(args, kwargs, skip)
         return self._answer_async(asked) if self.is_async else self._answer(asked)
 
-    def _straight_traced(
-        self, straight: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        run, _, judge, tick = straight
+    def _straight_traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        _, _, _, run, judge, tick = self._rungs[0]
         with self._traced(LISTENING.get()) as traced:
             traced.asks(self._names[0])
             try:
@@ -466,6 +500,11 @@ class _NotStraight:
     """The state of a tier that cannot be asked without more ado."""
 
     ring = None
+
+
+def _rung(one: Tier[..., Any], ticks: Ticks) -> _Rung:
+    judge = None if one.accept is None else one.accept._whole  # noqa: SLF001 - one room
+    return one, one.breaker, one.when, one.run, judge, ticks.tick
 
 
 def _state_of(first: Tier[..., Any]) -> Any:

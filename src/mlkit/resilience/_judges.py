@@ -26,8 +26,9 @@ class _Finite(NamedTuple):
     arguments: bool = False
 
     def whole(self, answer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:  # noqa: ARG002 - as all
-        if type(answer) is float:
-            return math.isfinite(answer)
+        kind = type(answer)
+        if kind is float or kind is int:
+            return kind is int or math.isfinite(answer)
         return whole_verdict(_is_finite(answer), "finite") is True
 
     def rows(self, answer: Any, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG002

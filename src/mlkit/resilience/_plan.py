@@ -45,6 +45,7 @@ class Plan:
         decides: Whether the user said what is to be done about errors, or answers.
         clocked: Whether an attempt needs to know the time.
         limit: Seconds the first attempt may take if nothing surrounds the call, or infinity.
+        simple: Whether an attempt needs neither the time nor a look at the answer or at a storage.
         quick: Seconds below which an answer is a plain success.
         judges: Whether answers are looked at.
         retryable: From an error to a bool or `Verdict`.
@@ -65,6 +66,7 @@ class Plan:
         "quick",
         "retry",
         "retryable",
+        "simple",
         "slow",
         "timeout",
         "unbounded",
@@ -95,6 +97,7 @@ class Plan:
         self.limit = min(self.timeout or inf, self.deadline or inf)
         self.quick = inf if self.breaker is None else min(self.slow or inf, self.limit)
         self.judges = policy.accept is not None or policy.verdict is not None
+        self.simple = not (self.clocked or self.judges or self.watched)
         self.decides = policy.on is not transient or policy.verdict is not None
         self.retryable: Callable[[Exception], Any] = policy._retryable  # noqa: SLF001
         self._retries: Counter | None = None

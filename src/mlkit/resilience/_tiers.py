@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, 
 
 from mlkit._arguments import seconds, whole
 from mlkit.errors import ConfigurationError
-from mlkit.resilience._bind import bound, bound_opener, is_async, is_stream, name_of
+from mlkit.resilience._bind import (
+    bound_opener,
+    bound_plan,
+    is_async,
+    is_stream,
+    name_of,
+    plan_of,
+)
 from mlkit.resilience._breaker import Breaker, checked_name
 from mlkit.resilience._gates import Gate
 from mlkit.resilience._policy import Policy
@@ -15,6 +22,8 @@ from mlkit.resilience._store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+
+    from mlkit.resilience._plan import Plan
 
 __all__ = ["Switch", "Tier", "constant", "stale", "tier"]
 
@@ -58,6 +67,7 @@ class Tier(Generic[_P, _R]):
 
     __slots__ = (
         "_made_by",
+        "_plan",
         "accept",
         "breaker",
         "fn",
@@ -78,6 +88,7 @@ class Tier(Generic[_P, _R]):
     fn: Callable[..., Any] | None
     run: Callable[..., Any] | None
     make: Callable[[], Store] | None
+    _plan: Plan | None
 
     def __init__(
         self,
@@ -92,10 +103,11 @@ class Tier(Generic[_P, _R]):
         accept: Gate | None = None,
         when: Switch | None = None,
         breaker: Breaker | None = None,
+        plan: Plan | None = None,
     ) -> None:
         self.name, self.kind, self.run, self.make, self.fn = name, kind, run, make, fn
         self.is_async, self.accept, self.when, self.breaker = is_async, accept, when, breaker
-        self._made_by = made_by
+        self._made_by, self._plan = made_by, plan
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _made_again, self._made_by
@@ -159,17 +171,22 @@ def tier(
         policy.breaker._adopt(name)  # noqa: SLF001 - one room
     guarded = _as_function(fn)
     stream = is_stream(guarded)
-    bind = bound_opener if stream else bound
+    label = policy.name or name
+    plan = None if stream else plan_of(policy, guarded, label)
+    run = bound_opener(policy, guarded, name=label) if plan is None else bound_plan(plan, guarded)
+    # Nothing but a loop of attempts and a breaker: a fallback can do without a function around them.
+    simple = plan is not None and plan.simple and not policy.limited and policy.threaded is None
     return Tier(
         name,
         "stream" if stream else "function",
         (tier, (fn,), {"policy": policy, "accept": accept, "when": when, "name": name}),
-        run=bind(policy, guarded, name=policy.name or name),
+        run=run,
         fn=fn,
         is_async=is_async(guarded),
         accept=None if accept is None else Gate.of("tier(accept=...)", accept),
         when=None if when is None else _switch(when),
         breaker=policy.breaker,
+        plan=plan if simple and guarded is fn and not is_async(fn) else None,
     )
 
 
