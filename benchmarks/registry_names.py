@@ -40,6 +40,7 @@ def run(bench: Bench) -> None:
     for n in (1_000,) if bench.quick else (1_000, 10_000, 100_000):
         registering(bench, n)
     missing(bench, 1_000 if bench.quick else 10_000)
+    selecting(bench)
     plugins(bench)
 
 
@@ -205,6 +206,44 @@ def missing(bench: Bench, n: int) -> None:
     bench.note(
         "The suggestions of a miss are equal to those of difflib, case and `-` or `_` set aside."
     )
+
+
+# --- strategies --------------------------------------------------------------------------------------------------------
+
+
+def selecting(bench: Bench) -> None:
+    """Compare deciding between five strategies with the same decision written by hand."""
+    registry: Registry[Any] = Registry("strategies")
+    limits = (1, 10, 100, 1_000)
+    conditions: list[tuple[Callable[[int], bool], Callable[..., Any]]] = []
+    for limit in limits:
+        made = dataclasses.make_dataclass(f"Upto{limit}", [])
+        conditions.append((lambda rows, limit=limit: rows <= limit, made))  # type: ignore[misc]
+        registry.register(f"upto_{limit}", priority=-limit, when=conditions[-1][0])(made)
+    registry.register("any", priority=-10_000)(Thing)
+    strategies = [made for _, made in conditions]
+    calls = 1_000
+
+    def by_hand(rows: int) -> Any:
+        for limit, strategy in zip(limits, strategies, strict=True):
+            if rows <= limit:
+                return strategy
+        return Thing
+
+    def predicates(rows: int) -> Any:
+        return next((strategy for accepts, strategy in conditions if accepts(rows)), Thing)
+
+    for rows, which in ((1, "first"), (5_000, "last")):
+        bench.compare(
+            f"decide for the {which} of 5 strategies",
+            {
+                "a loop of comparisons": lambda rows=rows: [by_hand(rows) for _ in range(calls)][-1],  # type: ignore[misc]
+                "a list of predicates": lambda rows=rows: [predicates(rows) for _ in range(calls)][-1],  # type: ignore[misc]
+                "mlkit, with every reason": lambda rows=rows: [registry.select(rows).factory for _ in range(calls)][-1],  # type: ignore[misc]
+            },
+            baseline="a loop of comparisons",
+            calls=calls,
+        )  # fmt: skip
 
 
 # --- plugins -----------------------------------------------------------------------------------------------------------

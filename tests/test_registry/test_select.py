@@ -148,3 +148,16 @@ def test_a_deprecated_choice_warns_where_its_factory_is_asked_for():
     with pytest.warns(FutureWarning, match="use new") as caught:
         assert choice.factory() == "old"
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_what_is_registered_after_a_choice_takes_part_in_the_next():
+    reg = registry(plain={})
+    assert reg.select(None).entry.ref == "plain@1"
+    reg.register("better", priority=1)(lambda: "better")
+    assert reg.select(None).entry.ref == "better@1"
+    reg.register("better", version=2, priority=2)(lambda: "best")
+    assert reg.select(None).entry.ref == "better@2"
+    reg.register("better", version=2, deprecated="use plain", replace=True)(lambda: "worse")
+    assert reg.select(None).entry.ref == "better@1"
+    reg.register("new")(lambda: "new")
+    assert [*reg.select(None).rejected] == ["new", "plain"]

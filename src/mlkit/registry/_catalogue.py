@@ -62,6 +62,7 @@ class Catalogue:
     """
 
     __slots__ = (
+        "_candidates",
         "_frozen",
         "_imports",
         "_plugins",
@@ -83,6 +84,9 @@ class Catalogue:
         self._frozen = False
         self.ready: dict[Any, Callable[..., Any]] = {}
         self.plans: dict[str, Any] = {}
+        self._candidates: list[
+            tuple[Record, ...]
+        ] = []  # one if they are known; renewed as `ready` is
         self.overriding = 0
         self._imports = Counter("registry_imports_total", registry=name)
         register(self._imports)
@@ -101,6 +105,7 @@ class Catalogue:
                     not (self._frozen or self.table.aliases)
                     and names.setdefault(record.name, record) is record
                 ):
+                    self._candidates = []
                     return
         while True:
             # Whether two definitions are the same is asked without the lock, because it looks at objects of the user.
@@ -123,7 +128,7 @@ class Catalogue:
             raise self._duplicate(clash, record)
 
     def _forget(self) -> None:
-        self.ready, self.plans = {}, {}
+        self.ready, self.plans, self._candidates = {}, {}, []
 
     def _place(self, record: Record) -> tuple[Table, Record | None]:
         """Return the table that *record* belongs into, and what that has under its name and version.
@@ -211,16 +216,22 @@ class Catalogue:
         plugins = self._plugins
         return len(self.table.names.keys() | (plugins.table.names.keys() if plugins else ()))
 
-    def candidates(self) -> list[Record]:
-        """Return what each name means that is asked for without a version."""
-        found = [newest(versions) for _, versions in self.table.pairs()]
+    def candidates(self) -> tuple[Record, ...]:
+        """Return what each name means that is asked for without a version, best first; nothing that is deprecated."""
         plugins = self._scan()
-        if plugins is not None:
-            ours = self.table.names
-            found += [
-                newest(versions) for name, versions in plugins.table.pairs() if name not in ours
-            ]
-        return found
+        memory = self._candidates
+        if not memory:
+            from mlkit.registry._choice import ranked
+
+            found = [newest(versions) for _, versions in self.table.pairs()]
+            if plugins is not None:
+                ours = self.table.names
+                found += [
+                    newest(versions) for name, versions in plugins.table.pairs() if name not in ours
+                ]
+            order = ranked(record for record in found if record.said.deprecated is None)
+            memory.append(tuple(order))
+        return memory[0]
 
     def refs(self) -> list[str]:
         """Return every name and alias, alone and with each of its versions, also those that listings leave out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, final
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from mlkit.registry._entry import Entry, Record
     from mlkit.registry._registry import Registry
 
-__all__ = ["Choice", "choose"]
+__all__ = ["Choice", "choose", "ranked"]
 
 T = TypeVar("T")
 
@@ -30,7 +31,6 @@ class Choice(Frozen, Generic[T]):
 
     Attributes:
         entry: What was chosen.
-        rejected: Why not, by name, for every other candidate, in the order in which they were considered.
 
     Examples:
         >>> from mlkit.registry import Registry
@@ -48,16 +48,28 @@ class Choice(Frozen, Generic[T]):
         True
     """
 
-    __slots__ = ("_registry", "entry", "rejected")
+    __slots__ = ("_declined", "_outranked", "_registry", "entry")
 
     entry: Entry
-    rejected: Mapping[str, str]
 
-    def __init__(self, entry: Entry, rejected: Mapping[str, str], registry: Registry[T]) -> None:
+    def __init__(
+        self,
+        registry: Registry[T],
+        entry: Entry,
+        declined: dict[str, str],
+        outranked: Callable[[], dict[str, str]],
+    ) -> None:
         put = object.__setattr__
         put(self, "entry", entry)
-        put(self, "rejected", MappingProxyType(dict(rejected)))
         put(self, "_registry", registry)
+        put(self, "_declined", declined)
+        put(self, "_outranked", outranked)
+
+    @property
+    def rejected(self) -> Mapping[str, str]:
+        """Why not, by name, for every other candidate, in the order in which they were considered."""
+        declined: dict[str, str] = self._declined  # type: ignore[attr-defined]
+        return MappingProxyType({**declined, **self._outranked()})  # type: ignore[attr-defined]
 
     @property
     def factory(self) -> Callable[..., T]:
@@ -69,16 +81,10 @@ class Choice(Frozen, Generic[T]):
         return f"<Choice {self.entry.ref}, rejected {clip(dict(self.rejected), 200)}>"
 
 
-def choose(
-    registry: Registry[T], candidates: Iterable[Record], context: Any, prefer: Sequence[str]
-) -> Choice[T]:
-    """Return the first candidate that accepts *context*: preferred ones, then by priority, then by name.
-
-    Raises:
-        NoCandidateError: If none does.
-    """
+def ranked(candidates: Iterable[Record], prefer: Sequence[str] = ()) -> list[Record]:
+    """Return *candidates* in the order in which they are asked: preferred ones, by priority, by name."""
     wished = {name: index for index, name in enumerate(prefer)}
-    ranked = sorted(
+    return sorted(
         candidates,
         key=lambda record: (
             wished.get(record.entry.name, len(wished)),
@@ -86,15 +92,32 @@ def choose(
             natural(record.entry.name),
         ),
     )
-    rejected: dict[str, str] = {}
-    for index, record in enumerate(ranked):
+
+
+def choose(
+    registry: Registry[T], candidates: Sequence[Record], context: Any, prefer: Sequence[str]
+) -> Choice[T]:
+    """Return the first of *candidates* that accepts *context*.
+
+    Raises:
+        NoCandidateError: If none does.
+    """
+    declined: dict[str, str] = {}
+    for index, record in enumerate(candidates):
         reason = _verdict(registry.name, record, context)
         if reason is None:
-            for loser in ranked[index + 1 :]:
-                rejected[loser.entry.name] = _outranked(loser.entry, record.entry, wished)
-            return Choice(record.entry, rejected, registry)
-        rejected[record.entry.name] = reason
-    raise NoCandidateError(registry.name, rejected)
+            # Why the others lost is put into words when somebody asks.
+            losers = partial(_losers, candidates, index, prefer)
+            return Choice(registry, record.entry, declined, losers)
+        declined[record.name] = reason
+    raise NoCandidateError(registry.name, declined)
+
+
+def _losers(candidates: Sequence[Record], index: int, prefer: Sequence[str]) -> dict[str, str]:
+    winner = candidates[index].entry
+    return {
+        loser.name: _outranked(loser.entry, winner, prefer) for loser in candidates[index + 1 :]
+    }
 
 
 def _verdict(registry: str, record: Record, context: Any) -> str | None:
@@ -113,6 +136,10 @@ def _verdict(registry: str, record: Record, context: Any) -> str | None:
             error=type(error).__name__,
         )
         return f"its condition failed: {type(error).__name__}: {clip(str(error), 80)}"
+    if answer is True:
+        return None
+    if answer is False:
+        return "declined without a reason"
     if isinstance(answer, str):
         return answer or "declined without a reason"
     # NumPy's booleans count; anything else that happens to be true is most often a forgotten comparison.
@@ -121,8 +148,8 @@ def _verdict(registry: str, record: Record, context: Any) -> str | None:
     return f"its condition returned {clip(answer, 60)}, expected True, False or a reason"
 
 
-def _outranked(loser: Entry, winner: Entry, wished: dict[str, int]) -> str:
-    if winner.name in wished:
+def _outranked(loser: Entry, winner: Entry, prefer: Sequence[str]) -> str:
+    if winner.name in prefer:
         return f"{winner.name!r} is preferred"
     if winner.priority > loser.priority:
         return f"outranked by {winner.name!r} (priority {loser.priority:g} < {winner.priority:g})"

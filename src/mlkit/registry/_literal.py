@@ -64,7 +64,8 @@ def _checked(annotation: Any, values: Sequence[Any]) -> Any:
 def _check(values: Sequence[Any]) -> Callable[[Any], Any]:
     numbers = {bool, int, float}
     allowed = {(type(value) is bool, value) for value in values if type(value) in numbers}
-    expected = ", ".join(map(repr, values))
+    *others, last = map(repr, values)
+    expected = f"{', '.join(others)} or {last}" if others else last
 
     def check(value: Any) -> Any:
         if type(value) in numbers and (type(value) is bool, value) not in allowed:

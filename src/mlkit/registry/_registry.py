@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, fi
 
 from mlkit.errors import ConfigurationError
 from mlkit.registry._catalogue import Catalogue, warn_deprecated
-from mlkit.registry._choice import Choice, choose
+from mlkit.registry._choice import Choice, choose, ranked
 from mlkit.registry._entry import PLAIN, Entry, check_name, parse_ref, texts
 from mlkit.registry._listing import listed, natural
 from mlkit.registry._options import NOTHING, check_base, imported_record, lazy_record, said
@@ -406,17 +406,15 @@ class Registry(Generic[T]):
             UnknownNameError: If a preferred name is not registered.
         """
         catalogue = self._catalogue
+        if prefer == ():
+            return choose(self, catalogue.candidates(), context, ())
         wished: dict[str, Record] = {}
         for ref in texts(f"{self.name}.select(prefer=...)", prefer):
             record = catalogue.lookup(ref)
             wished.setdefault(record.entry.name, record)
-        candidates = [
-            record
-            for record in catalogue.candidates()
-            if record.name not in wished and record.said.deprecated is None
-        ]
-        candidates += wished.values()
-        return choose(self, candidates, context, list(wished))
+        others = [record for record in catalogue.candidates() if record.name not in wished]
+        order = ranked([*wished.values(), *others], list(wished))
+        return choose(self, order, context, list(wished))
 
     def __getitem__(self, ref: str) -> Callable[..., T]:
         """Return the factory of a name, importing it if it is lazy."""
