@@ -7,7 +7,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, final
 
-from mlkit._suggest import clip, did_you_mean, listing
+from mlkit._suggest import clip, listing
 from mlkit.flags._bucket import GENERATIONS
 from mlkit.flags._check import RuleError
 from mlkit.flags._logic import OPERATORS
@@ -15,9 +15,18 @@ from mlkit.flags._logic import OPERATORS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["MAX_FLAG_BYTES", "Body", "Reader", "freeze", "scalar_mapping"]
+__all__ = [
+    "MAX_FLAG_BYTES",
+    "Body",
+    "Reader",
+    "freeze",
+    "look_closely",
+    "scalar_mapping",
+    "too_long",
+]
 
 MAX_FLAG_BYTES = 256 * 2**10
+_SHORTEST = len('{"state":"ENABLED","variants":{"a":1}}')
 _MAX_SAFE = 2**53 - 1
 _KINDS: Final = {
     bool: "boolean",
@@ -105,31 +114,42 @@ class Reader:
     Nearly all are found good by a few steps over their bytes; what these do not understand is looked at node by node.
     """
 
-    __slots__ = ("_absent", "_decode", "_shapes", "_trouble")
+    __slots__ = ("_absent", "_compact", "_decode", "_shapes", "_trouble")
 
     def __init__(self) -> None:
         from msgspec import UNSET, DecodeError, ValidationError
+        from msgspec.json import format as compact
 
-        self._decode, self._absent = _decoder(), UNSET
+        self._decode, self._absent, self._compact = _decoder(), UNSET, compact
         self._trouble = (ValidationError, DecodeError, UnicodeDecodeError, RecursionError)
         self._shapes: dict[bytes, int] = {}
+
+    def glance(self, text: bytes) -> Body | None:
+        """Return what a flag's text says, None if that takes a closer look.
+
+        Args:
+            text: The flag.
+        """
+        if not _SHORTEST <= len(text) <= MAX_FLAG_BYTES:
+            return None
+        try:
+            text = self._compact(text, indent=-1)
+            return self._at_a_glance(text, self._decode(text))
+        except self._trouble:
+            return None
 
     def read(self, text: bytes) -> Body:
         """Return what a flag's text says.
 
         Args:
-            text: The flag, without spaces between its tokens.
+            text: The flag.
 
         Raises:
             RuleError: If it is no flag that can be used.
         """
         if len(text) > MAX_FLAG_BYTES:
-            raise RuleError("", f"{len(text)} bytes; a flag has at most {MAX_FLAG_BYTES}")
-        try:
-            body = self._at_a_glance(text, self._decode(text))
-        except self._trouble:
-            body = None
-        return body or _node_by_node(text)
+            raise too_long(len(text))
+        return self.glance(text) or look_closely(text)
 
     def _at_a_glance(self, text: bytes, flag: Any) -> Body | None:
         """Return the body if nothing about it needs a closer look."""
@@ -215,11 +235,26 @@ def _operators_in(shape: bytes) -> int:
     return len(names)
 
 
-def _node_by_node(text: bytes) -> Body:
+def too_long(length: int) -> RuleError:
+    """Return what is wrong with a flag of *length* bytes."""
+    return RuleError("", f"{length} bytes; a flag has at most {MAX_FLAG_BYTES}")
+
+
+def look_closely(text: bytes) -> Body:
+    """Return what a flag's text says, looked at node by node.
+
+    Args:
+        text: The flag.
+
+    Raises:
+        RuleError: If it is no flag that can be used.
+    """
     from msgspec import DecodeError
     from msgspec.json import decode, encode
+    from msgspec.json import format as compact
 
     try:
+        text = compact(text, indent=-1)
         document = decode(text)
     except RecursionError:
         raise RuleError("", "nested too deeply") from None
@@ -252,10 +287,10 @@ def _node_by_node(text: bytes) -> Body:
 
 def _state(state: Any) -> bool:
     if type(state) is not str or state not in _STATES:
-        shown, near = clip(state, 40), ""
+        shown, near = clip(state, 40), None
         if type(state) is str:
-            shown, near = repr(shown), did_you_mean(state, ("ENABLED", "DISABLED"))
-        raise RuleError("/state", f"expected 'ENABLED' or 'DISABLED', got {shown}{near}")
+            shown, near = repr(shown), (state, ("ENABLED", "DISABLED"))
+        raise RuleError("/state", f"expected 'ENABLED' or 'DISABLED', got {shown}", near)
     return state == "ENABLED"
 
 
@@ -317,9 +352,7 @@ def _default(name: Any, variants: Mapping[str, Any]) -> str | None:
     if type(name) is bool:
         name = str(name).lower()
     if type(name) is not str or name not in variants:
-        near = did_you_mean(name, variants) if type(name) is str else ""
-        raise RuleError(
-            "/defaultVariant",
-            f"no variant {clip(name, 40)}{near or f'; there are {listing(variants)}'}",
-        )
+        near = (name, variants) if type(name) is str else None
+        brief = f"no variant {clip(name, 40)}; there are {listing(variants)}"
+        raise RuleError("/defaultVariant", brief, near)
     return name

@@ -9,7 +9,10 @@ from mlkit.flags._logic import ITERATORS, OPERATORS
 from mlkit.flags._rule import literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
+
+    # What an evaluator needs, or why it cannot be used.
+    Known = dict[str, "Facts | RuleError"]
 
 __all__ = ["MAX_DEPTH", "MAX_NODES", "Facts", "RuleError", "check_rule"]
 
@@ -23,13 +26,27 @@ class RuleError(Exception):
 
     Args:
         pointer: Where, as a JSON pointer; it grows on the way out, so that a good rule pays for none.
-        reason: What is there, and what should be.
-        whole: Whether *pointer* begins at the root of the file and does not grow.
+        brief: What is there, and what should be.
+        near: The name that is there and those that may be meant.
     """
 
-    def __init__(self, pointer: str, reason: str, *, whole: bool = False) -> None:
-        self.pointer, self.reason, self.whole = pointer, reason, whole
-        super().__init__(pointer, reason)
+    def __init__(
+        self, pointer: str, brief: str, near: tuple[str, Collection[str]] | None = None
+    ) -> None:
+        self.pointer, self.brief, self.near = pointer, brief, near
+        self.whole = False  # whether the pointer begins at the root of the file and does not grow
+        super().__init__(pointer, brief)
+
+    @property
+    def reason(self) -> str:
+        """What is there, what should be, and what was probably meant; that is dear, so it is sought when asked for."""
+        return self.brief if self.near is None else f"{self.brief}{did_you_mean(*self.near)}"
+
+    def again(self) -> RuleError:
+        """Return the same, not raised yet."""
+        made = RuleError(self.pointer, self.brief, self.near)
+        made.whole = self.whole
+        return made
 
     def under(self, step: str | int) -> None:
         """Note that the place is below *step*."""
@@ -60,7 +77,7 @@ class _Walk:
     """One pass over a rule. A shared rule is looked at once and its size added at each reference."""
 
     def __init__(
-        self, evaluators: Mapping[str, Any], known: dict[str, Facts], opened: tuple[str, ...]
+        self, evaluators: Mapping[str, Any], known: Known, opened: tuple[str, ...]
     ) -> None:
         self._evaluators, self._known, self._open = evaluators, known, opened
         self._nodes = self._depth = 0
@@ -102,8 +119,7 @@ class _Walk:
             self._reference(given[0] if type(given) is list and len(given) == 1 else given, level)
             return
         if name not in OPERATORS:
-            near = did_you_mean(name, OPERATORS)
-            raise RuleError("", f"unknown operator {clip(name, 40)!r}{near}")
+            raise RuleError("", f"unknown operator {clip(name, 40)!r}", (name, OPERATORS))
         if type(given) is dict or type(given) is list:
             self._visit(given, level + 1)
         if name == "rollout" or (name in _READERS and _may_read_flagd(given)):
@@ -113,13 +129,15 @@ class _Walk:
 
     def _reference(self, name: Any, level: int) -> None:
         if type(name) is not str or name not in self._evaluators:
-            near = did_you_mean(name, self._evaluators) if type(name) is str else ""
-            raise RuleError("", f"no evaluator {clip(name, 40)}{near}")
+            near = (name, self._evaluators) if type(name) is str else None
+            raise RuleError("", f"no evaluator {clip(name, 40)}", near)
         if name in self._open:
             raise RuleError(
                 "", f"evaluators refer to each other in a circle: {listing(self._open)}"
             )
         facts = self._known.get(name)
+        if isinstance(facts, RuleError):
+            raise facts.again()
         if facts is None:
             inner = _Walk(self._evaluators, self._known, (*self._open, name))
             try:
@@ -128,6 +146,7 @@ class _Walk:
                 error.under(name)
                 error.under("$evaluators")
                 error.whole = True
+                self._known[name] = error.again()  # without the frames that this one holds
                 raise
         self._grow(facts.nodes, level + facts.depth)
         self._references |= {name, *facts.references}
@@ -144,13 +163,13 @@ class _Walk:
         self._depth = max(self._depth, level)
 
 
-def check_rule(rule: Any, evaluators: Mapping[str, Any], known: dict[str, Facts]) -> Facts:
+def check_rule(rule: Any, evaluators: Mapping[str, Any], known: Known) -> Facts:
     """Return what a rule needs.
 
     Args:
         rule: The rule.
         evaluators: Shared rules by name.
-        known: Facts of evaluators already looked at; added to.
+        known: What is known of evaluators already looked at; added to.
 
     Raises:
         RuleError: If it cannot be used.

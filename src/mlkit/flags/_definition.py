@@ -38,7 +38,7 @@ class Shared:
 
     def __init__(self, evaluators: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
         self.evaluators, self.metadata = evaluators, MappingProxyType(dict(metadata))
-        self.known: dict[str, Facts] = {}
+        self.known: dict[str, Facts | RuleError] = {}
 
 
 class _Made:

@@ -12,7 +12,7 @@ from mlkit.errors import FlagFileError
 from mlkit.flags._parts import MAX_BYTES, split
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from mlkit.flags._body import Body
     from mlkit.flags._definition import Definition, Definitions, Shared
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _BLOCK = 512
+_COPIED = 4 * 2**20
 
 
 class Problem(NamedTuple):
@@ -140,6 +141,7 @@ class Document(NamedTuple):
         broken: Why a flag without a good definition has none, by key.
         blocks: Hashes of the flags in force, so many at a time.
         digest: Digest of all that they decide by; spaces do not count.
+        known: What each text of a flag in force says.
     """
 
     definitions: Definitions
@@ -150,6 +152,7 @@ class Document(NamedTuple):
     broken: dict[str, str]
     blocks: tuple[bytes, ...]
     digest: str
+    known: dict[bytes, Body]
 
     @property
     def raw(self) -> dict[str, bytes]:
@@ -169,55 +172,81 @@ def parse(data: bytes, source: str, last: Document | None) -> Document:
     Raises:
         FlagFileError: If the file as a whole cannot be used.
     """
+    from mlkit.flags._aside import Aside
     from mlkit.flags._body import Reader
     from mlkit.flags._check import RuleError
     from mlkit.flags._definition import Definition, Definitions, Shared
 
     parts = split(data, source)
-    texts = list(map(bytes, parts.flags.values()))
+    texts = _texts(parts, len(data))
     old = Definitions({}, Shared({}, {}), {}) if last is None else last.definitions
+    known = {} if last is None else last.known
     same = last is not None and parts.head == last.head
     shared = last.shared if last is not None and same else _shared(parts, source)
-    known, read = {body.text: body for body in old.bodies.values()}, Reader().read
+    glance, aside = Reader().glance, Aside(source, old)
     bodies: dict[str, Body] = {}
     made: dict[str, Definition] = {}
-    refused: dict[str, bytes] = {}
-    problems: list[Problem] = []
-    broken: dict[str, str] = {}
+    read: dict[bytes, Body] = {}
     for key, text in zip(parts.flags, texts, strict=True):
-        try:
-            body = known.get(text)
-            if body is None:
-                body = known[text] = read(text)
-            bodies[key] = body
-            if not body.plain:
+        body = known.get(text) or read.get(text) or glance(text)
+        if body is None or not body.plain:
+            try:
+                if body is None:
+                    body = aside.look(text, parts.flags[key])
                 made[key] = _again(old, key, body, shared) or Definition(key, body, shared)
-        except RuleError as error:
-            error.under(key)
-            error.under("flags")
-            pointer = clip(error.pointer, 200)
-            problems.append(Problem(key, pointer, error.reason, key in old))
-            refused[key] = text
-            if key in old:
-                bodies[key], made[key] = old.bodies[key], old[key]
-            else:
-                bodies.pop(key, None)
-                broken[key] = f"{pointer}: {error.reason}"
+            except RuleError as error:
+                aside.add(key, text, error)
+                if key in old:
+                    bodies[key], made[key] = old.bodies[key], old[key]
+                continue
+        bodies[key] = read[text] = body
     for key in old.made if same else ():
         if bodies.get(key) is old.bodies[key]:
             made[key] = old[key]
     definitions = Definitions(bodies, shared, made)
-    blocks = tuple(_block(definitions, begin) for begin in range(0, len(definitions), _BLOCK))
+    blocks = _blocks(definitions, last)
     digest = _identify(definitions, blocks)
     return Document(
-        definitions, refused, shared, parts.head, tuple(problems), broken, blocks, digest
+        definitions,
+        aside.texts,
+        shared,
+        parts.head,
+        aside.problems(),
+        aside.broken,
+        blocks,
+        digest,
+        read,
     )
+
+
+def _texts(parts: Parts, size: int) -> Iterable[bytes]:
+    """Return the bytes of each flag; of one that is too long, in a large file, no more than shows that it is."""
+    if size <= _COPIED:
+        return map(bytes, parts.flags.values())
+    from mlkit.flags._body import MAX_FLAG_BYTES
+
+    return (bytes(memoryview(raw)[: MAX_FLAG_BYTES + 1]) for raw in parts.flags.values())
 
 
 def _again(old: Definitions, key: str, body: Body, shared: Shared) -> Definition | None:
     """Return the definition that *key* had, if it is still the same."""
     same = old.bodies.get(key) is body
     return old[key] if same and old[key].shared is shared else None
+
+
+def _blocks(definitions: Definitions, last: Document | None) -> tuple[bytes, ...]:
+    """Return the hashes of all flags; where keys and bodies are those of *last*, so is the hash."""
+    keys, bodies = list(definitions.bodies), list(definitions.bodies.values())
+    before = {} if last is None else last.definitions.bodies
+    old_keys, old_bodies = list(before), list(before.values())
+    made = []
+    for number, begin in enumerate(range(0, len(keys), _BLOCK)):
+        part = slice(begin, begin + _BLOCK)
+        same = bodies[part] == old_bodies[part] and keys[part] == old_keys[part]
+        made.append(
+            last.blocks[number] if same and last is not None else _block(definitions, begin)
+        )
+    return tuple(made)
 
 
 def _block(definitions: Definitions, begin: int) -> bytes:

@@ -129,7 +129,7 @@ def _in_force(document: Document) -> bytes | None:
     from msgspec import Raw
     from msgspec.json import encode
 
-    aside = [problem.flag for problem in document.problems if problem.flag and problem.kept]
+    aside = [key for key in document.refused if key in document.definitions]
     if not aside:
         return None
     flags = {key: Raw(body) for key, body in document.raw.items()}

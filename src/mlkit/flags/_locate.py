@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mlkit.flags._parts import column
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -131,10 +133,14 @@ def _nearest(steps: tuple[str, ...], found: dict[tuple[str, ...], int]) -> int:
 def _rows(data: bytes, offsets: set[int]) -> dict[int, tuple[int, int]]:
     """Return the line and column of each offset, columns in characters."""
     rows: dict[int, tuple[int, int]] = {}
-    line, seen = 1, 0
-    for offset in sorted(offsets):
-        line += data.count(b"\n", seen, offset)
+    line = here = 1
+    seen = 0
+    for offset in sorted(offsets):  # each from the one before, as a file may be one line
+        breaks = data.count(b"\n", seen, offset)
+        if breaks:
+            line += breaks
+            here, seen = 1, data.rfind(b"\n", seen, offset) + 1
+        here += column(data, seen, offset) - 1
         seen = offset
-        begin = data.rfind(b"\n", 0, offset) + 1
-        rows[offset] = (line, len(data[begin:offset].decode(errors="replace")) + 1)
+        rows[offset] = (line, here)
     return rows

@@ -1,4 +1,7 @@
-"""A flag file taken apart: the bytes of each flag, of the evaluators and of the metadata. Nothing in them is read yet."""
+"""A flag file taken apart: the bytes of each flag, of the evaluators and of the metadata. Nothing in them is read yet.
+
+What a file may cost is bounded before it is paid: by its size, and by how many members its flags account for.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,18 @@ if TYPE_CHECKING:
 
     from msgspec import Raw
 
-__all__ = ["MAX_BYTES", "Parts", "split"]
+__all__ = ["MAX_BYTES", "Parts", "column", "split"]
 
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 8 * 2**20
+MAX_HEAD_BYTES = 256 * 2**10
+# Ten thousand flags have some hundred thousand members. A flag that is too large is one bad flag, up to here.
+_MEMBERS, _MEMBERS_PER_FLAG = 200_000, 100
+_CHUNK = 2**16
+_INNER = bytes(range(0x80, 0xC0))
 
 
 class Parts(NamedTuple):
-    """The parts of a flag file, without spaces between tokens.
+    """The parts of a flag file, as they are written.
 
     Attributes:
         flags: Each flag by its key, in the order of the file.
@@ -42,24 +50,31 @@ def split(data: bytes, source: str) -> Parts:
         FlagFileError: If it is no JSON, or not an object of flags.
     """
     from msgspec import DecodeError, ValidationError
-    from msgspec.json import format as compact
 
     if len(data) > MAX_BYTES:
         raise FlagFileError(source, f"{len(data)} bytes; a flag file has at most {MAX_BYTES}")
     _check_text(data, source)
+    members, most = data.count(b":"), _MEMBERS + _MEMBERS_PER_FLAG * data.count(b'"state"')
+    if members > most:
+        reason = f"about {members} members; with as many flags a file has at most {most}"
+        raise FlagFileError(source, reason)
     try:
-        text = compact(data, indent=-1)
         try:
-            top = _decoder()(text)
+            top = _decoder()(data)
         except ValidationError:
-            top = _slowly(text, source)
+            top = _slowly(data, source)
     except ValidationError as error:
         raise FlagFileError(source, f"an object of flags by key is expected: {error}") from None
     except (DecodeError, RecursionError) as error:
         raise FlagFileError(source, _where(data, error)) from None
     if "" in top.flags:
         raise FlagFileError(source, "/flags: a flag has an empty key")
-    return Parts(top.flags, (bytes(top.evaluators), bytes(top.metadata)))
+    head = bytes(top.evaluators), bytes(top.metadata)
+    for name, text in zip(("$evaluators", "metadata"), head, strict=True):
+        if len(text) > MAX_HEAD_BYTES:
+            reason = f"/{name}: {len(text)} bytes; it has at most {MAX_HEAD_BYTES}"
+            raise FlagFileError(source, reason)
+    return Parts(top.flags, head)
 
 
 @cache
@@ -94,19 +109,38 @@ def _check_text(data: bytes, source: str) -> None:
     if data[:3] == b"\xef\xbb\xbf":
         reason = "line 1, column 1: begins with a byte order mark; save it as UTF-8 without one"
         raise FlagFileError(source, reason)
+    if data.isascii():
+        return
+    from codecs import getincrementaldecoder
+
+    decode, done = (
+        getincrementaldecoder("utf-8")().decode,
+        0,
+    )  # a text of it all may take four times the room
     try:
-        data.decode()
+        for begin in range(0, len(data), _CHUNK):
+            decode(data[begin : begin + _CHUNK], begin + _CHUNK >= len(data))
+            done = begin + _CHUNK
     except UnicodeDecodeError as error:
-        reason = f"{place(data, error.start)}: not UTF-8: {error.reason}"
-        raise FlagFileError(source, reason) from None
+        start = data.index(error.object[error.start :], max(0, done - 4))
+        raise FlagFileError(source, f"{place(data, start)}: not UTF-8: {error.reason}") from None
 
 
 def place(data: bytes, offset: int) -> str:
     """Return the line and column of a byte, in words."""
-    before = data[:offset]
-    line = before.count(b"\n") + 1
-    column = len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1
-    return f"line {line}, column {column}"
+    line = data.count(b"\n", 0, offset) + 1
+    begin = data.rfind(b"\n", 0, offset) + 1
+    return f"line {line}, column {column(data, begin, offset)}"
+
+
+def column(data: bytes, begin: int, offset: int) -> int:
+    """Return the column of a byte in characters, from 1, of a line that begins at *begin*."""
+    n = 1
+    for chunk in range(begin, offset, _CHUNK):
+        part = data[chunk : min(chunk + _CHUNK, offset)]
+        # Every byte begins a character but those of the form 10xxxxxx.
+        n += len(part) - (0 if part.isascii() else len(part) - len(part.translate(None, _INNER)))
+    return n
 
 
 def _where(data: bytes, error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlkit._suggest import clip
+from mlkit.flags._check import Facts
 from mlkit.flags._document import Problem
 from mlkit.flags._lint import lint
 from mlkit.flags._locate import MAX_SCANNED, scan
@@ -44,7 +45,8 @@ def report(document: Document, data: bytes) -> tuple[Problem, ...]:
 def _warnings(document: Document) -> list[Problem]:
     made: list[Problem] = []
     for name, rule in document.shared.evaluators.items():
-        if name not in document.shared.known and not _usable(rule, document):
+        known = document.shared.known.get(name)
+        if not isinstance(known, Facts) and not _usable(rule, document):
             continue
         for pointer, message in lint(rule, f"/$evaluators/{_step(name)}"):
             made.append(Problem(None, pointer, message, kept=False, severity="warning"))

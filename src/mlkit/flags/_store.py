@@ -350,9 +350,8 @@ class Store:
 
     def _take(self, data: bytes) -> _News:
         document = parse(data, self.source, self.document)
-        fresh = tuple(
-            problem for problem in document.problems if problem not in self.document.problems
-        )
+        before = {*self.document.problems}
+        fresh = tuple(problem for problem in document.problems if problem not in before)
         news = self._swap(document)
         self.data = data
         return news._replace(problems=fresh)
