@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,8 @@ from mlkit.testing import BreakerStorageContract, record_events, virtual_time
 
 
 class TestMemoryStorage(BreakerStorageContract):
+    one_backend = False
+
     def make_storage(self, place):
         return MemoryStorage()
 
@@ -34,13 +38,40 @@ class TestFileStorage(BreakerStorageContract):
         return FileStorage(place / "breakers")
 
 
+def blocks_of(page):
+    """Return what the Python blocks of a page of the docs define."""
+    text, space = (Path(__file__).parents[2] / "docs/how-to" / page).read_text(encoding="utf-8"), {}
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(block, space)
+    return space
+
+
+@pytest.fixture(scope="module")
+def sqlite_storage(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(tmp_path_factory.mktemp("page"))
+        yield blocks_of("share-a-breaker.md")["SqliteStorage"]
+
+
+class TestSqliteStorage(BreakerStorageContract):
+    """Written by somebody else: the storage of the how-to page, as it stands there."""
+
+    @pytest.fixture(autouse=True)
+    def _of_the_page(self, sqlite_storage):
+        self.kind = sqlite_storage
+
+    def make_storage(self, place):
+        return self.kind(place / "breakers.db")
+
+
 class Double:
-    """A right storage in the plainest words, for doubles to break."""
+    """A right storage in the plainest words, for doubles to break. All of one place have the same records."""
 
     refresh = 0.0
 
-    def __init__(self):
-        self.records, self.lock = {}, threading.Lock()
+    def __init__(self, backend):
+        self.records = backend.setdefault("records", {})
+        self.lock = backend.setdefault("lock", threading.Lock())
 
     def key(self, name):
         return name
@@ -105,6 +136,32 @@ class CutsNames(Double):
         return name.rpartition("/")[2]
 
 
+class RemembersWhatItRead(Double):
+    def __init__(self, backend):
+        super().__init__(backend)
+        self.known = {}
+
+    def read(self, name):
+        return self.known.setdefault(name, super().read(name))
+
+
+class HasALockOfItsOwn(Double):
+    def __init__(self, backend):
+        super().__init__(backend)
+        self.lock = threading.Lock()
+
+    def same(self, stored, old):
+        same = super().same(stored, old)
+        time.sleep(1e-4)
+        return same
+
+
+class IsReset(Double):
+    def __init__(self, backend):
+        super().__init__(backend)
+        self.records.clear()
+
+
 class NeverRefreshes(Double):
     refresh = float("inf")
 
@@ -119,20 +176,32 @@ BROKEN = [
     (FoldsNames, "test_names_do_not_affect_each_other"),
     (CutsNames, "test_names_do_not_affect_each_other"),
     (NeverRefreshes, "test_refresh_is_a_number_of_seconds"),
+    (RemembersWhatItRead, "test_storages_of_one_place_are_one"),
+    (HasALockOfItsOwn, "test_one_of_many_swaps_wins"),
+    (IsReset, "test_a_breaker_that_comes_later_finds_it_open"),
 ]
 
 
 def contract(kind):
+    backend = {}
+
     class OnDouble(BreakerStorageContract):
         def make_storage(self, place):
-            return kind()
+            return kind(backend)
 
     return OnDouble()
 
 
-@pytest.mark.parametrize(
-    "law", [name for name in dir(BreakerStorageContract) if name[:4] == "test"]
-)
+LAWS = [name for name in dir(BreakerStorageContract) if name[:4] == "test"]
+
+
+def test_the_page_says_how_many_tests_there_are():
+    page = (Path(__file__).parents[2] / "docs/how-to/share-a-breaker.md").read_text("utf-8")
+    assert f"\n{len(LAWS)} passed\n" in page
+    assert {law for _, law in BROKEN} <= set(LAWS)
+
+
+@pytest.mark.parametrize("law", LAWS)
 def test_the_right_double_keeps_every_law(law, tmp_path):
     getattr(contract(Double), law)(tmp_path)
 
@@ -148,7 +217,7 @@ def test_what_is_no_storage_is_refused():
         Breaker(name="x", storage={})
     with pytest.raises(ConfigurationError, match="by which breakers of one storage"):
         Breaker(storage=MemoryStorage())
-    assert isinstance(Double(), BreakerStorage)
+    assert isinstance(Double({}), BreakerStorage)
 
 
 def test_others_hear_of_a_change_within_refresh(tmp_path):
@@ -181,7 +250,7 @@ def test_verdicts_of_each_process_are_its_own_and_a_success_stores_nothing():
             self.swaps += 1
             return super().swap(name, old, new)
 
-    storage = Counting()
+    storage = Counting({})
     one, other = (Breaker(name="r", min_calls=4, window=8, storage=storage) for _ in range(2))
     for _ in range(3):
         for breaker in (one, other):
@@ -201,7 +270,7 @@ def test_a_storage_that_fails_is_told_once_and_done_without():
                 raise OSError("disk full")
             return super().read(name)
 
-    storage = Failing()
+    storage = Failing({})
     with virtual_time() as clock, record_events("resilience.breaker.") as events:
         one = Breaker(name="r", min_calls=1, window=2, cooldown=5.0, storage=storage)
         other = Breaker(name="r", min_calls=1, window=2, cooldown=5.0, storage=storage)

@@ -40,6 +40,12 @@ _NAMES = (
 class BreakerStorageContract:
     """The laws of `mlkit.resilience.BreakerStorage`, to be inherited by a test class for pytest.
 
+    Call `pytest.register_assert_rewrite("mlkit.testing")` in `conftest.py` to see values when a law is broken.
+
+    Attributes:
+        one_backend: Whether two storages that are made for one place share what they hold. Set it to False for a
+            storage that is shared by passing the object itself.
+
     Examples:
         ```python
         class TestMyStorage(BreakerStorageContract):
@@ -48,8 +54,10 @@ class BreakerStorageContract:
         ```
     """
 
+    one_backend: bool = True
+
     def make_storage(self, place: Path) -> BreakerStorage:
-        """Return a storage. Two made for one *place* are of one backend, unless it is one of this process only.
+        """Return a storage. Two made for one *place* share what they hold, unless `one_backend` is False.
 
         Args:
             place: A temporary folder, empty for each test.
@@ -101,13 +109,34 @@ class BreakerStorageContract:
         for number, name in enumerate(_NAMES):
             assert storage.read(name) == BreakerRecord(number)
 
+    def test_storages_of_one_place_are_one(self, tmp_path: Path) -> None:
+        """Laws 1 to 3 hold for all who share it: nobody answers from what he remembers."""
+        one, other = self._storages(tmp_path, 2)
+        assert other.read("ranker") is None
+        assert one.swap("ranker", None, _RECORDS[0])
+        assert other.read("ranker") == _RECORDS[0]
+        assert not other.swap("ranker", None, _RECORDS[1])
+        assert other.swap("ranker", _RECORDS[0], _RECORDS[2])
+        assert one.read("ranker") == _RECORDS[2]
+        assert not one.swap("ranker", _RECORDS[0], _RECORDS[3])
+
+    def _storages(self, place: Path, n: int) -> list[BreakerStorage]:
+        """Return what n processes would hold."""
+        first = self.make_storage(place)
+        return [
+            first,
+            *(self.make_storage(place) if self.one_backend else first for _ in range(n - 1)),
+        ]
+
     def test_one_of_many_swaps_wins(self, tmp_path: Path) -> None:
         """Law 2: threads that all count up lose no step."""
-        storage, threads, steps = self.make_storage(tmp_path), 4, 25
+        threads, steps = 4, 25
+        storages = self._storages(tmp_path, threads)
         start, won = threading.Barrier(threads), [0] * threads
         failures: list[BaseException] = []
 
         def count(me: int) -> None:
+            storage = storages[me]
             start.wait(30)
             while won[me] < steps:
                 old = storage.read("ranker")
@@ -131,7 +160,7 @@ class BreakerStorageContract:
         finally:
             sys.setswitchinterval(interval)
         assert not failures
-        last = storage.read("ranker")
+        last = storages[0].read("ranker")
         assert last is not None
         assert last.version == threads * steps - 1
 
@@ -140,12 +169,11 @@ class BreakerStorageContract:
         from mlkit.testing import virtual_time
 
         with virtual_time() as clock:
-            storage = self.make_storage(tmp_path)
+            storages = self._storages(tmp_path, 3)
+            storage = storages[0]
             breakers = [
-                Breaker(
-                    name="ranker", min_calls=1, window=4, cooldown=10.0, probes=2, storage=storage
-                )
-                for _ in range(3)
+                Breaker(name="ranker", min_calls=1, window=4, cooldown=10.0, probes=2, storage=one)
+                for one in storages
             ]
             breakers[0].settle(breakers[0].acquire(), ok=False)
             clock.advance(storage.refresh)
@@ -158,3 +186,18 @@ class BreakerStorageContract:
             clock.advance(storage.refresh)
             assert all(one.acquire() is not None for one in breakers)
             assert [one.state for one in breakers] == ["closed"] * 3
+
+    def test_a_breaker_that_comes_later_finds_it_open(self, tmp_path: Path) -> None:
+        """A process that starts while the service is down resets nothing, and prolongs nothing by asking."""
+        from mlkit.testing import virtual_time
+
+        with virtual_time() as clock:
+            storage = self.make_storage(tmp_path)
+            Breaker(name="ranker", cooldown=10.0, storage=storage).trip()
+            later = self.make_storage(tmp_path) if self.one_backend else storage
+            breaker = Breaker(name="ranker", cooldown=10.0, storage=later)
+            for _ in range(9):
+                assert breaker.acquire() is None
+                clock.advance(1.0)
+            clock.advance(1.0)
+            assert breaker.acquire() is not None
