@@ -8,7 +8,8 @@ from mlkit.errors import ConfigurationError, IntegrityError, ModelStoreError, Ve
 from mlkit.models._folder import READABLE, blob_path
 from mlkit.models._log import Log, name_of
 from mlkit.models._names import parse
-from mlkit.models._version import ModelVersion
+from mlkit.models._signing import files_of
+from mlkit.models._version import ModelVersion, parse_payload, read_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,6 +163,28 @@ class Catalog:
             raise IntegrityError(
                 str(error.filename), expected=f"a file of {version.ref}", got="nothing"
             ) from None
+
+    def files(self, version: ModelVersion) -> dict[str, str]:
+        """Return the digests of the files that a version is exported as, by name.
+
+        Args:
+            version: The version.
+        """
+        state = self.state(version.name)
+        self.version(version.name, state, version.number)
+        return files_of(version.name, version.number, state.facts(version.number))
+
+    def check_files(self, version: ModelVersion) -> None:
+        """Raise if a file of a version is not what was saved; all of them are read.
+
+        Args:
+            version: The version.
+        """
+        document = self.reading(version, lambda: read_document(version))
+        payload = parse_payload(document)
+        self.reading(
+            version, lambda: self._folder.check_blob(payload.digest, n_bytes=payload.n_bytes)
+        )
 
     def remove_unused(self, digests: set[str]) -> int:
         """Remove blobs that no version of any model uses, and return how many stay that need not.

@@ -14,6 +14,8 @@ from mlkit.errors import ConfigurationError, IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mlkit._clock import Clock
+
 __all__ = [
     "READABLE",
     "WRITABLE",
@@ -38,6 +40,7 @@ _UNFIT = frozenset(
         errno.EROFS,
     ]
 )
+_PIECE = 1 << 20
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block us
 
 
@@ -51,7 +54,7 @@ def blob_path(digest: str) -> str:
     return f"blobs/{algorithm}/{body[:2]}/{body}"
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write *data* to the end, however many calls it takes.
 
     Args:
@@ -87,13 +90,17 @@ class Folder:
 
     Args:
         root: The folder; it may be a symbolic link itself, and need not exist.
+        timeout: How long to wait for the lock, in seconds; None for as long as it takes.
+        clock: What time is told by while waiting.
     """
 
-    __slots__ = ("root",)
+    __slots__ = ("clock", "root", "timeout")
     root: str
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(
+        self, root: str, *, timeout: float | None = None, clock: Clock | None = None
+    ) -> None:
+        self.root, self.timeout, self.clock = root, timeout, clock
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
         return Folder, (self.root,)
@@ -129,22 +136,17 @@ class Folder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the store against every other writer, in this process and others, while the block runs."""
-        from fcntl import LOCK_EX, LOCK_UN, flock
+        """Hold the store against every other writer, in this process and others, while the block runs.
+
+        Raises:
+            StoreLockedError: If another writer held it for longer than the timeout.
+        """
+        from mlkit.models._lock import locked
 
         with self.fit(WRITABLE):
             self.make("")
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            descriptor = os.open(self.path("lock"), flags, 0o666)
-        try:
-            flock(descriptor, LOCK_EX)
-            try:
-                yield
-            finally:
-                # Closing is not enough: a child that was forked meanwhile holds a copy of the descriptor.
-                flock(descriptor, LOCK_UN)
-        finally:
-            os.close(descriptor)
+        with locked(self):
+            yield
 
     def make(self, relative: str) -> None:
         """Create a folder of the store, and those above it, durably.
@@ -275,6 +277,28 @@ class Folder:
         if (got := digest_bytes(data)) != digest:
             raise IntegrityError(self.path(relative), expected=digest, got=got)
         return data
+
+    def check_blob(self, digest: str, *, n_bytes: int) -> None:
+        """Raise if the content of a blob is not what its digest says; it is read piece by piece.
+
+        Args:
+            digest: What it must be.
+            n_bytes: The size it must have.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            IntegrityError: If it is something else.
+        """
+        from hashlib import sha256
+
+        relative, hasher, size = blob_path(digest), sha256(), 0
+        with os.fdopen(self.open(relative), "rb", buffering=0) as file:
+            while piece := file.read(_PIECE):
+                hasher.update(piece)
+                size += len(piece)
+        got = f"sha256:{hasher.hexdigest()}"
+        if got != digest or size != n_bytes:
+            raise IntegrityError(self.path(relative), expected=digest, got=got)
 
     def listing(self, relative: str) -> list[str]:
         """Return the names in a folder of the store, sorted; none if it is not there.

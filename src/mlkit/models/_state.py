@@ -11,10 +11,11 @@ from itertools import accumulate, chain
 from types import NoneType
 from typing import Any, final, get_args
 
+from mlkit.models._codec import is_format
 from mlkit.models._folder import checked_digest
 from mlkit.models._names import check_alias
 from mlkit.models._plain import dump
-from mlkit.models._version import FORMATS, Change, Facts, Kind
+from mlkit.models._version import Change, Facts, Kind
 
 __all__ = ["HEAD", "MARK", "MIDDLE", "TAIL", "State", "body_of", "marked", "read_mark"]
 
@@ -102,6 +103,16 @@ class State:
             for change in self._backwards()
             if change.alias == alias and change.kind in _MOVES
         )
+
+    def last_signed(self, number: int, key: str) -> Change:
+        """Return the change by which a key signed a version last.
+
+        Args:
+            number: The version.
+            key: The fingerprint of the key.
+        """
+        changes = [_change(self._event_at(begin)) for begin in self.signed[number]]
+        return [change for change in changes if change.evidence.get("signed_by") == key][-1]
 
     def signatures(self, number: int) -> list[str]:
         """Return the digests of the signatures of a version, oldest first.
@@ -364,7 +375,7 @@ def facts_of(event: dict[str, Any]) -> Facts:
     Args:
         event: Its event.
     """
-    if event["format"] not in FORMATS or not isinstance(event["run"], (str, NoneType)):
+    if not is_format(event["format"]) or not isinstance(event["run"], (str, NoneType)):
         raise ValueError("format or run")
     origin = event.get("origin", event)
     return Facts(

@@ -1,0 +1,401 @@
+"""Signatures of versions: who vouches for which version under which name, as OpenSSF Model Signing writes them down.
+
+A signature is a Sigstore bundle: a DSSE envelope around an in-toto statement whose subject is `name@number` and whose
+resources are the files of the version as `ModelStore.export` writes them. So the tool of that project (the package
+`model_signing`, its key method) verifies ours over an exported folder, and we verify its own. It knows elliptic curve
+keys (P-256, P-384, P-521); we know Ed25519 too, in the same envelope.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+from mlkit._optional import require
+from mlkit.errors import ConfigurationError, SignatureError
+from mlkit.models._plain import dump
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from os import PathLike
+
+    from mlkit.models._version import Facts
+
+__all__ = ["MAX_BUNDLE", "Requirement", "Signer", "claimed", "files_of", "sign", "signed_by", "signer"]  # fmt: skip
+
+MAX_BUNDLE = 1 << 20
+# Names and values that the Model Signing specification, in-toto, DSSE and Sigstore fix.
+_PREDICATE = "https://model_signing/signature/v1.0"
+_STATEMENT = "https://in-toto.io/Statement/v1"
+_PAYLOAD = "application/vnd.in-toto+json"
+_BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+# What lies in an exported folder beside the files of the version.
+_BESIDE = ["history.json", "signatures"]
+_CURVES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
+
+
+class Signer(NamedTuple):
+    """A private key that was found to be one; it says nothing of itself."""
+
+    fingerprint: str
+    pem: bytes
+    """Of the public key."""
+    sign: Callable[[bytes], bytes]
+
+    @property
+    def requirement(self) -> Requirement:
+        """That it has signed."""
+        return Requirement(((_Key(self.fingerprint, self.pem),),))
+
+    def __repr__(self) -> str:
+        return f"Signer({self.fingerprint[:12]})"
+
+
+class _Key(NamedTuple):
+    """A public key."""
+
+    fingerprint: str
+    pem: bytes
+
+
+@final
+class Requirement:
+    """Who must have signed a version; made by `signed_by`, combined with `&`.
+
+    Holds public keys only. Immutable, thread-safe and picklable.
+    """
+
+    __slots__ = ("_groups",)
+
+    def __init__(self, groups: tuple[tuple[_Key, ...], ...]) -> None:
+        self._groups = groups
+
+    def __and__(self, other: Requirement) -> Requirement:
+        if not isinstance(other, Requirement):
+            return NotImplemented
+        return Requirement(self._groups + other._groups)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Requirement):
+            return NotImplemented
+        return self._groups == other._groups
+
+    def __hash__(self) -> int:
+        return hash(self._groups)
+
+    def __repr__(self) -> str:
+        shown = (", ".join(repr(key.fingerprint[:12]) for key in group) for group in self._groups)
+        return " & ".join(f"<signed_by {group}>" for group in shown)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Requirement, (self._groups,)
+
+    def check(self, ref: str, files: Mapping[str, str], bundles: Iterable[bytes]) -> None:
+        """Raise unless, of each group of keys, one has signed these files as this version.
+
+        Args:
+            ref: The version.
+            files: The digests of its files, by name.
+            bundles: The signatures that are kept with it, by whomever.
+
+        Raises:
+            SignatureError: If a signature is missing, of something else, or no signature.
+        """
+        bundles = list(bundles)
+        for group in self._groups:
+            if not any(_signed(ref, files, bundle, group) for bundle in bundles):
+                raise SignatureError(
+                    ref,
+                    required=[key.fingerprint for key in group],
+                    found=[claimed(bundle) for bundle in bundles],
+                )
+
+
+def signed_by(*keys: str | PathLike[str] | bytes | object) -> Requirement:
+    """Return the requirement that one of these keys has signed a version, under its name and number.
+
+    `signed_by(a, b)` asks for either, `signed_by(a) & signed_by(b)` for both.
+
+    Args:
+        keys: Public keys: the path of a PEM file, the bytes of one, or a key of the package `cryptography`. Ed25519, or
+            ECDSA over P-256, P-384 or P-521.
+
+    Returns:
+        For `ModelStore(require=...)`, `load(..., require=...)`, `get` and `promote`.
+
+    Raises:
+        ConfigurationError: If there is none, or one is not such a key. A private key is refused: what only checks
+            must not be able to sign.
+        MissingDependencyError: If `cryptography` is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        >>> from mlkit.models import ModelStore, signed_by
+        >>> key = Ed25519PrivateKey.generate()
+        >>> store = ModelStore(tempfile.mkdtemp(), require=signed_by(key.public_key()))
+        >>> version = store.save("prior", b"0.3", sign=key)
+        >>> store.load("prior@1")
+        b'0.3'
+    """
+    if not keys:
+        raise ConfigurationError("signed_by(*keys)", (), "at least one public key")
+    return Requirement((tuple(_public(key) for key in keys),))
+
+
+def signer(where: str, key: object) -> Signer:
+    """Return what signs with a private key.
+
+    Args:
+        where: The argument, for the error; the key is never shown.
+        key: The path of a PEM file that is not encrypted, the bytes of one, or a key of `cryptography`.
+    """
+    if isinstance(key, Signer):
+        return key
+    require("cryptography", extra="signing", feature="signing a model version")
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    private: object = key
+    if (pem := _read(where, key)) is not None:
+        try:
+            private = load_pem_private_key(pem, None)
+        except (ValueError, TypeError):
+            hint = "an encrypted PEM is opened with cryptography's load_pem_private_key"
+            raise _no_key(where, "private", hint) from None
+    if isinstance(private, ed25519.Ed25519PrivateKey):
+        return _signer(private.public_key(), private.sign)
+    if isinstance(private, ec.EllipticCurvePrivateKey) and private.curve.name in _CURVES:
+        ecdsa = ec.ECDSA(getattr(hashes, _CURVES[private.curve.name])())
+        return _signer(private.public_key(), lambda message: private.sign(message, ecdsa))
+    raise _no_key(where, "private")
+
+
+def files_of(name: str, number: int, facts: Facts) -> dict[str, str]:
+    """Return the digests of the files that a version is exported as, by name; these are what is signed.
+
+    Args:
+        name: The model.
+        number: Its number.
+        facts: What the history says of it.
+    """
+    from hashlib import sha256
+
+    described = sha256(description(name, number, facts)).hexdigest()
+    return {
+        "document.json": facts.digest,
+        "version.json": f"sha256:{described}",
+        "weights": facts.payload,
+    }
+
+
+def description(name: str, number: int, facts: Facts) -> bytes:
+    """Return what the history says of a version, as the one file that says it.
+
+    Args:
+        name: The model.
+        number: Its number.
+        facts: What the history says of it.
+    """
+    return dump({
+        "mlkit": 1,
+        "name": name,
+        "number": number,
+        "time": repr(facts.time),
+        "who": facts.who,
+        "digest": facts.digest,
+        "payload": facts.payload,
+        "format": facts.format,
+        "n_bytes": facts.n_bytes,
+        "run": facts.run,
+        "metrics": {key: repr(value) for key, value in facts.metrics.items()},
+        "tags": facts.tags,
+    })  # fmt: skip
+
+
+def sign(ref: str, files: Mapping[str, str], key: Signer) -> bytes:
+    """Return the bundle in which a key vouches for the files of a version.
+
+    Args:
+        ref: The version.
+        files: The digests of its files.
+        key: Who signs.
+    """
+    payload = dump(_statement(ref, files))
+    return dump({
+        "mediaType": _BUNDLE,
+        "verificationMaterial": {"publicKey": {"hint": key.fingerprint}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": _base64(payload),
+            "payloadType": _PAYLOAD,
+            "signatures": [{"sig": _base64(key.sign(_message(payload))), "keyid": ""}],
+        },
+    })  # fmt: skip
+
+
+def claimed(bundle: bytes) -> str:
+    """Return the fingerprint of the key that a bundle says it was made with, or what it is instead.
+
+    Args:
+        bundle: Of anybody.
+    """
+    import json
+
+    try:
+        hint = json.loads(bundle)["verificationMaterial"]["publicKey"].get("hint")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return "no bundle with a key"
+    return hint if isinstance(hint, str) and len(hint) == 64 and hint.isalnum() else "unnamed key"
+
+
+def _statement(ref: str, files: Mapping[str, str]) -> dict[str, Any]:
+    from hashlib import sha256
+
+    digests = {name: digest.removeprefix("sha256:") for name, digest in sorted(files.items())}
+    whole = sha256(b"".join(map(bytes.fromhex, digests.values()))).hexdigest()
+    return {
+        "_type": _STATEMENT,
+        "subject": [{"name": ref, "digest": {"sha256": whole}}],
+        "predicateType": _PREDICATE,
+        "predicate": {
+            "serialization": {
+                "method": "files",
+                "hash_type": "sha256",
+                "allow_symlinks": False,
+                "ignore_paths": _BESIDE,
+            },
+            "resources": [
+                {"name": name, "algorithm": "sha256", "digest": digest}
+                for name, digest in digests.items()
+            ],
+        },
+    }
+
+
+def _signed(ref: str, files: Mapping[str, str], bundle: bytes, keys: Iterable[_Key]) -> bool:
+    """Return whether one of *keys* made the bundle, and it is about this version and its files."""
+    from base64 import b64decode
+    from json import loads
+
+    try:
+        parsed = loads(bundle)
+        envelope = parsed["dsseEnvelope"]
+        (signature,) = envelope["signatures"]
+        payload, proof = b64decode(envelope["payload"]), b64decode(signature["sig"])
+        if envelope["payloadType"] != _PAYLOAD or parsed["mediaType"] != _BUNDLE:
+            return False
+        # Nothing of what was signed is looked at before it is known who signed it.
+        return any(_made(proof, payload, key) for key in keys) and _is_about(
+            loads(payload), ref, files
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+
+
+def _is_about(statement: Any, ref: str, files: Mapping[str, str]) -> bool:
+    (subject,) = statement["subject"]
+    stated = {
+        resource["name"]: f"sha256:{resource['digest']}"
+        for resource in statement["predicate"]["resources"]
+        if resource["algorithm"] == "sha256"
+    }
+    return (
+        statement["_type"] == _STATEMENT
+        and statement["predicateType"] == _PREDICATE
+        # The other tool calls a model after its folder, which cannot have a slash.
+        and subject["name"] in {ref, ref.replace("/", "%2F")}
+        and all(stated.get(name) == digest for name, digest in files.items())
+    )
+
+
+def _made(proof: bytes, payload: bytes, key: _Key) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    public = load_pem_public_key(key.pem)
+    try:
+        if isinstance(public, ed25519.Ed25519PublicKey):
+            public.verify(proof, _message(payload))
+        elif isinstance(public, ec.EllipticCurvePublicKey):
+            algorithm = getattr(hashes, _CURVES[public.curve.name])()
+            public.verify(proof, _message(payload), ec.ECDSA(algorithm))
+        else:
+            return False
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _message(payload: bytes) -> bytes:
+    """Return what DSSE signs: the type and the length too, so that nothing can be taken for something else."""
+    return b"DSSEv1 %d %s %d %s" % (len(_PAYLOAD), _PAYLOAD.encode("ascii"), len(payload), payload)
+
+
+def _public(key: object) -> _Key:
+    require("cryptography", extra="signing", feature="signed_by")
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    public = key
+    where = "signed_by(*keys)"
+    if (pem := _read(where, key)) is not None:
+        try:
+            public = load_pem_public_key(pem)
+        except ValueError:
+            hint = "its first line is -----BEGIN PUBLIC KEY-----"
+            raise _no_key(where, "public", hint) from None
+    if isinstance(public, ed25519.Ed25519PublicKey) or (
+        isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name in _CURVES
+    ):
+        return _Key(_fingerprint(public), _pem(public))
+    raise _no_key(where, "public")
+
+
+def _read(where: str, key: object) -> bytes | None:
+    """Return the PEM text that was passed, or that lies where it was said to, or None for an object."""
+    if isinstance(key, bytes):
+        return key
+    if not isinstance(key, (str, os.PathLike)):
+        return None
+    from pathlib import Path
+
+    if isinstance(key, str) and "-----BEGIN" in key:
+        return key.encode("utf-8", "replace")
+    try:
+        return Path(key).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            where, "a path", "the path of a PEM file that can be read", hint=type(error).__name__
+        ) from None
+
+
+def _signer(public: Any, sign_message: Callable[[bytes], bytes]) -> Signer:
+    return Signer(_fingerprint(public), _pem(public), sign_message)
+
+
+def _no_key(where: str, kind: str, hint: str = "") -> ConfigurationError:
+    expected = f"a {kind} key, Ed25519 or ECDSA over P-256, P-384 or P-521: a PEM file or a key of cryptography"
+    return ConfigurationError(where, "something else", expected, hint=hint)
+
+
+def _pem(public: Any) -> bytes:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    pem: bytes = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return pem
+
+
+def _fingerprint(public: Any) -> str:
+    """Return SHA-256 over the PEM text: what a bundle calls a key, and what `sha256sum key.pem` prints."""
+    from hashlib import sha256
+
+    return sha256(_pem(public)).hexdigest()
+
+
+def _base64(data: bytes) -> str:
+    from base64 import b64encode
+
+    return b64encode(data).decode("ascii")
