@@ -8,19 +8,32 @@ down who, when, why and on what evidence.
 from __future__ import annotations
 
 from mlkit.models._checks import Check, Evidence
-from mlkit.models._formats import Stateful
+from mlkit.models._codec import Codec
+from mlkit.models._compare import Comparison, Difference
 from mlkit.models._gates import LatencyGate, PairedGate, share_alpha
+from mlkit.models._protocol import VersionStore
+from mlkit.models._signature import Field, Signature
+from mlkit.models._signing import Requirement, signed_by
 from mlkit.models._store import ModelStore
+from mlkit.models._tensors import Stateful
 from mlkit.models._version import Change, ModelVersion
 
 __all__ = [
     "Change",
     "Check",
+    "Codec",
+    "Comparison",
+    "Difference",
     "Evidence",
+    "Field",
     "LatencyGate",
     "ModelStore",
     "ModelVersion",
     "PairedGate",
+    "Requirement",
+    "Signature",
     "Stateful",
+    "VersionStore",
     "share_alpha",
+    "signed_by",
 ]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, final
+from typing import IO, TYPE_CHECKING, Any, cast, final
 
 from mlkit.errors import ConfigurationError
-from mlkit.models._folder import write_file
 from mlkit.models._formats import write
+from mlkit.models._payload import HashedFile
 from mlkit.models._plain import dump
 from mlkit.models._version import DOCUMENT_FORMAT, MAX_DOCUMENT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Self
 
+    from mlkit.models._codec import Codec
     from mlkit.models._folder import Folder
     from mlkit.models._formats import Trust
 
@@ -45,7 +47,11 @@ class Draft:
                 continue  # most often it has become a blob; else it is one more file in tmp/
 
     def write(
-        self, model: object, parts: dict[str, dict[str, Any] | None], trust: Trust | None
+        self,
+        model: object,
+        parts: dict[str, dict[str, Any] | None],
+        trust: Trust | None,
+        codecs: Mapping[str, Codec],
     ) -> dict[str, Any]:
         """Write the files durably and return what the log says of them: format, payload, n_bytes, digest.
 
@@ -53,10 +59,17 @@ class Draft:
             model: What the caller passed to `save`.
             parts: Spec, signature and manifest, as plain data.
             trust: As for `save`.
+            codecs: Those of the store.
         """
-        path = self._temporary()
-        written = write(model, path, has_spec=parts["spec"] is not None, trust=trust)
-        payload, n_bytes = self._settle()
+        with self._file() as file:
+            written = write(
+                model,
+                cast("IO[bytes]", file),  # typeshed has no type between a raw file and this
+                has_spec=parts["spec"] is not None,
+                trust=trust,
+                codecs=codecs,
+            )
+            payload, n_bytes = self._settle(file)
         described = {**written._asdict(), "digest": payload, "n_bytes": n_bytes}
         content = dump({"format": DOCUMENT_FORMAT, **parts, "payload": described})
         if len(content) > MAX_DOCUMENT:
@@ -65,8 +78,9 @@ class Draft:
                 f"{len(content)} bytes of spec, signature and manifest",
                 f"at most {MAX_DOCUMENT} bytes in all",
             )
-        write_file(self._temporary(), content)
-        digest, _ = self._settle()
+        with self._file() as file:
+            file.write(content)
+            digest, _ = self._settle(file)
         return {
             "format": written.format,
             "payload": payload,
@@ -79,13 +93,13 @@ class Draft:
         for path, digest in self._files:
             self._folder.adopt(path, digest)
 
-    def _temporary(self) -> str:
+    def _file(self) -> HashedFile:
         path = self._folder.temporary()
         self._files.append((path, ""))
-        return path
+        return HashedFile(path)
 
-    def _settle(self) -> tuple[str, int]:
+    def _settle(self, file: HashedFile) -> tuple[str, int]:
         path, _ = self._files[-1]
-        digest, n_bytes = self._folder.settle(path)
+        digest, n_bytes = file.settle()
         self._files[-1] = path, digest
         return digest, n_bytes

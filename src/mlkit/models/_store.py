@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, final, overload
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, final, overload
 
+from mlkit._arguments import seconds
 from mlkit._clock import Clock, current
 from mlkit._digest import short
 from mlkit.errors import (
     AliasConflictError,
     ChecksFailedError,
     ConfigurationError,
-    UntrustedFormatError,
     VersionInUseError,
     VersionNotFoundError,
 )
 from mlkit.models._catalog import Catalog
 from mlkit.models._checks import Check, ask, named, refusals
+from mlkit.models._codec import Codec, checked_codecs
 from mlkit.models._folder import WRITABLE, Folder
-from mlkit.models._formats import Trust, decode
+from mlkit.models._formats import Trust, check_trust, decode, may_load, takes_build
 from mlkit.models._names import check_alias, check_name, check_text
+from mlkit.models._payload import open_payload
 from mlkit.models._plain import check_metrics, check_tags, plain_mapping
+from mlkit.models._policy import Policy, checked_requirement
+from mlkit.models._signing import signer
+from mlkit.models._signature import signature_of
 from mlkit.models._version import Change, ModelVersion, parse_payload, read_document
 from mlkit.telemetry import Counter, emit, register
 
@@ -28,6 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
     from types import EllipsisType
+
+    from mlkit.models._compare import Comparison
+
+    from mlkit.models._signing import Requirement
 
 
 __all__ = ["ModelStore"]
@@ -58,11 +67,15 @@ class ModelStore:
 
     Args:
         path: The folder; created by the first `save`.
+        codecs: Formats beside the built-in ones; asked first by `save`, in this order.
         who: Who is written down for a change; by default `user@host`.
         clock: Where times come from; by default the context's clock.
+        timeout: How long a change waits for another writer to finish, in seconds; None for as long as it takes.
+        require: Who must have signed every version that `get`, `load`, `promote` and `rollback` touch: `signed_by(...)`.
 
     Raises:
-        ConfigurationError: If *path* is not the path of a local folder, or *who* not text of at most 1000 characters.
+        ConfigurationError: If *path* is not the path of a local folder, *who* not text of at most 1000 characters, or
+            another argument wrong.
 
     Examples:
         >>> import tempfile
@@ -80,15 +93,27 @@ class ModelStore:
         ['saved', 'saved', 'promoted', 'promoted', 'rolled_back']
     """
 
-    __slots__ = ("__weakref__", "_catalog", "_clock", "_folder", "_who")
+    __slots__ = ("__weakref__", "_catalog", "_clock", "_codecs", "_folder", "_policy", "_who")
 
     def __init__(
-        self, path: str | PathLike[str], *, who: str | None = None, clock: Clock | None = None
+        self,
+        path: str | PathLike[str],
+        *,
+        codecs: Sequence[Codec] = (),
+        who: str | None = None,
+        clock: Clock | None = None,
+        require: Requirement | None = None,
+        timeout: float | None = 60.0,
     ) -> None:
-        self._folder = Folder(_checked_path(path))
+        if timeout is not None:
+            timeout = seconds("ModelStore(timeout=...)", timeout, zero=True)
+        self._folder = Folder(_checked_path(path), timeout=timeout, clock=clock)
         self._who = None if who is None else check_text("ModelStore(who=...)", who)
         self._clock = clock
+        self._codecs = checked_codecs("ModelStore(codecs=...)", codecs)
         self._catalog = Catalog(self._folder)
+        checked_requirement("ModelStore(require=...)", require)
+        self._policy = Policy(self._folder, self._catalog, require)
 
     @property
     def path(self) -> str:
@@ -99,7 +124,14 @@ class ModelStore:
         return f"ModelStore({self.path!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self._who, self._clock)
+        settings = {
+            "who": self._who,
+            "clock": self._clock,
+            "codecs": list(self._codecs.values()),
+            "require": self._policy.requirement,
+            "timeout": self._folder.timeout,
+        }
+        return _reopen, (self.path, settings)
 
     # --- finding -----------------------------------------------------------------------------------------------
 
@@ -152,19 +184,23 @@ class ModelStore:
         state = self._catalog.state(check_name("history(name)", name))
         return [_copy(change) for change in state.changes]
 
-    def get(self, ref: str | ModelVersion) -> ModelVersion:
+    def get(self, ref: str | ModelVersion, *, require: Requirement | None = None) -> ModelVersion:
         """Return a version without its weights; its spec, signature and manifest are read and checked.
 
         Args:
             ref: `"churn@champion"`, `"churn@7"`, `"churn@sha256:..."` (a beginning of at least 4 digits that only one
                 content has; of equal versions the newest), or a version.
+            require: Who must have signed it, beside whom the store requires.
 
         Raises:
             ConfigurationError: If *ref* is none of these, or the folder cannot be read.
             VersionNotFoundError: If there is no such version.
             IntegrityError: If what is stored is not what was saved.
+            SignatureError: If it is not signed as required.
         """
+        checked_requirement("get(require=...)", require)
         version = self._catalog.resolve("get(ref)", ref)
+        self._policy.check(version, require)
         self._catalog.reading(version, lambda: read_document(version))
         return version
 
@@ -180,41 +216,55 @@ class ModelStore:
         metrics: Mapping[str, Any] | None = None,
         manifest: Mapping[str, Any] | None = None,
         signature: Mapping[str, Any] | None = None,
+        example: object = None,
+        output: object = None,
         tags: Mapping[str, str] | None = None,
         why: str = "",
         trust: Trust | None = None,
+        sign: str | PathLike[str] | object | None = None,
     ) -> ModelVersion:
         """Store a model as the next version of *name*.
 
         Args:
             name: The model.
             model: What to store: a mapping of NumPy arrays or of torch tensors, a torch module or other `Stateful`
-                object (with *spec*), bytes, or a `pathlib.Path` of a file, which is copied as it is.
+                object (with *spec*), a scikit-learn estimator, an `onnx.ModelProto`, a `torch.jit.ScriptModule`, a
+                `torch.export.ExportedProgram`, bytes, or a `pathlib.Path` of a file, which is copied as it is; or
+                whatever a codec of the store handles.
             spec: The plain data that rebuilds the object without its weights.
             run: The id of the run that made it.
             metrics: What was measured of it, kept as floats: numbers, bools (as 1 and 0), NumPy scalars; NaN is kept.
             manifest: What it was made with, as plain data.
-            signature: What it takes and gives, as plain data.
+            signature: What it takes and gives: a `Signature`, or other plain data.
+            example: An input, which the signature is then inferred from; see `Signature.infer`.
+            output: What the model answers to *example*, or a callable that does, such as the model itself.
             tags: Notes.
             why: Why, for the history.
-            trust: `"pickle"` stores what has no safe format with pickle; each load must then say the same.
+            trust: What is saved without it loads without it. `"torchscript"` and `"pt2"` store such a program;
+                `"pickle"` stores what has no safe format, and estimators, with pickle; each load must then say the
+                same. A list has names of types that an estimator may hold beside those that skops trusts.
+
+            sign: A private key, see `sign`; the version and its signature come into the history together.
 
         Returns:
             The new version. Its digest covers weights, spec, signature and manifest, and nothing else.
 
         Raises:
             ConfigurationError: If an argument is wrong, or the path is no folder that can be written.
-            UntrustedFormatError: If only pickle could store it and *trust* does not say so.
+            UntrustedFormatError: If loading it would need a decision that *trust* does not say.
+            MissingDependencyError: If the package that stores models of its kind is not installed.
             IntegrityError: If the history was tampered with.
+            StoreLockedError: If another writer held the store for longer than *timeout*.
             OSError: If a file of it cannot be written, or the disk is full; nothing was saved.
         """
         from mlkit.models._draft import Draft  # a process that only loads never needs it
 
         check_name("save(name)", name)
-        _check_trust("save(trust=...)", trust)
+        check_trust("save(trust=...)", trust)
         if run is not None:
             check_text("save(run=...)", run)
         check_text("save(why=...)", why)
+        key = None if sign is None else signer("save(sign=...)", sign)
         facts: dict[str, Any] = {
             "run": run,
             # JSON has no NaN.
@@ -226,27 +276,40 @@ class ModelStore:
         }
         parts = {
             "spec": plain_mapping("save(spec=...)", spec),
-            "signature": plain_mapping("save(signature=...)", signature),
+            "signature": signature_of("save", signature, example, output),
             "manifest": plain_mapping("save(manifest=...)", manifest),
         }
         with Draft(self._folder) as draft:
             with self._folder.fit(WRITABLE):
-                facts |= draft.write(model, parts, trust)
+                facts |= draft.write(model, parts, trust, self._codecs)
             log = self._catalog.log(name)
             with self._folder.lock():
                 state = log.read_locked()
                 draft.adopt()
-                state = log.append(state, self._event("saved", state.last + 1, why) | facts)
+                events = [self._event("saved", state.last + 1, why) | facts]
+                if key is not None:
+                    events.append(self._policy.signed_event(events[0], name, key))
+                state = log.append(state, *events)
         _SAVES.add()
         return self._catalog.version(name, state, state.last)
 
     @overload
     def load(
-        self, ref: str | ModelVersion, *, build: Callable[[dict[str, Any]], T], trust: None = None
+        self,
+        ref: str | ModelVersion,
+        *,
+        build: Callable[[dict[str, Any]], T],
+        trust: None = None,
+        require: Requirement | None = None,
     ) -> T: ...
     @overload
     def load(
-        self, ref: str | ModelVersion, *, build: None = None, trust: Trust | None = None
+        self,
+        ref: str | ModelVersion,
+        *,
+        build: None = None,
+        trust: Trust | None = None,
+        require: Requirement | None = None,
     ) -> Any: ...
     def load(
         self,
@@ -254,6 +317,7 @@ class ModelStore:
         *,
         build: Callable[[dict[str, Any]], Any] | None = None,
         trust: Trust | None = None,
+        require: Requirement | None = None,
     ) -> Any:
         """Return the model of a version, after checking every byte that is read.
 
@@ -261,26 +325,35 @@ class ModelStore:
             ref: As for `get`.
             build: Called with a copy of the version's spec; must return the object without its weights, which then
                 takes them by `load_state_dict`. Needed for what was saved as an object.
-            trust: `"pickle"` if code in the file may run; needed for what was saved so.
+            trust: `"pickle"`, `"torchscript"` or `"pt2"` if code in such a file may run, or a list of names of types
+                that an estimator may hold; needed for what was saved so.
+            require: Who must have signed it, beside whom the store requires: `signed_by("team.pem")`.
 
         Returns:
             What *build* returned, with the weights in it, in the stored dtypes; without *build*, the mapping of
-            arrays or tensors, or the bytes, that were saved.
+            arrays or tensors, the bytes, the estimator, the ONNX model or the program that was saved.
 
         Raises:
             ConfigurationError: If an argument is wrong, *build* is missing or cannot apply, or the folder cannot be
                 read.
             VersionNotFoundError: If there is no such version.
             IntegrityError: If what is stored is not what was saved.
-            UntrustedFormatError: If it was stored with pickle and *trust* does not say so.
-            RebuildError: If *build* raises (its error is the cause; one of mlkit's own comes through), or what it
+            SignatureError: If it is not signed as required.
+            UntrustedFormatError: If loading it could run code, or holds a type that is not known to be harmless, and
+                *trust* does not say so.
+            UnknownFormatError: If it was stored by a codec that this store does not have.
+            MissingDependencyError: If the package that reads its format is not installed.
+            RebuildError: If the file is not of the format that its document says, *build* raises (its error is the cause; one of mlkit's own comes through), or what it
                 returned has no `load_state_dict`, or is a torch module that does not take the weights. What the
                 `load_state_dict` of another object raises comes through.
         """
-        _check_trust("load(trust=...)", trust)
+        check_trust("load(trust=...)", trust)
         if build is not None:
             _check_build("load(build=...)", build)
-        return self._open(self._catalog.resolve("load(ref)", ref), build=build, trust=trust)
+        checked_requirement("load(require=...)", require)
+        version = self._catalog.resolve("load(ref)", ref)
+        self._policy.check(version, require)
+        return self._open(version, build=build, trust=trust)
 
     def _open(
         self,
@@ -292,11 +365,7 @@ class ModelStore:
         """Return the model of a version whose files are here; another store uses this one as its cache."""
         document = self._catalog.reading(version, lambda: read_document(version))
         payload = parse_payload(document)
-        if payload.format == "pickle" and trust != "pickle":
-            raise UntrustedFormatError(
-                f"{version.ref} (sha256:{short(version.digest)})",
-                "pass trust='pickle' if you trust whoever can write to this store, or save it in a safe format",
-            )
+        may_load(f"{version.ref} (sha256:{short(version.digest)})", payload, trust)
         if build is None and payload.rebuild:
             raise ConfigurationError(
                 "load(build=...)",
@@ -304,16 +373,50 @@ class ModelStore:
                 f"the callable that rebuilds {version.ref} from its spec",
                 hint="e.g. the build method of the registry it came from",
             )
-        if build is not None and payload.format not in {"torch", "numpy"}:
+        if build is not None and not takes_build(payload):
             raise ConfigurationError(
                 "load(build=...)", build, f"no build for {version.ref}, which is {payload.format}"
             )
-        data = self._catalog.reading(
-            version, lambda: self._folder.read_blob(payload.digest, n_bytes=payload.n_bytes)
-        )
-        model = decode(version.ref, data, payload, spec=document["spec"], build=build)
+        with self._catalog.reading(version, lambda: open_payload(self._folder, payload)) as file:
+            model = decode(
+                version.ref,
+                file,
+                payload,
+                spec=document["spec"],
+                build=build,
+                trust=trust,
+                codecs=self._codecs,
+            )
         _LOADS.add()
         return model
+
+    def compare(self, first: str | ModelVersion, second: str | ModelVersion) -> Comparison:
+        """Return what differs between two versions: spec, signature, manifest, metrics, tags, and each tensor.
+
+        Args:
+            first: As for `get`.
+            second: As for `get`.
+
+        Returns:
+            The differences, in the order of the parts; printed, one a line.
+
+        Raises:
+            ConfigurationError: If an argument is no reference, or the folder cannot be read.
+            VersionNotFoundError: If there is no such version.
+            IntegrityError: If what is stored is not what was saved.
+
+        Note:
+            Weights whose digests are equal are not read; of others two tensors at a time are in memory.
+        """
+        from mlkit.models._compare import compare
+
+        one = self._catalog.resolve("compare(first)", first)
+        other = self._catalog.resolve("compare(second)", second)
+        return self._catalog.reading(one, lambda: compare(one, other, self._opened))
+
+    def _opened(self, version: ModelVersion) -> IO[bytes]:
+        payload = parse_payload(read_document(version))
+        return self._catalog.reading(version, lambda: open_payload(self._folder, payload))
 
     # --- changing ------------------------------------------------------------------------------------------------
 
@@ -326,6 +429,7 @@ class ModelStore:
         expect: int | ModelVersion | EllipsisType | None = ...,
         checks: Sequence[Check] = (),
         why: str = "",
+        require: Requirement | None = None,
     ) -> Change:
         """Point an alias at a version, if the alias is where it is expected to be and every check passes.
 
@@ -337,6 +441,7 @@ class ModelStore:
                 against the holder when the call began does not count if it is another at the end.
             checks: Gates, all of which are asked; see `Check`. No lock is held meanwhile.
             why: Why, for the history.
+            require: Who must have signed it, beside whom the store requires.
 
         Returns:
             The change as it was written down. If every check passes and the alias points there already, nothing is
@@ -347,12 +452,15 @@ class ModelStore:
             VersionNotFoundError: If there is no such version.
             AliasConflictError: If another version than expected holds the alias.
             ChecksFailedError: If a check did not let it pass; the history says which and why.
+            SignatureError: If it is not signed as required.
             IntegrityError: If the history was tampered with.
+            StoreLockedError: If another writer held the store for longer than *timeout*.
             OSError: If a file of it cannot be written, or the disk is full; nothing was changed.
         """
         check_name("promote(name)", name)
         check_alias("promote(to=...)", to)
         check_text("promote(why=...)", why)
+        checked_requirement("promote(require=...)", require)
         gates = named("promote(checks=...)", checks)
         number = self._catalog.number("promote(version)", name, version)
         expected = (
@@ -362,6 +470,7 @@ class ModelStore:
         )
         state = self._catalog.state(name)
         judged = self._catalog.version(name, state, number)
+        self._policy.check_number(name, number, state, require)
         holder = state.aliases().get(to)
         if expected is not ... and expected != holder:
             raise AliasConflictError(f"{name}@{to}", expected=expected, got=holder)
@@ -413,7 +522,9 @@ class ModelStore:
             ConfigurationError: If an argument is wrong, or the path is no folder that can be written.
             VersionNotFoundError: If nobody holds the alias, or no version that still exists held it before.
             AliasConflictError: If another version than expected holds it.
+            SignatureError: If the version to go back to is not signed as the store requires.
             IntegrityError: If the history was tampered with.
+            StoreLockedError: If another writer held the store for longer than *timeout*.
             OSError: If a file of it cannot be written, or the disk is full; nothing was changed.
         """
         check_name("rollback(name)", name)
@@ -433,6 +544,7 @@ class ModelStore:
                 raise AliasConflictError(f"{name}@{alias}", expected=expected, got=held[-1])
             if len(held) < 2:
                 raise VersionNotFoundError(f"{name}@{alias}", before=held[-1])
+            self._policy.check_number(name, held[-2], state)
             event = self._event("rolled_back", held[-2], why)
             event |= {"alias": alias, "previous": held[-1]}
             change = _copy(log.append(state, event).last_change())
@@ -444,6 +556,87 @@ class ModelStore:
             previous=change.previous,
         )
         return change
+
+    def remove_alias(
+        self,
+        name: str,
+        alias: str,
+        *,
+        expect: int | ModelVersion | EllipsisType = ...,
+        why: str = "",
+    ) -> Change:
+        """Let an alias point at nothing. What it pointed at before stays in the history, but is not rolled back to.
+
+        Args:
+            name: The model.
+            alias: The alias.
+            expect: The version that must hold the alias now.
+            why: Why, for the history.
+
+        Returns:
+            The change as it was written down.
+
+        Raises:
+            ConfigurationError: If an argument is wrong, or the path is no folder that can be written.
+            VersionNotFoundError: If nobody holds the alias.
+            AliasConflictError: If another version than expected holds it.
+            IntegrityError: If the history was tampered with.
+            StoreLockedError: If another writer held the store for longer than *timeout*.
+            OSError: If a file of it cannot be written, or the disk is full; nothing was changed.
+        """
+        check_name("remove_alias(name)", name)
+        check_alias("remove_alias(alias)", alias)
+        check_text("remove_alias(why=...)", why)
+        expected = (
+            ... if expect is ... else self._catalog.number("remove_alias(expect=...)", name, expect)
+        )
+        self._catalog.state(name)
+        log = self._catalog.log(name)
+        with self._folder.lock():
+            state = log.read_locked()
+            holder = state.aliases().get(alias)
+            if holder is None:
+                raise self._catalog.missing(f"{name}@{alias}", state)
+            if expected is not ... and holder != expected:
+                raise AliasConflictError(f"{name}@{alias}", expected=expected, got=holder)
+            event = self._event("alias_removed", holder, why) | {"alias": alias, "previous": holder}
+            change = _copy(log.append(state, event).last_change())
+        emit("models.alias.removed", name, alias=alias, previous=holder)
+        return change
+
+    def sign(
+        self, ref: str | ModelVersion, key: str | PathLike[str] | object, *, why: str = ""
+    ) -> Change:
+        """Vouch for a version with a private key, after checking every byte of it.
+
+        What is signed is its digest, its facts (metrics, tags, run, who, when) and its name and number: put back under
+        another name or number, the same content is not what was signed. A version may have any number of signatures;
+        its digest stays what it is. Where an alias points is not signed.
+
+        Args:
+            ref: As for `get`.
+            key: A private key: the path of a PEM file that is not encrypted, the bytes of one, or a key of the package
+                `cryptography`. ECDSA over P-256, P-384 or P-521, which the tools of OpenSSF Model Signing know, or
+                Ed25519, which they do not. It is used and forgotten.
+            why: Why, for the history.
+
+        Returns:
+            The change as it was written down; if the key had signed it already, the change of that time.
+
+        Raises:
+            ConfigurationError: If an argument is wrong, or the path is no folder that can be written.
+            MissingDependencyError: If `cryptography` is not installed.
+            VersionNotFoundError: If there is no such version.
+            IntegrityError: If what is stored is not what was saved.
+            StoreLockedError: If another writer held the store for longer than *timeout*.
+            OSError: If a file of it cannot be written, or the disk is full; nothing was changed.
+        """
+        check_text("sign(why=...)", why)
+        private = signer("sign(key)", key)
+        version = self._catalog.resolve("sign(ref)", ref)
+        self._catalog.check_files(version)
+        event = self._event("signed", version.number, why)
+        return _copy(self._policy.sign(version, private, event))
 
     def delete(self, name: str, version: int | ModelVersion, *, why: str = "") -> Change:
         """Delete a version and what only it uses on the disk. Its number is never given again.
@@ -461,6 +654,7 @@ class ModelStore:
             VersionNotFoundError: If there is no such version.
             VersionInUseError: If an alias points at it.
             IntegrityError: If the history was tampered with.
+            StoreLockedError: If another writer held the store for longer than *timeout*.
             OSError: If a file of it cannot be written, or the disk is full; nothing was changed.
         """
         check_name("delete(name)", name)
@@ -475,7 +669,8 @@ class ModelStore:
                 raise VersionInUseError(gone.ref, using)
             change = _copy(log.append(state, self._event("deleted", number, why)).last_change())
             facts = state.versions[number]
-            kept = self._catalog.remove_unused({facts.digest, facts.payload})
+            unused = {facts.digest, facts.payload, *state.signatures(number)}
+            kept = self._catalog.remove_unused(unused)
         emit("models.version.deleted", name, version=number, files_kept=kept)
         return change
 
@@ -487,8 +682,8 @@ class ModelStore:
         return {"kind": kind, "version": number, "who": who, "time": time, "why": why}
 
 
-def _reopen(path: str, who: str | None, clock: Clock | None) -> ModelStore:
-    return ModelStore(path, who=who, clock=clock)
+def _reopen(path: str, settings: dict[str, Any]) -> ModelStore:
+    return ModelStore(path, **settings)
 
 
 def _checked_path(path: object) -> str:
@@ -512,11 +707,6 @@ def _check_build(where: str, build: object) -> None:
         )
     if not callable(build):
         raise ConfigurationError(where, build, "a callable of the spec")
-
-
-def _check_trust(where: str, trust: object) -> None:
-    if trust is not None and not (isinstance(trust, str) and trust == "pickle"):
-        raise ConfigurationError(where, trust, "'pickle' or None")
 
 
 def _copy(change: Change) -> Change:

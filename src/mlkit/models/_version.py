@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, final
 from mlkit._digest import short
 from mlkit._suggest import clip
 from mlkit.errors import IntegrityError, ModelStoreError, VersionNotFoundError
+from mlkit.models._codec import is_format
 from mlkit.models._folder import Folder, blob_path, checked_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mlkit.models._signature import Signature
+
 __all__ = [
     "DOCUMENT_FORMAT",
-    "FORMATS",
     "MAX_DOCUMENT",
     "Change",
     "Facts",
-    "Format",
     "Kind",
     "ModelVersion",
     "Payload",
@@ -27,11 +28,9 @@ __all__ = [
     "read_document",
 ]
 
-Format: TypeAlias = Literal["torch", "numpy", "bytes", "pickle"]
 Kind: TypeAlias = Literal[
     "saved", "imported", "signed", "promoted", "rolled_back", "refused", "alias_removed", "deleted"
 ]
-FORMATS: tuple[Format, ...] = ("torch", "numpy", "bytes", "pickle")
 DOCUMENT_FORMAT = 1
 MAX_DOCUMENT = 16 << 20
 
@@ -68,7 +67,7 @@ class Change(NamedTuple):
 class Payload(NamedTuple):
     """The stored weights of a version, as its document describes them."""
 
-    format: Format
+    format: str
     digest: str
     n_bytes: int
     rebuild: bool
@@ -149,8 +148,12 @@ class ModelVersion:
         return MappingProxyType(self._facts.tags)
 
     @property
-    def format(self) -> Format:
-        """How the weights are stored: `"torch"` or `"numpy"` (safetensors), `"bytes"`, or `"pickle"`."""
+    def format(self) -> str:
+        """How the weights are stored.
+
+        `"torch"` or `"numpy"` (safetensors), `"bytes"`, `"skops"`, `"onnx"`, `"torchscript"`, `"pt2"`, `"pickle"`, or the
+        name of a `Codec` of the store.
+        """
         return self._facts.format
 
     @property
@@ -164,9 +167,12 @@ class ModelVersion:
         return self._part("spec")
 
     @property
-    def signature(self) -> dict[str, Any] | None:
-        """What the model takes and gives, as plain data; a new copy."""
-        return self._part("signature")
+    def signature(self) -> Signature | None:
+        """What the model takes and gives: plain data, and `check` for an input."""
+        from mlkit.models._signature import Signature
+
+        part = self._part("signature")
+        return None if part is None else Signature(part)
 
     @property
     def manifest(self) -> dict[str, Any] | None:
@@ -210,7 +216,7 @@ class Facts(NamedTuple):
     digest: str
     payload: str
     """The digest of the weights alone."""
-    format: Format
+    format: str
     n_bytes: int
     run: str | None
     metrics: dict[str, float]
@@ -262,7 +268,7 @@ def parse_payload(document: dict[str, Any]) -> Payload:
     """
     payload = document["payload"]
     ties = dict(payload["ties"])
-    if payload["format"] not in FORMATS or not isinstance(payload["rebuild"], bool):
+    if not is_format(payload["format"]) or not isinstance(payload["rebuild"], bool):
         raise ValueError("payload")
     if not all(isinstance(tied, str) for tied in ties.values()):
         raise ValueError("ties")
