@@ -289,11 +289,6 @@ class TestCancelled:
 
 # --- attempts and time -----------------------------------------------------------------------------------------------
 
-EACH_EARNS = "attempts <= (1 + 3 x ratio) x calls + burst: each level earns for the success that all of them share"
-EACH_PAYS = (
-    "attempts <= (1 + 3 x ratio) x calls + 3 x burst: a level pays from its own budget alone"
-)
-
 
 def nested(work, budgets, **settings):
     for budget in budgets:
@@ -332,9 +327,9 @@ class TestAttempts:
         ("budgets", "share"),
         [
             ("one", 1.0),
-            pytest.param("one", 0.3, marks=pytest.mark.xfail(strict=True, reason=EACH_EARNS)),
-            pytest.param("each", 0.3, marks=pytest.mark.xfail(strict=True, reason=EACH_PAYS)),
-            pytest.param("each", 1.0, marks=pytest.mark.xfail(strict=True, reason=EACH_PAYS)),
+            ("one", 0.3),
+            ("each", 0.3),
+            ("each", 1.0),
         ],
     )
     def test_are_bounded_by_calls_through_three_levels(self, budgets, share):

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from contextvars import Token
     from types import TracebackType
 
+    from mlkit.resilience._budget import Budget
+
 __all__ = ["AMBIENT", "NOTHING", "Ambient", "Inherited", "deadline", "inherited", "remaining"]
 
 
@@ -30,16 +32,18 @@ class Ambient:
         retrying: Whether this is a policy's second or a later attempt.
         attempts: Where to count the attempts of the next policy inside, or None.
         around: The next link, or None.
+        budget: What earns for the whole of the call, however many policies with it are inside, or None.
         over: Whether what set it has ended.
     """
 
-    __slots__ = ("allowed", "around", "attempts", "over", "retrying", "when")
+    __slots__ = ("allowed", "around", "attempts", "budget", "over", "retrying", "when")
 
     when: float
     allowed: float
     retrying: bool
     attempts: list[int] | None
     around: Ambient | None
+    budget: Budget | None
     over: bool
 
     def __init__(
@@ -51,8 +55,7 @@ class Ambient:
         around: Ambient | None = None,
     ) -> None:
         self.when, self.allowed, self.retrying, self.attempts = when, allowed, retrying, attempts
-        self.around = around
-        self.over = False
+        self.around, self.budget, self.over = around, None, False
 
     def _replace(self, *, attempts: list[int] | None) -> Ambient:
         """Return a link inside this one in which the attempts of the next policy are counted."""

@@ -30,6 +30,7 @@ __all__ = ["SPENT", "Attempts", "Spent", "Trial", "forget_frames", "is_final"]
 
 _MARK = "_mlkit_retried_by"
 _FINAL = "_mlkit_final"
+_SPENT = "the retry budget is spent"
 _RESUMABLE = 0x20 | 0x80 | 0x200  # CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR
 
 
@@ -101,7 +102,7 @@ class Attempts:
             pause = max(pause, asked)
         why = self._forbidden(pause)
         if why is not None:
-            return self._give_up(error, why)
+            return self._give_up(error, why, counts=why is _SPENT)
         self.plan.retries.add()
         # The text now, the note only if it is needed; the error itself would keep the batch alive.
         text = str(error)
@@ -124,7 +125,7 @@ class Attempts:
         if breaker is not None and plan.machine.ring is None and breaker.blocked() is not None:
             return f"breaker {breaker.name!r} is open"
         if not plan.spend():
-            return "the retry budget is spent"
+            return _SPENT
         return None
 
     def _verdict(self, error: Exception) -> Verdict:
@@ -153,8 +154,18 @@ class Attempts:
             error = error.__cause__ or error.__context__
         return False
 
-    def _give_up(self, error: Exception, why: str | None, *, retried: bool = True) -> float | None:
-        """Write on *error* what led to it; None, so that it is raised."""
+    def _give_up(
+        self, error: Exception, why: str | None, *, retried: bool = True, counts: bool = False
+    ) -> float | None:
+        """Write on *error* what led to it; None, so that it is raised.
+
+        Args:
+            error: What the last attempt raised.
+            why: Why there is no other one, if there might be.
+            retried: Whether this policy has made all of its attempts.
+            counts: Whether policies around this one are to take it for retried in any case: what one cannot pay for,
+                they shall not either.
+        """
         name = self.plan.name
         notes = [f"{name}: attempt {made}: {kind}: {text}" for made, kind, text in self._notes]
         if why is not None:
@@ -165,7 +176,7 @@ class Attempts:
                 for note in notes:
                     if note not in known:
                         error.add_note(note)
-            if retried and self.made > 1:
+            if counts or (retried and self.made > 1):
                 SPENT.number += 1
                 setattr(error, _MARK, (self.plan.policy._identity, SPENT.number))  # noqa: SLF001
         return None
@@ -233,11 +244,13 @@ class Trial:
         ticket = plan.machine.ring
         self._ticket = plan.admitted() if ticket is None or plan.watched else ticket
         limit = self.limit
-        if limit is not None or head is not None or self._retrying:
+        budget = plan.budget
+        if limit is not None or head is not None or self._retrying or budget.level < budget.full:
             if head is not None and head.attempts is not None:
                 head.attempts[0] += 1
             when, allowed = (inf, inf) if limit is None else (self._began + limit, limit)
             self._inside = Ambient(when, allowed, self._retrying, None, head)
+            self._inside.budget = budget
             self._token = AMBIENT.set(self._inside)
         return self
 

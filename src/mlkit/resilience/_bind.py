@@ -225,7 +225,7 @@ def _unlimited_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
 
     def direct(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring  # the window of the closed breaker is the ticket
-        if ring is None or surroundings() is not None:
+        if ring is None or surroundings() is not None or budget.level < budget.full:
             return _run_sync(plan, fn, args, kwargs)
         since = spent.number
         try:
@@ -238,8 +238,6 @@ def _unlimited_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
             if type(answer) is CoroutineType:
                 raise unexpected_coroutine(plan, answer)
             ring.append(OK)
-            if budget.level < budget.full:
-                budget.earn()
             return answer
         return again_sync(plan, attempts, pause, partial(fn, *args, **kwargs))
 
@@ -254,7 +252,7 @@ def _timed_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
 
     def timed(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring
-        if ring is None or watched or surroundings() is not None:
+        if ring is None or watched or surroundings() is not None or budget.level < budget.full:
             return _run_sync(plan, fn, args, kwargs)
         since = spent.number
         clock = current()
@@ -276,8 +274,6 @@ def _timed_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
                 ring.append(OK)
             else:
                 plan.succeeded(ring, duration)
-            if budget.level < budget.full:
-                budget.earn()
             return answer
         finally:
             inside.over = True
@@ -362,7 +358,7 @@ def _unlimited_async(
 
     async def direct(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring  # the window of the closed breaker is the ticket
-        if ring is None or surroundings() is not None:
+        if ring is None or surroundings() is not None or budget.level < budget.full:
             return await run(*args, **kwargs)
         since = spent.number
         try:
@@ -373,14 +369,12 @@ def _unlimited_async(
                 raise
         else:
             ring.append(OK)
-            if budget.level < budget.full:
-                budget.earn()
             return answer
         return await again(attempts, pause, args, kwargs)
 
     async def timed(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring
-        if ring is None or surroundings() is not None:
+        if ring is None or surroundings() is not None or budget.level < budget.full:
             return await run(*args, **kwargs)
         since = spent.number
         clock = current()
@@ -407,8 +401,6 @@ def _unlimited_async(
                 ring.append(OK)
             else:
                 plan.succeeded(ring, duration)
-            if budget.level < budget.full:
-                budget.earn()
             return answer
         finally:
             inside.over = True
@@ -430,8 +422,7 @@ def _unlimited_async(
             if pause is None:
                 raise
         else:
-            if budget.level < budget.full:
-                budget.earn()
+            plan.earn()
             return answer
         return await again(attempts, pause, args, kwargs)
 

@@ -167,7 +167,10 @@ class Fallback(Generic[_P, _R_co]):
         # done by this function, for one more around it would be a quarter of the price.
         fn, plan, machine, judge, tick = straight
         ring, since = machine.ring, SPENT.number
-        if ring is None or (plan is not None and _surroundings() is not None):
+        if ring is None or (
+            plan is not None
+            and (_surroundings() is not None or plan.budget.level < plan.budget.full)
+        ):
             return self._climb_down(self._rungs, [], args, kwargs)  # type: ignore[no-any-return]
         pause = None
         try:
@@ -177,8 +180,6 @@ class Fallback(Generic[_P, _R_co]):
                     raise unexpected_coroutine(plan, answer)
                 ring.append(OK)
                 ring = None
-                if plan.budget.level < plan.budget.full:
-                    plan.budget.earn()
             if judge is None or judge(answer, args, kwargs) is True:
                 tick()
                 return answer

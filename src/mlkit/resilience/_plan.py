@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current
 from mlkit.errors import BreakerOpenError, ResultRejectedError
+from mlkit.resilience._ambient import AMBIENT
 from mlkit.resilience._budget import Budget
 from mlkit.resilience._machine import Machine, Rules
 from mlkit.resilience._threads import Threaded
@@ -158,9 +159,16 @@ class Plan:
         return self.unbounded or self.budget.spend()
 
     def earn(self) -> None:
-        """Put in what one success earns."""
-        if self.budget.level < self.budget.full:
-            self.budget.earn()
+        """Put in what one success earns, unless a policy around this one does so for the same call."""
+        budget = self.budget
+        if budget.level >= budget.full:
+            return
+        link = AMBIENT.get()
+        while link is not None:
+            if link.budget is budget and not link.over:
+                return
+            link = link.around
+        budget.earn()
 
 
 def _refused(verdict: Verdict, name: str) -> ResultRejectedError:
