@@ -323,6 +323,36 @@ class TestAttempts:
         for n, made in attempts_of([Budget(ratio, burst)], share, 60, seed):
             assert made <= (1 + ratio) * n + burst + 1e-9
 
+    @given(
+        levels=st.lists(
+            st.sampled_from([ConnectionError, TimeoutError, Exception]), min_size=1, max_size=4
+        ),
+        fails=st.floats(0, 1),
+        seed=st.integers(0, 99),
+        kind=st.sampled_from([as_function, as_coroutine]),
+    )
+    def test_of_one_budget_whatever_each_level_retries(self, levels, fails, seed, kind):
+        draw, made, budget = random.Random(seed).random, [0], Budget(0.1, 3)
+
+        def work():
+            made[0] += 1
+            if draw() < fails:
+                raise ConnectionError if draw() < 0.5 else TimeoutError
+
+        guarded = kind(work)
+        for on in levels:
+            guarded = Policy(retry=Retry(4, backoff=0, budget=budget), on=on)(guarded)
+
+        async def main():
+            for n in range(1, 81):
+                with suppress(OSError):
+                    answer = guarded()
+                    if answer is not None:
+                        await answer
+                assert made[0] <= 1.1 * n + 3 + 1e-9
+
+        virtually(main)
+
     @pytest.mark.parametrize(
         ("budgets", "share"),
         [
