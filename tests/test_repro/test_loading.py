@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mlkit.errors import ConfigurationError, NondeterminismWarning
-from mlkit.repro import Keyed, KeyedSampler, Seeds, rng_state
+from mlkit.errors import ConfigurationError
+from mlkit.repro import Keyed, KeyedSampler, Seeds, loader_kwargs, rng_state
 
 torch.set_num_threads(1)
 
@@ -115,27 +115,105 @@ def test_a_plain_index_must_say_its_epoch():
             data.at(wrong)
 
 
-def test_wrong_datasets_and_held_generators():
+def test_wrong_datasets():
     for wrong in (3, None, iter([1]), Noisy):
         with pytest.raises(ConfigurationError, match="dataset"):
             Keyed(wrong, 1)
     with pytest.raises(ConfigurationError, match="seeds"):
         Keyed([1], "x")
-    for generator in (
-        np.random.default_rng(0),
-        np.random.RandomState(0),
-        random.Random(0),
-        torch.Generator(),
-    ):
-        held = Noisy()
-        held.rng = generator
-        with pytest.warns(NondeterminismWarning, match=r"Noisy\.rng"):
-            Keyed(held, 1)
+
+
+class Crop:
+    """A transform that holds its generator, as those of many libraries do."""
+
+    def __init__(self, generator):
+        self.generator = generator
+
+
+class Held:
+    """Draws from a generator of each kind, its own and everybody's."""
+
+    def __init__(self):
+        self.transforms = {
+            "train": [Crop(np.random.default_rng(0)), Crop(np.random.RandomState(0))]
+        }
+        self.python = random.Random(0)
+        self.torch = torch.Generator()
+        self.loop = self  # datasets do hold themselves
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        modern, legacy = (crop.generator for crop in self.transforms["train"])
+        return torch.tensor(
+            [
+                modern.random(),
+                legacy.random_sample(),
+                self.python.random(),
+                float(torch.rand((), generator=self.torch, dtype=torch.float64)),
+                random.random(),
+                np.random.random(),
+                float(torch.rand((), dtype=torch.float64)),
+            ],
+            dtype=torch.float64,
+        )
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Each worker reads its own rows, as a stream of shards does."""
+
+    def __init__(self):
+        self.rows = Held()
+
+    def __iter__(self):
+        for index in range(6):
+            yield self.rows[index]
+
+
+def test_generators_that_a_dataset_holds_are_named_too():
+    def epochs(workers, rank=0, **options):
+        seeds = Seeds(42) / rank
+        data = Keyed(Held(), seeds / "data")
+        loading = loader(workers, KeyedSampler(12, seeds / "order"), data, **options)
+        return [torch.cat(list(loading)) for _ in range(2)]
+
+    none = epochs(0)
+    everything = torch.cat([*none, *epochs(0, rank=1)])
+    assert len(torch.unique(everything)) == everything.numel()
+    for other in (epochs(1), epochs(2)):
+        assert all(torch.equal(one, two) for one, two in zip(none, other, strict=True))
+    data = Keyed(Held(), 1).at(0)
+    assert torch.equal(pickle.loads(pickle.dumps(data))[3], data[3])  # as to a spawned worker
+
+
+@pytest.mark.parametrize("dataset", [Held, Stream])
+def test_a_loader_with_our_arguments_repeats_nothing(dataset):
+    def epochs(seeds, workers=2, **options):
+        loading = torch.utils.data.DataLoader(
+            dataset(), batch_size=3, num_workers=workers, **options, **loader_kwargs(seeds)
+        )
+        return torch.cat([torch.cat(list(loading)) for _ in range(2)])
+
+    seeds = Seeds(42) / "train"
+    draws = [epochs(seeds / rank) for rank in range(2)]
+    assert len(torch.unique(torch.cat(draws))) == torch.cat(draws).numel()
+    assert torch.equal(epochs(seeds / 0), draws[0])
+    if dataset is Held:
+        shuffled = epochs(seeds / 0, shuffle=True)
+        assert torch.equal(epochs(seeds / 0, shuffle=True), shuffled)
+    kept = epochs(seeds / 0, persistent_workers=True)
+    assert len(torch.unique(kept)) == kept.numel()
+
+
+def test_loader_arguments_need_a_seed():
+    with pytest.raises(ConfigurationError, match="loader_kwargs"):
+        loader_kwargs("train")
 
 
 def test_frozen_order():
     sampler = KeyedSampler(8, Seeds(42) / "order")
-    assert list(sampler) == [6, 2, 0, 3, 7, 5, 1, 4]
+    assert list(sampler) == [1, 2, 0, 4, 6, 7, 3, 5]
 
 
 @given(

@@ -11,7 +11,7 @@ from mlkit.repro._determinism import Finding, audit, deterministic
 from mlkit.repro._difference import Difference
 from mlkit.repro._fingerprint import fingerprint
 from mlkit.repro._invariance import InvarianceReport, batch_invariance
-from mlkit.repro._loading import Keyed, KeyedSampler
+from mlkit.repro._loading import Keyed, KeyedSampler, loader_kwargs
 from mlkit.repro._manifest import Manifest
 from mlkit.repro._rng_state import RngState, rng_state
 from mlkit.repro._seeding import SeedReport, isolated, seed_all, seed_everything
@@ -34,6 +34,7 @@ __all__ = [
     "deterministic",
     "fingerprint",
     "isolated",
+    "loader_kwargs",
     "rng_state",
     "seed_all",
     "seed_everything",

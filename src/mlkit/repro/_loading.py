@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, final
 
 from mlkit._arguments import whole
-from mlkit.errors import ConfigurationError, NondeterminismWarning
+from mlkit.errors import ConfigurationError
 from mlkit.repro._generators import prepare, take
+from mlkit.repro._rekey import held
 from mlkit.repro._seeds import Seeds, as_seeds, word
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Self
 
-__all__ = ["Keyed", "KeyedSampler"]
+__all__ = ["Keyed", "KeyedSampler", "loader_kwargs"]
 
 _T_co = TypeVar("_T_co", covariant=True)
 _MOST = 2**63 - 1
@@ -54,8 +55,8 @@ class Keyed(Generic[_T_co]):
     `at`. It may be used with `torch.utils.data.DataLoader` or without torch, and from one thread at a time (the
     global generators are the process's). It pickles if the dataset does.
 
-    A generator that the dataset holds itself (`self.rng = numpy.random.default_rng()`) is not reached; one held
-    directly is warned about.
+    So are generators that the dataset holds when it is wrapped (`self.rng = numpy.random.default_rng()`), in its
+    attributes or in those of its transforms; these keep the state that the item leaves.
 
     Args:
         dataset: Anything with `__getitem__(index)` and `__len__()`.
@@ -78,7 +79,7 @@ class Keyed(Generic[_T_co]):
         False
     """
 
-    __slots__ = ("_dataset", "_epoch", "_seeds")
+    __slots__ = ("_dataset", "_epoch", "_held", "_seeds")
 
     def __init__(self, dataset: _Indexed[_T_co], seeds: Seeds | int) -> None:
         kind = type(dataset)
@@ -89,7 +90,7 @@ class Keyed(Generic[_T_co]):
         self._dataset = dataset
         self._seeds = as_seeds(seeds, "Keyed(seeds)")
         self._epoch: int | None = None
-        _warn_held(dataset)
+        self._held = held(dataset)
 
     def at(self, epoch: int) -> Keyed[_T_co]:
         """Return this dataset fixed to *epoch*, which plain indices may be used with.
@@ -98,7 +99,7 @@ class Keyed(Generic[_T_co]):
             epoch: The epoch, `>= 0`.
         """
         fixed: Keyed[_T_co] = object.__new__(Keyed)
-        fixed._dataset, fixed._seeds = self._dataset, self._seeds
+        fixed._dataset, fixed._seeds, fixed._held = self._dataset, self._seeds, self._held
         fixed._epoch = whole("Keyed.at(epoch)", epoch, low=0, high=_MOST)
         return fixed
 
@@ -135,11 +136,8 @@ class Keyed(Generic[_T_co]):
         here = self._seeds / epoch / number
         before = take()
         try:
-            for name, (_, step) in prepare(lambda purpose: word(here, purpose)).items():
-                if (
-                    name != "torch accelerators"
-                ):  # never from a worker: CUDA does not survive a fork
-                    step()
+            _seed_globals(here)
+            _rekey_held(self._held, here)
             return self._dataset[number]
         finally:
             before.restore()
@@ -313,23 +311,66 @@ class KeyedSampler:
         return f"<KeyedSampler of {self._n}{share}: epoch {self._epoch}, {self._consumed} consumed>"
 
 
-def _warn_held(dataset: object) -> None:
-    """Warn about generators that the dataset holds: they are copied to each worker and start over in each."""
-    import sys
-    from random import Random
-    from warnings import warn
+def loader_kwargs(seeds: Seeds | int) -> dict[str, Any]:
+    """Return `generator` and `worker_init_fn` for a `torch.utils.data.DataLoader` over a dataset as it is.
 
-    kinds: list[type] = [Random]
-    if (numpy := sys.modules.get("numpy")) is not None:
-        kinds += [numpy.random.Generator, numpy.random.RandomState]
-    if (torch := sys.modules.get("torch")) is not None:
-        kinds.append(torch.Generator)
-    attributes = getattr(dataset, "__dict__", {})
-    held = [name for name, value in attributes.items() if isinstance(value, tuple(kinds))]
-    if held:
-        warn(
-            f"{type(dataset).__name__}.{held[0]} is a generator that Keyed does not reach: each worker draws the same "
-            f"numbers from its copy; draw from the global generators in __getitem__ instead",
-            NondeterminismWarning,
-            stacklevel=3,
-        )
+    For a dataset that cannot be wrapped in `Keyed`, such as an `IterableDataset`. The order of `shuffle=True` comes from
+    the generator; in each worker the global generators of Python, NumPy and torch, and those that the worker's copy of
+    the dataset holds, get streams named by the worker and the epoch, so that no worker and no epoch repeats another.
+    Unlike with `Keyed`, the data depend on the number of workers, and a restart begins at an epoch's start; with
+    `num_workers=0` the dataset draws from the process's generators, which `seed_all` seeds.
+
+    Args:
+        seeds: The seeds of one loader, with the rank in their path: `seeds / "train" / rank`.
+
+    Returns:
+        The two arguments; both can be sent to worker processes.
+
+    Raises:
+        ConfigurationError: If *seeds* is no seed.
+        MissingDependencyError: If torch is not installed.
+
+    Examples:
+        >>> from torch.utils.data import DataLoader
+        >>> def epoch():
+        ...     return next(iter(DataLoader(range(5), shuffle=True, batch_size=5, **loader_kwargs(7)))).tolist()
+        >>> epoch() == epoch()
+        True
+    """
+    root = as_seeds(seeds, "loader_kwargs(seeds)")
+    return {
+        "generator": (root / "order").torch(),
+        "worker_init_fn": _WorkerSeeds(root / "workers"),
+    }
+
+
+@final
+class _WorkerSeeds:
+    """Seeds a worker process of a loader; a class, so that it can be pickled to one."""
+
+    __slots__ = ("_seeds",)
+
+    def __init__(self, seeds: Seeds) -> None:
+        self._seeds = seeds
+
+    def __call__(self, worker: int) -> None:
+        import torch
+        from torch.utils.data import get_worker_info
+
+        # What the loader drew from its generator for this epoch, plus the number of the worker.
+        here = self._seeds / worker / torch.initial_seed()
+        _seed_globals(here)
+        info = get_worker_info()
+        if info is not None:
+            _rekey_held(held(info.dataset), here)
+
+
+def _seed_globals(here: Seeds) -> None:
+    for name, (_, step) in prepare(lambda purpose: word(here, purpose)).items():
+        if name != "torch accelerators":  # never from a worker: CUDA does not survive a fork
+            step()
+
+
+def _rekey_held(generators: Mapping[str, Any], here: Seeds) -> None:
+    for path, generator in generators.items():
+        (here / path).rekey(generator)
