@@ -11,6 +11,7 @@ from mlkit.repro._generators import seed_torch_generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from random import Random
 
 __all__ = ["held", "rekey"]
 
@@ -67,7 +68,7 @@ def _seed_of(word: bytes) -> Any:
     return NumpySeed(word)
 
 
-def _python() -> type:
+def _python() -> type[Random]:
     from random import Random
 
     return Random
