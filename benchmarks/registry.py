@@ -106,6 +106,11 @@ def nested(bench: Bench) -> None:
         "mlkit, compiled, checked once": spec.compile(parts),
     }
     _add(bench, work, contenders, {"confection, checked": _confection, "mmengine": _mmengine})
+    names_only = "looks one name up, and nests nothing"
+    bench.skipped(work, "catalogue", "looks one name up; confection builds with it")
+    bench.skipped(work, "class-registry", names_only)
+    bench.skipped(work, "fvcore", names_only)
+    bench.skipped(work, "gymnasium", names_only)
     _turns(bench, work, contenders, calls)
     slow: dict[str, Callable[[], object]] = {"direct calls": direct}
     more = {

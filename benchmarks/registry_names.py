@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -97,6 +99,48 @@ def _gymnasium(names: list[str]) -> Callable[[str], Any]:
     return lambda name: known[f"{name}"].entry_point
 
 
+def _gymnasium_make(names: list[str], wanted: str, calls: int) -> Callable[[], object]:
+    import gymnasium
+    from gymnasium.envs import registration
+
+    class Env(gymnasium.Env[Any, Any]):
+        """A thing as gymnasium makes them."""
+
+        def __init__(self, width: int = 1, act: str = "relu") -> None:
+            self.thing = Thing(width, act)
+
+        def __eq__(self, other: object) -> bool:
+            return self.thing == other
+
+        __hash__ = None  # type: ignore[assignment]
+
+    known: Any = {}
+
+    def work() -> object:
+        before, registration.registry = registration.registry, known
+        try:
+            return [gymnasium.make(wanted, width=3, act="x") for _ in range(calls)][-1]
+        finally:
+            registration.registry = before
+
+    before, registration.registry = registration.registry, known
+    try:
+        for name in names:
+            registration.register(
+                name, entry_point=Env, order_enforce=False, disable_env_checker=True
+            )
+    finally:
+        registration.registry = before
+    return work
+
+
+_PATHS = "has no names: its data holds import paths; see the nested build"
+NAMELESS = {
+    "confection": "looks names up in catalogue's table; see the nested build",
+    "hydra": _PATHS,
+    "hydra-zen": _PATHS,
+    "jsonargparse": _PATHS,
+}
 PEERS: dict[str, Callable[[list[str]], Callable[[str], Any]]] = {
     "catalogue": _catalogue,
     "class-registry": _class_registry,
@@ -131,7 +175,21 @@ def create(bench: Bench, n: int) -> None:
             contenders[peer] = through(fill(names))
         except ImportError as error:
             bench.skipped(work, peer, str(error))
+    if n > 1_000:
+        bench.skipped(work, "gymnasium", "it fills a table in quadratic time; see `register`")
+    else:
+        try:
+            contenders["gymnasium"] = _gymnasium_make(names, wanted, calls)
+        except ImportError as error:
+            bench.skipped(work, "gymnasium", str(error))
+    if n == 1:
+        _skip(bench, work, NAMELESS)
     bench.compare(work, contenders, baseline="dict, then call", calls=calls)
+
+
+def _skip(bench: Bench, work: str, reasons: dict[str, str]) -> None:
+    for peer, reason in reasons.items():
+        bench.skipped(work, peer, reason)
 
 
 def registering(bench: Bench, n: int) -> None:
@@ -163,6 +221,8 @@ def registering(bench: Bench, n: int) -> None:
             bench.skipped(work, peer, str(error))
             continue
         contenders[peer] = _filled(fill, names)
+    if n == 1_000:
+        _skip(bench, work, NAMELESS)
     bench.compare(work, contenders, baseline="dict", calls=n, rounds=3 if n > 10_000 else 5)
 
 
@@ -172,6 +232,18 @@ def _filled(
     return lambda: fill(names)(names[-1]) is Thing
 
 
+def _words(n: int) -> list[str]:
+    """Return names of five words each, which have most of their letters in common."""
+    words = ["res", "net", "vit", "conv", "bert", "base", "large", "tiny", "patch", "16", "224", "in1k", "swin"]  # fmt: skip
+    choose = random.Random(1)
+    return [f"{'-'.join(choose.choices(words, k=5))}{index}" for index in range(n)]
+
+
+def _digests(n: int) -> list[str]:
+    """Return names of the same sixteen letters, in any order."""
+    return [hashlib.blake2b(b"%d" % index, digest_size=10).hexdigest() for index in range(n)]
+
+
 def missing(bench: Bench, n: int) -> None:
     """Compare a miss with the closest names against what difflib alone takes."""
     from difflib import get_close_matches
@@ -179,6 +251,8 @@ def missing(bench: Bench, n: int) -> None:
     for names, wanted in (
         ([f"thing_{index}" for index in range(n)], "thing_12345x"),
         ([f"resnet{index}-a{index % 7}-in1k" for index in range(n)], "resnest50-a1-in1k"),
+        (_words(n), "resnet-base-patch16-224-in1k"),
+        (_digests(n), _digests(n)[n // 2][:-1] + "x"),
     ):
         registry: Registry[Any] = Registry("things")
         for name in names:
@@ -201,10 +275,22 @@ def missing(bench: Bench, n: int) -> None:
             },
             baseline="difflib",
             unit="ms",
+            equal=lambda first, second: first[:1] == second[:1],  # type: ignore[index]
             rounds=5,
         )
+    silent = "names no near one"
+    unequal = {
+        "catalogue": "writes all names out",
+        "class-registry": silent,
+        "fvcore": silent,
+        "mmengine": silent,
+        "gymnasium": "names at most one, of those with the same namespace",
+        **NAMELESS,
+    }
+    _skip(bench, f"a miss among {n:,}", unequal)
     bench.note(
-        "The suggestions of a miss are equal to those of difflib, case and `-` or `_` set aside."
+        "The first suggestion of a miss is that of difflib, case and `-` or `_` set aside; so are the others while no "
+        "more than 500 names have the letters for it."
     )
 
 

@@ -822,3 +822,12 @@ def test_a_reload_replaces_classes_whose_metaclass_is_reloaded_too():
         module = {"reg": reg, "__name__": "reloaded_with_meta"}
         exec(code, module)
     assert reg["m"] is module["Made"]
+
+
+def test_a_misspelt_option_says_which_was_meant():
+    registry: Registry[Any] = Registry("models")
+    with pytest.raises(TypeError, match=r"models.register\(\) .* 'alias'; did you mean 'aliases'"):
+        registry.register("net", alias=["network"])  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"models.lazy\(\) .* 'verison'; did you mean 'version'"):
+        registry.lazy("net", "mypkg:Net", verison=2)  # type: ignore[call-arg]
+    assert list(registry) == []

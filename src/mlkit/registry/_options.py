@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
+from mlkit._suggest import did_you_mean
 from mlkit.errors import ConfigurationError, EntryError
 from mlkit.registry._entry import (
     MAX_NAME,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from mlkit.registry._entry import Migration
 
-__all__ = ["NOTHING", "check_base", "imported_record", "lazy_record", "said"]
+__all__ = ["NOTHING", "Options", "check_base", "imported_record", "lazy_record", "said"]
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -87,22 +88,51 @@ def lazy_record(
     return record
 
 
-def said(
+class Options(TypedDict, total=False):
+    """What may be said about an entry when it is registered; what each means is said there."""
+
+    version: int
+    aliases: Iterable[str]
+    tags: Iterable[str]
+    meta: Mapping[str, Any]
+    requires: Iterable[str]
+    deprecated: str | None
+    replacement: str | None
+    migrate: Migration | None
+    extra: bool
+    when: Callable[[Any], bool | str] | None
+    priority: float
+
+
+def said(where: str, options: Options) -> Said:
+    """Check what was said about an entry; *where* is the call, for messages: `"models.register"`.
+
+    Raises:
+        TypeError: If there is no such option.
+        ConfigurationError: If one is not what it must be.
+    """
+    for name in options:
+        if name not in Options.__annotations__:
+            near = did_you_mean(name, Options.__annotations__)
+            raise TypeError(f"{where}() got an unexpected keyword argument {name!r}{near}")
+    return _said(where, **options)
+
+
+def _said(
     where: str,
     *,
-    version: int,
-    aliases: Iterable[str],
-    tags: Iterable[str],
-    meta: Mapping[str, Any],
-    requires: Iterable[str],
-    deprecated: str | None,
-    replacement: str | None,
-    migrate: Migration | None,
-    extra: bool,
-    when: Callable[[Any], bool | str] | None,
-    priority: float,
+    version: int = 1,
+    aliases: Iterable[str] = (),
+    tags: Iterable[str] = (),
+    meta: Mapping[str, Any] = NOTHING,
+    requires: Iterable[str] = (),
+    deprecated: str | None = None,
+    replacement: str | None = None,
+    migrate: Migration | None = None,
+    extra: bool = False,
+    when: Callable[[Any], bool | str] | None = None,
+    priority: float = 0,
 ) -> Said:
-    """Check what was said about an entry; *where* is the call, for messages: `"models.register"`."""
     if type(version) is not int or not 1 <= version < 10**9:
         raise ConfigurationError(f"{where}(version=...)", version, "an integer >= 1")
     if type(priority) not in {int, float} or priority != priority:  # noqa: PLR0124 - NaN has no rank

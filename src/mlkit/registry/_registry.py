@@ -5,14 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, final, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    Unpack,
+    final,
+    overload,
+)
 
 from mlkit.errors import ConfigurationError
 from mlkit.registry._catalogue import Catalogue, warn_deprecated
 from mlkit.registry._choice import Choice, choose, ranked
 from mlkit.registry._entry import PLAIN, Entry, check_name, parse_ref, texts
 from mlkit.registry._listing import listed, natural
-from mlkit.registry._options import NOTHING, check_base, imported_record, lazy_record, said
+from mlkit.registry._options import NOTHING, Options, check_base, imported_record, lazy_record, said
 from mlkit.registry._origin import note
 from mlkit.registry._override import Override
 from mlkit.registry._spec import Spec
@@ -24,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from mlkit.registry._entry import Migration, Record, Said
+    from mlkit.registry._entry import Record, Said
     from mlkit.registry._problem import Problem
 
 
@@ -34,11 +44,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 P = ParamSpec("P")
 F = TypeVar("F", bound="Callable[..., Any]")
-
-_FIRST: int = 1
-_NO_PRIORITY: float = (
-    0  # the defaults themselves: `True` and `1.0` equal the one but are no version
-)
 
 
 @final
@@ -127,53 +132,23 @@ class Registry(Generic[T]):
         name: F,
         /,
         *,
-        version: int = _FIRST,
-        aliases: Iterable[str] = (),
-        tags: Iterable[str] = (),
-        meta: Mapping[str, Any] = ...,
-        requires: Iterable[str] = (),
-        deprecated: str | None = None,
-        replacement: str | None = None,
-        migrate: Migration | None = None,
-        extra: bool = False,
-        when: Callable[[Any], bool | str] | None = None,
-        priority: float = _NO_PRIORITY,
         replace: bool = False,
+        **options: Unpack[Options],
     ) -> F: ...
     @overload
     def register(
         self,
         name: str | None = None,
         *,
-        version: int = _FIRST,
-        aliases: Iterable[str] = (),
-        tags: Iterable[str] = (),
-        meta: Mapping[str, Any] = ...,
-        requires: Iterable[str] = (),
-        deprecated: str | None = None,
-        replacement: str | None = None,
-        migrate: Migration | None = None,
-        extra: bool = False,
-        when: Callable[[Any], bool | str] | None = None,
-        priority: float = _NO_PRIORITY,
         replace: bool = False,
+        **options: Unpack[Options],
     ) -> Callable[[F], F]: ...
     def register(
         self,
         name: Any = None,
         *,
-        version: int = _FIRST,
-        aliases: Iterable[str] = (),
-        tags: Iterable[str] = (),
-        meta: Mapping[str, Any] = NOTHING,
-        requires: Iterable[str] = (),
-        deprecated: str | None = None,
-        replacement: str | None = None,
-        migrate: Migration | None = None,
-        extra: bool = False,
-        when: Callable[[Any], bool | str] | None = None,
-        priority: float = _NO_PRIORITY,
         replace: bool = False,
+        **options: Unpack[Options],
     ) -> Any:
         """Register a class or function; use as a decorator, which returns what it decorates.
 
@@ -203,59 +178,21 @@ class Registry(Generic[T]):
                 of the registry's base, or has a parameter called `type`.
             DuplicateNameError: If another owner has the name and version, or an alias means something else.
         """
-        if (
-            version is not _FIRST
-            or aliases
-            or tags
-            or meta is not NOTHING
-            or requires
-            or deprecated is not None
-            or replacement is not None
-            or migrate is not None
-            or extra is not False
-            or when is not None
-            or priority is not _NO_PRIORITY
-        ):
-            options = said(
-                f"{self.name}.register",
-                version=version,
-                aliases=aliases,
-                tags=tags,
-                meta=meta,
-                requires=requires,
-                deprecated=deprecated,
-                replacement=replacement,
-                migrate=migrate,
-                extra=extra,
-                when=when,
-                priority=priority,
-            )
-        else:
-            options = PLAIN
+        told = said(f"{self.name}.register", options) if options else PLAIN
         frame = sys._getframe(1)  # noqa: SLF001 - only to say in a message where it was registered
         source = (frame.f_globals.get("__name__", "?"), frame.f_lineno)
         if callable(name):
-            return _register(self._catalogue, None, source, options, replace, name)
+            return _register(self._catalogue, None, source, told, replace, name)
         # A partial, not a nested function: that would cost a cell for each of the arguments.
-        return partial(_register, self._catalogue, name, source, options, replace)
+        return partial(_register, self._catalogue, name, source, told, replace)
 
     def lazy(
         self,
         name: str,
         target: str,
         *,
-        version: int = _FIRST,
-        aliases: Iterable[str] = (),
-        tags: Iterable[str] = (),
-        meta: Mapping[str, Any] = NOTHING,
-        requires: Iterable[str] = (),
-        deprecated: str | None = None,
-        replacement: str | None = None,
-        migrate: Migration | None = None,
-        extra: bool = False,
-        when: Callable[[Any], bool | str] | None = None,
-        priority: float = _NO_PRIORITY,
         replace: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         """Register something that is imported when it is first used.
 
@@ -285,23 +222,10 @@ class Registry(Generic[T]):
             >>> models.create("fraction", numerator=1, denominator=2)
             Fraction(1, 2)
         """
-        options = said(
-            f"{self.name}.lazy",
-            version=version,
-            aliases=aliases,
-            tags=tags,
-            meta=meta,
-            requires=requires,
-            deprecated=deprecated,
-            replacement=replacement,
-            migrate=migrate,
-            extra=extra,
-            when=when,
-            priority=priority,
-        )
+        told = said(f"{self.name}.lazy", options)
         frame = sys._getframe(1)  # noqa: SLF001 - as above
         source = (frame.f_globals.get("__name__", "?"), frame.f_lineno)
-        record = lazy_record(self.name, target, name=name, source=source, said=options)
+        record = lazy_record(self.name, target, name=name, source=source, said=told)
         self._catalogue.put(record, replace)
 
     def freeze(self) -> None:
@@ -348,10 +272,13 @@ class Registry(Generic[T]):
         catalogue = self._catalogue
         if not catalogue.overriding:
             try:
-                factory = catalogue.ready.get(ref)
-            except TypeError:
-                factory = None  # not hashable: whatever it is, the slow way has words for it
-            if factory is not None:
+                factory = catalogue.ready[ref]
+            except (
+                KeyError,
+                TypeError,
+            ):  # not asked for yet; of what cannot be a name, the slow way has words
+                pass
+            else:
                 return factory(*args, **kwargs)
         return catalogue.prepare(ref)(*args, **kwargs)
 
