@@ -14,10 +14,12 @@ TYPE_CHECKING = False  # every type checker takes it for true
 
 __all__ = [
     "BreakerStorageContract",
+    "CodecContract",
     "Fault",
     "FaultPlan",
     "SinkContract",
     "StoredRun",
+    "VersionStoreContract",
     "VirtualTime",
     "fail",
     "faults",
@@ -31,7 +33,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mlkit.testing._breakers import BreakerStorageContract
+    from mlkit.testing._codecs import CodecContract
     from mlkit.testing._sinks import SinkContract, StoredRun
+    from mlkit.testing._stores import VersionStoreContract
 else:  # were it visible to type checkers, they would accept any misspelt name (PEP 562)
 
     def __getattr__(name: str) -> object:
@@ -39,10 +43,18 @@ else:  # were it visible to type checkers, they would accept any misspelt name (
             from mlkit.testing import _sinks
 
             return getattr(_sinks, name)
+        if name == "CodecContract":
+            from mlkit.testing._codecs import CodecContract
+
+            return CodecContract
         if name == "BreakerStorageContract":
             from mlkit.testing._breakers import BreakerStorageContract
 
             return BreakerStorageContract
+        if name == "VersionStoreContract":
+            from mlkit.testing._stores import VersionStoreContract
+
+            return VersionStoreContract
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
 
     def __dir__() -> list[str]:
