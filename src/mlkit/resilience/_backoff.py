@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
+from math import inf, isfinite
 from os import urandom
 from typing import Any, final
 
@@ -170,6 +170,8 @@ def stop_of(where: str, value: object) -> Stop:
 def pause_after(backoff: Backoff, attempt: int) -> float:
     """Return the seconds that *backoff* asks for, checked: it is user code."""
     pause = backoff(attempt)
+    if type(pause) is float and 0.0 <= pause < inf:  # nearly always
+        return pause
     if not isinstance(pause, (int, float)) or not isfinite(pause) or pause < 0:
         raise ConfigurationError(
             f"Retry(backoff=...)({attempt})", pause, "a finite number of seconds >= 0"

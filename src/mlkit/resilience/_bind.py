@@ -306,6 +306,39 @@ def _run_sync(plan: Plan, fn: Callable[..., _R], args: Any, kwargs: dict[str, An
 
 def again_sync(plan: Plan, attempts: Attempts, pause: float | None, call: Callable[[], _R]) -> _R:
     """Make further attempts, the first of them after *pause* seconds."""
+    if not plan.simple or attempts.until[0] != inf or AMBIENT.get() is not None:
+        return _again_tried(plan, attempts, pause, call)
+    # Nothing is around the call, and nobody needs the time: one link says for all of its attempts what they are.
+    inside = Ambient(inf, inf, True)  # noqa: FBT003 - as in `Trial`
+    token = AMBIENT.set(inside)
+    try:
+        while True:
+            if pause:  # outside of `except`: the failed attempt and what it held are gone
+                current().sleep(pause)
+            ring = plan.machine.ring
+            if ring is None:
+                return _again_tried(plan, attempts, None, call)
+            attempts.made += 1
+            try:
+                answer = call()
+            except Exception as error:
+                if plan.breaker is not None:
+                    plan.breaker.failed(ring, error)
+                pause = attempts.pause(error)
+                if pause is None:
+                    raise
+            else:
+                if type(answer) is CoroutineType:
+                    raise unexpected_coroutine(plan, answer)
+                ring.append(OK)
+                plan.earn()
+                return answer
+    finally:
+        inside.over = True
+        AMBIENT.reset(token)
+
+
+def _again_tried(plan: Plan, attempts: Attempts, pause: float | None, call: Callable[[], _R]) -> _R:
     while True:
         if pause:  # outside of `except`: the failed attempt and what it held are gone
             current().sleep(pause)
