@@ -47,6 +47,9 @@ def simulated(*, quick: bool) -> dict[str, Any]:
             for name, policy in overload.policies(model).items()
         },
         "overload model": model._asdict(),
+        "recovery": overload.recovery(
+            overload.Overload(workers=2 if quick else 4, until=90.0), seeds=range(1 if quick else 5)
+        ),
         "amplification": overload.amplification(calls=300 if quick else 5_000),
         "jitter": {
             way: _averaged(

@@ -20,7 +20,7 @@ SHARES = [10 ** (-exponent / 10) for exponent in range(36)]
 
 
 def hedging(*, calls: int, seed: int = 7) -> list[dict[str, object]]:
-    """Return a row for no hedge, for hedges at three quantiles, and for a hedge at p95 that the budget does not pay.
+    """Return a row for no hedge, for hedges at three quantiles, for a learned one, and for one that the budget cuts.
 
     Args:
         calls: How many calls each contender makes, one after another.
@@ -32,6 +32,7 @@ def hedging(*, calls: int, seed: int = 7) -> list[dict[str, object]]:
         "no hedge": Policy(),
         f"after {1000 * p99:.1f} ms (p99)": Policy(hedge=Hedge(p99)),
         f"after {1000 * p95:.1f} ms (p95)": Policy(hedge=Hedge(p95)),
+        'Hedge("p95"), learned': Policy(hedge=Hedge("p95")),
         f"after {1000 * p50:.1f} ms (p50)": Policy(hedge=Hedge(p50), retry=Retry(1, budget=None)),
         f"after {1000 * p50:.1f} ms (p50), budget of 5 %": Policy(
             hedge=Hedge(p50), retry=Retry(1, budget=Budget(0.05, 10))

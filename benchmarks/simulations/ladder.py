@@ -69,7 +69,7 @@ async def _ladder(model: Outage, *, guarded: bool) -> dict[str, object]:
     async def call() -> None:
         began = now()
         answer = await score.explain(random.randrange(model.keys))
-        answers[answer.tier][int(began)] += 1
+        answers[str(answer.tier)][int(began)] += 1
         waits.append(now() - began)
 
     running = set()

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit._clock import current
 from mlkit.resilience import Budget, Policy, Retry, full_jitter
 from mlkit.testing import virtual_time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["Overload", "amplification", "overload", "policies"]
+__all__ = ["LOADS", "Overload", "amplification", "overload", "policies", "recovery"]
+
+LOADS = (0.3, 0.5, 0.7, 0.8)
+"""Usual arrivals, as shares of what the server can do."""
 
 
 class Overload(NamedTuple):
@@ -51,7 +54,7 @@ def policies(model: Overload) -> dict[str, Policy]:
     }
 
 
-def overload(model: Overload, policy: Policy) -> dict[str, object]:
+def overload(model: Overload, policy: Policy) -> dict[str, Any]:
     """Run one contender.
 
     Returns:
@@ -62,7 +65,7 @@ def overload(model: Overload, policy: Policy) -> dict[str, object]:
         return clock.run(_overload(model, policy))
 
 
-async def _overload(model: Overload, policy: Policy) -> dict[str, object]:
+async def _overload(model: Overload, policy: Policy) -> dict[str, Any]:
     random = Random(model.seed)
     now = current().monotonic
     queue: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue()
@@ -131,13 +134,49 @@ async def _overload(model: Overload, policy: Policy) -> dict[str, object]:
     }
 
 
-def _share(answers: Counter[int], calls: Counter[int], seconds: object) -> float:
-    total = sum(calls[second] for second in seconds)
-    return sum(answers[second] for second in seconds) / total
+def recovery(model: Overload, *, seeds: range) -> list[dict[str, object]]:
+    """Return, for each usual load, how long after the surge each contender is well again.
+
+    Args:
+        model: The server; its arrivals and seed are replaced.
+        seeds: Each is one run.
+
+    Returns:
+        A row for each load: seconds from the end of the surge until 19 of 20 calls of five seconds are answered, for each
+        seed, or None where that does not come before the end.
+    """
+    capacity = model.workers / model.service
+    rows = []
+    for load in LOADS:
+        row: dict[str, object] = {"usual load": load}
+        for seed in seeds:
+            run = model._replace(arrivals=load * capacity, seed=seed)
+            for name, policy in policies(run).items():
+                course = overload(run, policy)["per second"]
+                row.setdefault(name, []).append(_well_again(course, run))  # type: ignore[attr-defined]
+        rows.append(row)
+    return rows
+
+
+def _well_again(course: Any, model: Overload) -> int | None:
+    ends, until = int(model.ends), int(model.until)
+    for second in range(ends, until - 4):
+        five = range(second, second + 5)
+        calls = sum(course["calls"][at] for at in five)
+        if sum(course["answers"][at] for at in five) >= 0.95 * calls:
+            return second - ends
+    return None
+
+
+def _share(answers: Counter[int], calls: Counter[int], seconds: Iterable[int]) -> float:
+    each = [(answers[second], calls[second]) for second in seconds]
+    return sum(answered for answered, _ in each) / sum(called for _, called in each)
 
 
 def amplification(*, calls: int, levels: int = 3, seed: int = 7) -> list[dict[str, object]]:
     """Return the attempts per call that reach a service which fails with some probability, through *levels* of callers.
+
+    Beside each stands the share of the calls that were answered.
 
     Args:
         calls: How many calls are made at each probability.
@@ -145,14 +184,16 @@ def amplification(*, calls: int, levels: int = 3, seed: int = 7) -> list[dict[st
         seed: For what fails, and when.
     """
     rows = []
-    for share in (0.01, 0.1, 0.3, 0.5, 1.0):
+    for share in (0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0):
         row: dict[str, object] = {"failing": share}
         for name, wrap in (
             ("a loop at each level", _loop),
             ("retry(3), no budget", _policy(None)),
             ("retry(3), budget", _policy("own")),
         ):
-            row[name] = _attempts(wrap, share, calls, levels, seed) / calls
+            attempts, answered = _attempts(wrap, share, calls, levels, seed)
+            row[name] = attempts / calls
+            row[f"answered, {name}"] = answered / calls
         rows.append(row)
     return rows
 
@@ -163,8 +204,8 @@ def _attempts(
     calls: int,
     levels: int,
     seed: int,
-) -> int:
-    random, made = Random(seed), 0
+) -> tuple[int, int]:
+    random, made, answered = Random(seed), 0, 0
 
     def service() -> None:
         nonlocal made
@@ -181,7 +222,8 @@ def _attempts(
                 guarded()
             except ConnectionError:
                 continue
-    return made
+            answered += 1
+    return made, answered
 
 
 def _loop(fn: Callable[[], None]) -> Callable[[], None]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["publish", "replaced", "table", "tables"]
 
-_SIMULATIONS = ("overload", "amplification", "jitter", "hedging", "ladder")
+_SIMULATIONS = ("overload", "recovery", "amplification", "jitter", "hedging", "ladder")
 
 
 def publish(results: dict[str, Any], docs: Path) -> None:
@@ -68,11 +68,35 @@ def _overload(found: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def _recovery(found: list[dict[str, Any]]) -> list[dict[str, str]]:
+    return [
+        {
+            "usual load": f"{row['usual load']:.0%}",
+            **{name: _between(times) for name, times in row.items() if name != "usual load"},
+        }
+        for row in found
+    ]
+
+
+def _between(times: list[int | None]) -> str:
+    """Return the least and the most of some seconds, and how often it took for ever."""
+    found = [time for time in times if time is not None]
+    never = f"never in {len(times) - len(found)} of {len(times)}" if None in times else ""
+    if not found:
+        return "never"
+    span = f"{min(found)} s" if min(found) == max(found) else f"{min(found)} to {max(found)} s"
+    return f"{span}, {never}" if never else span
+
+
 def _amplification(found: list[dict[str, Any]]) -> list[dict[str, str]]:
     return [
         {
             "failing": f"{row['failing']:.0%}",
-            **{name: f"{share:.3f}" for name, share in row.items() if name != "failing"},
+            **{
+                name: f"{row[name]:.3f} ({row[f'answered, {name}']:.1%})"
+                for name in row
+                if f"answered, {name}" in row
+            },
         }
         for row in found
     ]
@@ -118,6 +142,7 @@ def _ladder(found: dict[str, Any]) -> list[dict[str, str]]:
 
 _ROWS: dict[str, Callable[[Any], list[dict[str, str]]]] = {
     "overload": _overload,
+    "recovery": _recovery,
     "amplification": _amplification,
     "jitter": _jitter,
     "hedging": _hedging,
@@ -134,6 +159,7 @@ def _draw(results: dict[str, Any], folder: Path) -> None:
     mpl.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
     for name, draw in (
         ("overload", _draw_overload),
+        ("amplification", _draw_amplification),
         ("jitter", _draw_jitter),
         ("hedging", _draw_hedging),
         ("ladder", _draw_ladder),
@@ -145,7 +171,8 @@ def _draw(results: dict[str, Any], folder: Path) -> None:
 def _figure(rows: int, height: float) -> tuple[Any, Any]:
     from matplotlib import pyplot as plt
 
-    return plt.subplots(rows, 1, figsize=(8, height), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(rows, 1, figsize=(8, height), sharex=True, layout="constrained")
+    return figure, axes
 
 
 def _draw_overload(results: dict[str, Any]) -> Any:
@@ -181,6 +208,25 @@ def _ordered(found: dict[str, Any]) -> list[tuple[str, Any]]:
     return sorted(found.items(), key=lambda item: "no budget" not in item[0])
 
 
+def _draw_amplification(results: dict[str, Any]) -> Any:
+    figure, ax = _figure(1, 3.0)
+    rows = results["amplification"]
+    shares = [row["failing"] for row in rows]
+    names = [name for name in rows[0] if f"answered, {name}" in rows[0]]
+    for color, name in zip((_COLORS[1], _COLORS[3], _COLORS[0]), names, strict=True):
+        ax.plot(shares, [row[name] for row in rows], color=color, label=name, marker=".")
+    ax.set(
+        yscale="log",
+        xlabel="share of attempts that fail",
+        ylabel="attempts per call at the bottom",
+        yticks=(1, 3, 9, 27),
+        yticklabels=("1", "3", "9", "27"),
+    )
+    ax.minorticks_off()
+    ax.legend(frameon=False)
+    return figure
+
+
 def _draw_jitter(results: dict[str, Any]) -> Any:
     figure, axes = _figure(4, 5.5)
     for ax, color, (way, run) in zip(
@@ -200,12 +246,14 @@ def _draw_jitter(results: dict[str, Any]) -> Any:
 def _draw_hedging(results: dict[str, Any]) -> Any:
     figure, ax = _figure(1, 3.5)
     for color, row in zip(
-        (_COLORS[3], _COLORS[4], _COLORS[0], _COLORS[2], _COLORS[1]),
+        (_COLORS[3], _COLORS[4], _COLORS[0], "black", _COLORS[2], _COLORS[1]),
         results["hedging"],
         strict=True,
     ):
         label = f"{row['hedge']}: {row['extra load']:+.1%} load"
-        ax.plot([1000 * latency for latency in row["curve"]], SHARES, color=color, label=label)
+        style = ":" if color == "black" else "-"  # it lies on the one after the same time
+        curve = [1000 * latency for latency in row["curve"]]
+        ax.plot(curve, SHARES, color=color, label=label, linestyle=style)
     ax.set(
         xscale="log", yscale="log", xlabel="milliseconds", ylabel="share of calls that are slower"
     )
