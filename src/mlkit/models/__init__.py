@@ -12,6 +12,7 @@ from mlkit.models._codec import Codec
 from mlkit.models._compare import Comparison, Difference
 from mlkit.models._gates import LatencyGate, PairedGate, share_alpha
 from mlkit.models._protocol import VersionStore
+from mlkit.models._sealed import KeyProvider
 from mlkit.models._signature import Field, Signature
 from mlkit.models._signing import Requirement, signed_by
 from mlkit.models._store import ModelStore
@@ -26,6 +27,7 @@ __all__ = [
     "Difference",
     "Evidence",
     "Field",
+    "KeyProvider",
     "LatencyGate",
     "ModelStore",
     "ModelVersion",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar, final
 
 from mlkit.errors import ConfigurationError, IntegrityError, ModelStoreError, VersionNotFoundError
-from mlkit.models._folder import READABLE, blob_path
+from mlkit.models._folder import READABLE, blob_path, sealed_path
 from mlkit.models._log import Log, name_of
 from mlkit.models._names import parse
 from mlkit.models._signing import files_of
@@ -180,11 +180,9 @@ class Catalog:
         Args:
             version: The version.
         """
-        document = self.reading(version, lambda: read_document(version))
-        payload = parse_payload(document)
-        self.reading(
-            version, lambda: self._folder.check_blob(payload.digest, n_bytes=payload.n_bytes)
-        )
+        self.reading(version, lambda: self._folder.check_blob(version.digest))
+        payload = parse_payload(self.reading(version, lambda: read_document(version)))
+        self.reading(version, lambda: self._folder.check_blob(payload.digest))
 
     def remove_unused(self, digests: set[str]) -> int:
         """Remove blobs that no version of any model uses, and return how many stay that need not.
@@ -203,6 +201,7 @@ class Catalog:
         for digest in digests:
             try:
                 self._folder.remove(blob_path(digest))
+                self._folder.remove(sealed_path(digest))
             except OSError:
                 kept += 1  # the version is deleted all the same
         return kept

@@ -91,12 +91,12 @@ class Draft:
     def adopt(self) -> None:
         """Make the files blobs of the store; the caller holds the lock."""
         for path, digest in self._files:
-            self._folder.adopt(path, digest)
+            self._folder.adopt(path, digest, sealed=self._folder.keys is not None)
 
     def _file(self) -> HashedFile:
         path = self._folder.temporary()
         self._files.append((path, ""))
-        return HashedFile(path)
+        return HashedFile(path, self._folder.sealer)
 
     def _settle(self, file: HashedFile) -> tuple[str, int]:
         path, _ = self._files[-1]

@@ -12,9 +12,10 @@ from mlkit._digest import digest_bytes, digest_file
 from mlkit.errors import ConfigurationError, IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mlkit._clock import Clock
+    from mlkit.models._sealed import KeyProvider, Sealer
 
 __all__ = [
     "READABLE",
@@ -22,6 +23,7 @@ __all__ = [
     "Folder",
     "blob_path",
     "checked_digest",
+    "sealed_path",
     "write_all",
     "write_file",
 ]
@@ -40,7 +42,8 @@ _UNFIT = frozenset(
         errno.EROFS,
     ]
 )
-_PIECE = 1 << 20
+_PIECE = 4 << 20
+_SEAL = 1 << 10  # what a sealed file has at most beside its frames
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block us
 
 
@@ -52,6 +55,15 @@ def blob_path(digest: str) -> str:
     """
     algorithm, _, body = digest.partition(":")
     return f"blobs/{algorithm}/{body[:2]}/{body}"
+
+
+def sealed_path(digest: str) -> str:
+    """Return where the content of *digest* lies sealed, relative to the store.
+
+    Args:
+        digest: A whole digest of the plaintext, checked by whoever read it.
+    """
+    return "sealed" + blob_path(digest).removeprefix("blobs")
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
@@ -92,15 +104,21 @@ class Folder:
         root: The folder; it may be a symbolic link itself, and need not exist.
         timeout: How long to wait for the lock, in seconds; None for as long as it takes.
         clock: What time is told by while waiting.
+        keys: Where the keys of sealed files come from; what is written from now on is sealed. Not pickled.
     """
 
-    __slots__ = ("clock", "root", "timeout")
+    __slots__ = ("clock", "keys", "root", "timeout")
     root: str
 
     def __init__(
-        self, root: str, *, timeout: float | None = None, clock: Clock | None = None
+        self,
+        root: str,
+        *,
+        timeout: float | None = None,
+        clock: Clock | None = None,
+        keys: KeyProvider | None = None,
     ) -> None:
-        self.root, self.timeout, self.clock = root, timeout, clock
+        self.root, self.timeout, self.clock, self.keys = root, timeout, clock, keys
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
         return Folder, (self.root,)
@@ -191,14 +209,33 @@ class Folder:
             os.close(descriptor)
         return digest_file(temporary), facts.st_size
 
-    def adopt(self, temporary: str, digest: str) -> None:
+    def sealer(self, put: Callable[[bytes], object]) -> Sealer | None:
+        """Return what seals a new file of weights or a document, or None if they are kept as they are.
+
+        Args:
+            put: Writes bytes to the file.
+
+        Raises:
+            ConfigurationError: If the store has sealed files, and this one would be readable for everybody.
+        """
+        from mlkit.models._sealed import Sealer
+
+        if self.keys is not None:
+            return Sealer(put, self.keys)
+        if os.path.isdir(self.path("sealed")):  # noqa: PTH112 - as above
+            expected = "the provider of its keys for a store that has sealed versions"
+            raise ConfigurationError("ModelStore(keys=...)", None, expected)
+        return None
+
+    def adopt(self, temporary: str, digest: str, *, sealed: bool = False) -> None:
         """Move a settled temporary file to its blob. A blob that is there already is replaced: it may be damaged.
 
         Args:
             temporary: Its path.
-            digest: Its digest.
+            digest: The digest of its content.
+            sealed: Whether the content is sealed in it.
         """
-        target = blob_path(digest)
+        target = sealed_path(digest) if sealed else blob_path(digest)
         folder = target.rpartition("/")[0]
         self.make(folder)
         os.replace(temporary, self.path(target))  # noqa: PTH105 - as above
@@ -248,6 +285,65 @@ class Folder:
             raise IntegrityError(path, expected="a plain file", got="something else")
         return descriptor
 
+    def open_blob(self, digest: str) -> tuple[int, str, bool]:
+        """Open the file with the content of a digest.
+
+        Args:
+            digest: What the content must be; it is not looked at.
+
+        Returns:
+            The descriptor, the path relative to the store, and whether the content is sealed.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            IntegrityError: If it is no plain file.
+        """
+        relative = blob_path(digest)
+        try:
+            return self.open(relative), relative, False
+        except FileNotFoundError:
+            sealed = sealed_path(digest)
+            with suppress(FileNotFoundError):
+                return self.open(sealed), sealed, True
+            raise
+
+    def pieces(self, digest: str) -> Iterator[bytes]:
+        """Yield the content of a blob, piece by piece. What comes is not checked before all of it has come.
+
+        Args:
+            digest: What it must be.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            SealError: If it is sealed, and not with a key that there is.
+            IntegrityError: If it is something else; at the latest after the last piece.
+        """
+        from hashlib import sha256
+
+        descriptor, relative, sealed = self.open_blob(digest)
+        path, hasher = self.path(relative), sha256()
+        try:
+            for piece in self._pieces(descriptor, path, sealed=sealed):
+                hasher.update(piece)
+                yield piece
+        finally:
+            os.close(descriptor)
+        if (got := f"sha256:{hasher.hexdigest()}") != digest:
+            raise IntegrityError(path, expected=digest, got=got)
+
+    def check_blob(self, digest: str) -> None:
+        """Raise if the content of a blob is not what its digest says.
+
+        Args:
+            digest: What it must be.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            IntegrityError: If it is something else.
+        """
+        for _ in self.pieces(digest):
+            pass
+
     def read_blob(self, digest: str, *, n_bytes: int | None = None, limit: int = 0) -> bytes:
         """Return the content of a blob after checking it against its digest.
 
@@ -258,47 +354,42 @@ class Folder:
 
         Raises:
             FileNotFoundError: If it is not there.
+            SealError: If it is sealed, and not with a key that there is.
             IntegrityError: If it is something else.
         """
-        relative = blob_path(digest)
-        with os.fdopen(self.open(relative), "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if n_bytes is not None and size != n_bytes:
+        descriptor, relative, sealed = self.open_blob(digest)
+        try:
+            size = os.fstat(descriptor).st_size
+            if n_bytes is not None and size != n_bytes and not sealed:
                 raise IntegrityError(
                     self.path(relative),
                     expected=f"{digest} of {n_bytes} bytes",
                     got=f"{size} bytes",
                 )
-            if n_bytes is None and size > limit:
+            most = (n_bytes if n_bytes is not None else limit) + sealed * _SEAL
+            if size > most + (most >> 10) * sealed:
                 raise IntegrityError(
                     self.path(relative), expected=f"at most {limit} bytes", got=f"{size} bytes"
                 )
-            data = file.readall() or b""
+            pieces = list(self._pieces(descriptor, self.path(relative), sealed=sealed))
+        finally:
+            os.close(descriptor)
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if (got := digest_bytes(data)) != digest:
             raise IntegrityError(self.path(relative), expected=digest, got=got)
         return data
 
-    def check_blob(self, digest: str, *, n_bytes: int) -> None:
-        """Raise if the content of a blob is not what its digest says; it is read piece by piece.
+    def _pieces(self, descriptor: int, path: str, *, sealed: bool) -> Iterator[bytes]:
+        if sealed:
+            from mlkit.models._sealed import unsealed
 
-        Args:
-            digest: What it must be.
-            n_bytes: The size it must have.
-
-        Raises:
-            FileNotFoundError: If it is not there.
-            IntegrityError: If it is something else.
-        """
-        from hashlib import sha256
-
-        relative, hasher, size = blob_path(digest), sha256(), 0
-        with os.fdopen(self.open(relative), "rb", buffering=0) as file:
-            while piece := file.read(_PIECE):
-                hasher.update(piece)
-                size += len(piece)
-        got = f"sha256:{hasher.hexdigest()}"
-        if got != digest or size != n_bytes:
-            raise IntegrityError(self.path(relative), expected=digest, got=got)
+            yield from unsealed(descriptor, self.keys, path)
+            return
+        with os.fdopen(os.dup(descriptor), "rb", buffering=0) as file:
+            size = os.fstat(descriptor).st_size
+            # A small file in one piece, which is what most are.
+            while piece := file.read(min(max(size, 1), _PIECE)):
+                yield piece
 
     def listing(self, relative: str) -> list[str]:
         """Return the names in a folder of the store, sorted; none if it is not there.

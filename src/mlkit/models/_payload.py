@@ -9,18 +9,21 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import ExitStack
+from functools import partial
 from io import BytesIO, RawIOBase
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar, final
 
 from mlkit.errors import IntegrityError
 from mlkit.models._codec import BUILT_IN
-from mlkit.models._folder import blob_path, write_all
+from mlkit.models._folder import write_all
+from mlkit.models._sealed import unsealed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
 
     from mlkit.models._folder import Folder
+    from mlkit.models._sealed import Sealer
     from mlkit.models._version import Payload
 
 __all__ = ["HashedFile", "in_memory", "open_payload", "private_copy"]
@@ -45,11 +48,20 @@ class HashedFile(RawIOBase):
 
     Args:
         path: A file that does not exist yet.
+        sealer: Makes what seals the file out of what writes to it, if it is to be sealed. Digest and size are of what
+            is passed to `write`, sealed or not.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        sealer: Callable[[Callable[[Any], object]], Sealer | None] = lambda _: None,
+    ) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o666)
+        put = partial(write_all, self._descriptor)
+        self._sealer = sealer(put)
+        self._put = put if self._sealer is None else self._sealer.write
         self._hash = _sha256()
         self._size = 0
         self._pool: Executor | None = None
@@ -75,7 +87,7 @@ class HashedFile(RawIOBase):
         if self._pool is None and size <= _SMALL:
             content = bytes(view)
             self._hash.update(content)
-            write_all(self._descriptor, content)
+            self._put(content)
         else:
             if self._pool is None:
                 self._pool = _one_thread()
@@ -92,6 +104,8 @@ class HashedFile(RawIOBase):
             Its digest and its size in bytes.
         """
         self._hashed()
+        if self._sealer is not None:
+            self._sealer.finish()
         facts = os.fstat(self._descriptor)
         os.fchmod(self._descriptor, stat.S_IMODE(facts.st_mode) & ~0o222)
         os.fsync(self._descriptor)
@@ -112,7 +126,7 @@ class HashedFile(RawIOBase):
         self._hashed()  # of the chunk before; its buffer is free now
         self._hashed = _beside(pool, self._hash.update, copy)
         self._spare, self._busy = self._busy, self._spare
-        write_all(self._descriptor, copy)
+        self._put(copy)
 
 
 def open_payload(folder: Folder, payload: Payload) -> IO[bytes]:
@@ -124,18 +138,22 @@ def open_payload(folder: Folder, payload: Payload) -> IO[bytes]:
 
     Raises:
         FileNotFoundError: If they are not there.
+        SealError: If they are sealed, and not with a key that there is.
         IntegrityError: If they are something else.
     """
-    relative = blob_path(payload.digest)
-    descriptor = folder.open(relative)
+    descriptor, relative, sealed = folder.open_blob(payload.digest)
     try:
-        size = os.fstat(descriptor).st_size
+        size = payload.n_bytes if sealed else os.fstat(descriptor).st_size
         if size != payload.n_bytes:  # a swapped file is refused before it is read
             expected = f"{payload.digest} of {payload.n_bytes} bytes"
             raise IntegrityError(folder.path(relative), expected=expected, got=f"{size} bytes")
         # The other formats of ours need all bytes at once, which a buffer gives without another copy.
         is_mapped = payload.format in {"torch", "numpy"} or payload.format not in BUILT_IN
-        file, got = private_copy(descriptor, size, mapped=is_mapped)
+        if sealed:
+            frames = unsealed(descriptor, folder.keys, folder.path(relative))
+            file, got = _unsealed_copy(frames, size, mapped=is_mapped)
+        else:
+            file, got = private_copy(descriptor, size, mapped=is_mapped)
     finally:
         os.close(descriptor)
     if got != payload.digest:
@@ -167,6 +185,33 @@ def private_copy(descriptor: int, n_bytes: int, *, mapped: bool = True) -> tuple
     hashed = _sha256()
     hashed.update(content)
     return BytesIO(content), f"sha256:{hashed.hexdigest()}"
+
+
+def _unsealed_copy(frames: Iterator[bytes], n_bytes: int, *, mapped: bool) -> tuple[IO[bytes], str]:
+    """Return a file of our own with what frames add up to, and its digest; one frame is opened while one is hashed."""
+    copy = _memory_file() if mapped and n_bytes > _SMALL else None
+    hashed = _sha256()
+    with ExitStack() as stack:
+        file: IO[bytes] = BytesIO() if copy is None else os.fdopen(copy, "r+b")
+        stack.enter_context(file)
+        pool = stack.enter_context(_one_thread()) if n_bytes > _SMALL else None
+        coming: Callable[[], object] | None = None
+        for frame in frames:
+            file.write(frame)
+            if coming is not None:
+                coming()
+            if pool is None:
+                hashed.update(frame)
+            else:
+                coming = _beside(pool, hashed.update, frame)
+        if coming is not None:
+            coming()
+        file.flush()
+        file.seek(0)
+        stack.pop_all()
+        if pool is not None:
+            pool.shutdown()
+    return file, f"sha256:{hashed.hexdigest()}"
 
 
 def in_memory(file: IO[bytes]) -> str | None:

@@ -15,7 +15,7 @@ out as in Tink's streaming AEAD. The check is derived too, and tells a wrong key
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
 
 from mlkit._optional import require
 from mlkit.errors import ConfigurationError, IntegrityError, SealError
@@ -53,12 +53,14 @@ class KeyProvider(Protocol):
         ...
 
 
-class _File(NamedTuple):
+@final
+class _File:
     """What is derived for one file."""
 
-    cipher: Any
-    prefix: bytes
-    check: bytes
+    __slots__ = ("check", "cipher", "prefix")
+
+    def __init__(self, cipher: Any, prefix: bytes, check: bytes) -> None:
+        self.cipher, self.prefix, self.check = cipher, prefix, check
 
 
 @final

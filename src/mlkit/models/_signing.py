@@ -9,7 +9,7 @@ keys (P-256, P-384, P-521); we know Ed25519 too, in the same envelope.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 from mlkit._optional import require
 from mlkit.errors import ConfigurationError, SignatureError
@@ -34,28 +34,32 @@ _BESIDE = ["history.json", "signatures"]
 _CURVES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 
 
-class Signer(NamedTuple):
-    """A private key that was found to be one; it says nothing of itself."""
+_Key: TypeAlias = tuple[str, bytes]
+"""The fingerprint and the PEM of a public key."""
 
-    fingerprint: str
-    pem: bytes
-    """Of the public key."""
-    sign: Callable[[bytes], bytes]
+
+@final
+class Signer:
+    """A private key that was found to be one; it says nothing of itself.
+
+    Args:
+        fingerprint: Of the public key.
+        pem: The public key.
+        sign: Signs a message.
+    """
+
+    __slots__ = ("fingerprint", "pem", "sign")
+
+    def __init__(self, fingerprint: str, pem: bytes, sign: Callable[[bytes], bytes]) -> None:
+        self.fingerprint, self.pem, self.sign = fingerprint, pem, sign
 
     @property
     def requirement(self) -> Requirement:
         """That it has signed."""
-        return Requirement(((_Key(self.fingerprint, self.pem),),))
+        return Requirement((((self.fingerprint, self.pem),),))
 
     def __repr__(self) -> str:
         return f"Signer({self.fingerprint[:12]})"
-
-
-class _Key(NamedTuple):
-    """A public key."""
-
-    fingerprint: str
-    pem: bytes
 
 
 @final
@@ -84,7 +88,7 @@ class Requirement:
         return hash(self._groups)
 
     def __repr__(self) -> str:
-        shown = (", ".join(repr(key.fingerprint[:12]) for key in group) for group in self._groups)
+        shown = (", ".join(repr(key[:12]) for key, _ in group) for group in self._groups)
         return " & ".join(f"<signed_by {group}>" for group in shown)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -106,7 +110,7 @@ class Requirement:
             if not any(_signed(ref, files, bundle, group) for bundle in bundles):
                 raise SignatureError(
                     ref,
-                    required=[key.fingerprint for key in group],
+                    required=[key for key, _ in group],
                     found=[claimed(bundle) for bundle in bundles],
                 )
 
@@ -286,7 +290,7 @@ def _signed(ref: str, files: Mapping[str, str], bundle: bytes, keys: Iterable[_K
         if envelope["payloadType"] != _PAYLOAD or parsed["mediaType"] != _BUNDLE:
             return False
         # Nothing of what was signed is looked at before it is known who signed it.
-        return any(_made(proof, payload, key) for key in keys) and _is_about(
+        return any(_made(proof, payload, pem) for _, pem in keys) and _is_about(
             loads(payload), ref, files
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -309,13 +313,13 @@ def _is_about(statement: Any, ref: str, files: Mapping[str, str]) -> bool:
     )
 
 
-def _made(proof: bytes, payload: bytes, key: _Key) -> bool:
+def _made(proof: bytes, payload: bytes, pem: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    public = load_pem_public_key(key.pem)
+    public = load_pem_public_key(pem)
     try:
         if isinstance(public, ed25519.Ed25519PublicKey):
             public.verify(proof, _message(payload))
@@ -350,7 +354,7 @@ def _public(key: object) -> _Key:
     if isinstance(public, ed25519.Ed25519PublicKey) or (
         isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name in _CURVES
     ):
-        return _Key(_fingerprint(public), _pem(public))
+        return _fingerprint(public), _pem(public)
     raise _no_key(where, "public")
 
 

@@ -24,8 +24,9 @@ from mlkit.models._names import check_alias, check_name, check_text
 from mlkit.models._payload import open_payload
 from mlkit.models._plain import check_metrics, check_tags, plain_mapping
 from mlkit.models._policy import Policy, checked_requirement
-from mlkit.models._signing import signer
+from mlkit.models._sealed import checked_keys
 from mlkit.models._signature import signature_of
+from mlkit.models._signing import signer
 from mlkit.models._version import Change, ModelVersion, parse_payload, read_document
 from mlkit.telemetry import Counter, emit, register
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from types import EllipsisType
 
     from mlkit.models._compare import Comparison
-
+    from mlkit.models._sealed import KeyProvider
     from mlkit.models._signing import Requirement
 
 
@@ -70,6 +71,8 @@ class ModelStore:
         codecs: Formats beside the built-in ones; asked first by `save`, in this order.
         who: Who is written down for a change; by default `user@host`.
         clock: Where times come from; by default the context's clock.
+        keys: Where the keys come from that weights, specs, signatures and manifests are sealed with at rest, see
+            `KeyProvider`. Names, numbers, metrics, tags and digests stay readable.
         timeout: How long a change waits for another writer to finish, in seconds; None for as long as it takes.
         require: Who must have signed every version that `get`, `load`, `promote` and `rollback` touch: `signed_by(...)`.
 
@@ -104,10 +107,12 @@ class ModelStore:
         clock: Clock | None = None,
         require: Requirement | None = None,
         timeout: float | None = 60.0,
+        keys: KeyProvider | None = None,
     ) -> None:
         if timeout is not None:
             timeout = seconds("ModelStore(timeout=...)", timeout, zero=True)
-        self._folder = Folder(_checked_path(path), timeout=timeout, clock=clock)
+        checked_keys("ModelStore(keys=...)", keys)
+        self._folder = Folder(_checked_path(path), timeout=timeout, clock=clock, keys=keys)
         self._who = None if who is None else check_text("ModelStore(who=...)", who)
         self._clock = clock
         self._codecs = checked_codecs("ModelStore(codecs=...)", codecs)
@@ -124,6 +129,14 @@ class ModelStore:
         return f"ModelStore({self.path!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._folder.keys is not None:
+            # Its copy would have the keys in its bytes, or none and save for everybody to read.
+            raise ConfigurationError(
+                "pickling a ModelStore",
+                self,
+                "a store without keys",
+                hint="open it where it is used",
+            )
         settings = {
             "who": self._who,
             "clock": self._clock,
@@ -413,6 +426,26 @@ class ModelStore:
         one = self._catalog.resolve("compare(first)", first)
         other = self._catalog.resolve("compare(second)", second)
         return self._catalog.reading(one, lambda: compare(one, other, self._opened))
+
+    def card(self, ref: str | ModelVersion) -> str:
+        """Return the model card of a version, in Markdown.
+
+        Facts, tags, metrics, signature, the data that its manifest names, manifest, spec and history. Equal for an
+        equal store. Names, tags and reasons are escaped: they show as they were written, and format or link nothing.
+
+        Args:
+            ref: As for `get`.
+
+        Raises:
+            ConfigurationError: If *ref* is no reference, or the folder cannot be read.
+            VersionNotFoundError: If there is no such version.
+            IntegrityError: If what is stored is not what was saved.
+            SignatureError: If it is not signed as the store requires.
+        """
+        from mlkit.models._card import card
+
+        version = self.get(ref)
+        return card(version, self.history(version.name), self.aliases(version.name))
 
     def _opened(self, version: ModelVersion) -> IO[bytes]:
         payload = parse_payload(read_document(version))
