@@ -6,26 +6,31 @@ one split, NumPy hashes all units at once, and everywhere else the rule runs row
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from mlkit.errors import ConfigurationError
 from mlkit.flags._bucket import text_head
-from mlkit.flags._flag import as_unit
+from mlkit.flags._columns import column_of, groups
+from mlkit.flags._containers import Coded, opened, opened_table
 from mlkit.flags._residual import residual
+from mlkit.flags._text import attributes_of
+from mlkit.flags._units import Units
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from mlkit.flags._containers import Opened
     from mlkit.flags._flag import Bound, Details, Flag
     from mlkit.flags._residual import Residual
 
-__all__ = ["Assignment", "as_list", "assign"]
+__all__ = ["Assignment", "assign"]
 
 T = TypeVar("T")
-_CHUNK = 16_384
+V = TypeVar("V")
 _FEW = 16
 
 
@@ -57,14 +62,12 @@ class Assignment(Generic[T]):
     @property
     def values(self) -> list[T]:
         """The value for each unit, in order."""
-        values = [answer.value for answer in self.answers]
-        return [values[code] for code in self.codes.tolist()]
+        return self._each([answer.value for answer in self.answers])
 
     @property
     def variants(self) -> list[str | None]:
         """The name of each unit's variant, in order; None where the handle's default was given."""
-        names = [answer.variant for answer in self.answers]
-        return [names[code] for code in self.codes.tolist()]
+        return self._each([answer.variant for answer in self.answers])
 
     def counts(self) -> dict[str | None, int]:
         """Return how many units have each variant."""
@@ -86,6 +89,15 @@ class Assignment(Generic[T]):
     def __iter__(self) -> Iterator[Details[T]]:
         return (self.answers[code] for code in self.codes.tolist())
 
+    def _each(self, known: list[V]) -> list[V]:
+        import numpy as np
+
+        held = np.empty(len(known), dtype=object)
+        for index, value in enumerate(known):  # one by one: NumPy would look into a tuple
+            held[index] = value
+        made: list[V] = held[self.codes].tolist()
+        return made
+
     def __repr__(self) -> str:
         return f"<Assignment of {len(self)} units: {self.counts()}>"
 
@@ -106,205 +118,161 @@ class _Tally(Generic[T]):
 
 
 def assign(
-    flag: Flag[T], units: Iterable[str | int], columns: Mapping[str, Iterable[object]]
-) -> Assignment[T]:
-    """Return what *flag* answers for each of *units*; see `Flag.assign`."""
+    flag: Flag[T], units: Any, table: Any, columns: Mapping[str, Any]
+) -> tuple[Assignment[T], Units]:
+    """Return what *flag* answers for each of *units*, and the units; see `Flag.assign`."""
     import numpy as np
 
-    rows = as_list("Flag.assign(units)", units)
-    table = {name: as_list(f"Flag.assign({name}=...)", column) for name, column in columns.items()}
-    for name, column in table.items():
-        if len(column) != len(rows):
-            raise ConfigurationError(
-                f"Flag.assign({name}=...)", len(column), f"one value per unit, {len(rows)} in all"
-            )
-    bound, fixed = flag.fixed(len(rows))
+    ids = Units(opened("Flag.assign(units)", units))
+    n = len(ids)
+    given = _given(table, columns, n)
+    bound, fixed = flag.fixed(n)
     tally: _Tally[T] = _Tally()
     if fixed is not None:
-        if rows:
+        if n:
             tally.code(fixed)
-        return Assignment(np.zeros(len(rows), dtype=np.int32), tuple(tally.answers))
-    if not table:
-        return _in_order(_group(flag, bound, rows, {}, tally), tally.answers)
-    codes = np.zeros(len(rows), dtype=np.int32)
-    for places in _groups(table, len(rows)):
-        attributes = {name: column[places[0]] for name, column in table.items()}
-        members = rows if len(places) == len(rows) else [rows[place] for place in places.tolist()]
-        codes[places] = _group(flag, bound, members, attributes, tally)
-    return _in_order(codes, tally.answers)
+        return Assignment(np.zeros(n, dtype=np.int32), tuple(tally.answers)), ids
+    codes = np.zeros(n, dtype=np.int32)
+    if n:
+        read = {name: column_of(column()) for name, column in _read(bound, given).items()}
+        for places, attributes in groups(read, n):
+            codes[slice(None) if places is None else places] = _group(
+                flag, bound, ids, places, attributes, tally
+            )
+    return _in_order(codes, tally.answers), ids
 
 
-def _group(
-    flag: Flag[T], bound: Bound[T], members: list[Any], attributes: dict[str, Any], tally: _Tally[T]
+def _given(table: Any, columns: Mapping[str, Any], n: int) -> dict[str, Callable[[], Opened]]:
+    """Return what opens each column, after a look at its length.
+
+    Raises:
+        ConfigurationError: If a column has another length than there are units, or is given twice.
+    """
+    made: dict[str, Callable[[], Opened]] = {}
+    if table is not None:
+        frame = opened_table("Flag.assign(table)", table)
+        _check_length("Flag.assign(table)", frame.n, n)
+        for name in frame.names:
+            if name in columns:
+                raise ConfigurationError(f"Flag.assign({name}=...)", name, "no column of the table")
+            made[name] = partial(_open, name, partial(frame.column, name), n)
+    for name, column in columns.items():
+        made[name] = partial(_open, name, partial(_itself, column), n)
+        _check_length(f"Flag.assign({name}=...)", _length(column), n)
+    return made
+
+
+def _itself(column: Any) -> Any:
+    return column
+
+
+def _open(name: str, column: Callable[[], Any], n: int) -> Opened:
+    argument = f"Flag.assign({name}=...)"
+    made = opened(argument, column())
+    _check_length(argument, len(made.codes if isinstance(made, Coded) else made.values), n)
+    return made
+
+
+def _length(column: Any) -> int | None:
+    """Return how long a column is, None if that shows only when it is read."""
+    if isinstance(column, (str, bytes)) or not hasattr(column, "__iter__"):
+        raise ConfigurationError(
+            "Flag.assign(columns)", column, "a list or a one-dimensional array for each"
+        )
+    sized = hasattr(column, "__len__") and getattr(column, "ndim", None) != 0
+    return len(column) if sized else None
+
+
+def _check_length(argument: str, length: int | None, n: int) -> None:
+    if length is not None and length != n:
+        raise ConfigurationError(argument, length, f"one value per unit, {n} in all")
+
+
+def _read(
+    bound: Bound[Any], given: dict[str, Callable[[], Opened]]
+) -> dict[str, Callable[[], Opened]]:
+    """Return the columns that the flag's rule may read: no other can make a difference."""
+    if bound.definition is None:
+        return {}
+    read = attributes_of(bound.definition.rule, bound.definition.shared.evaluators)
+    return {name: column for name, column in given.items() if read is None or name in read}
+
+
+def _group(  # noqa: PLR0917 - six things that belong together
+    flag: Flag[T],
+    bound: Bound[T],
+    ids: Units,
+    places: NDArray[np.intp] | None,
+    attributes: dict[str, Any],
+    tally: _Tally[T],
 ) -> NDArray[np.int32]:
     """Return the codes of units that have the same attributes."""
     import numpy as np
 
-    found = np.empty(len(members), dtype=np.int32)
-    slow: Iterable[int] = range(len(members))
+    n = len(ids) if places is None else len(places)
     definition = bound.definition
-    if len(members) > _FEW and definition is not None:
+    if n > _FEW and definition is not None:
         facts = {"$flagd": flag.facts()} if bound.flagd else {}
         left = residual(definition.rule, {**attributes, **facts}, definition.scope)
         if left is not None:
             outcomes = left.split.outcomes if left.split else (left.outcome,)
-            slow = _fast(left, members, found, [tally.code(bound.resolve(one)) for one in outcomes])
-    for index in slow:
-        found[index] = tally.code(flag.answer(bound, members[index], dict(attributes)))
-    return found
+            codes = [tally.code(bound.resolve(one)) for one in outcomes]
+            found = _fast(left, ids, places, n, codes)
+            slow = ids.odd if places is None else np.flatnonzero(np.isin(places, ids.odd))
+            return _slowly(flag, bound, ids, places, attributes, tally, found, slow.tolist())
+    found = np.empty(n, dtype=np.int32)
+    return _slowly(flag, bound, ids, places, attributes, tally, found, range(n))
 
 
 def _fast(
-    left: Residual, members: list[Any], found: NDArray[np.int32], codes: list[int]
-) -> list[int]:
-    """Write the codes of all members that have an ordinary id, and return the places of the others."""
+    left: Residual, ids: Units, places: NDArray[np.intp] | None, n: int, codes: list[int]
+) -> NDArray[np.int32]:
+    """Return the codes of all units that have an ordinary id; those of others mean nothing."""
     import numpy as np
 
-    odd: list[int] = []
-    try:
-        whole = "".join(members)
-    except TypeError:
-        members, odd = _as_texts(members)
-        whole = "".join(members)
-    if left.split is None:
-        found[:] = codes[0]
-        return odd + [index for index, unit in enumerate(members) if not unit]
-    try:
-        data, sizes = _as_bytes(whole, members)
-    except UnicodeEncodeError:
-        return list(range(len(members)))
-    buckets = _hash_all(data, sizes, left).astype(np.uint64) * np.uint64(left.split.total)
-    buckets >>= np.uint64(32)
-    chosen = np.zeros(len(members), dtype=np.intp)
-    for edge in left.split.edges[:-1]:
-        chosen += buckets >= np.uint64(edge)
-    found[:] = np.asarray(codes, dtype=np.int32)[chosen]
-    return odd + np.flatnonzero(sizes == 0).tolist()
+    split = left.split
+    if split is None:
+        return np.full(n, codes[0], dtype=np.int32)
+
+    def prefix(size: int) -> bytes:
+        head = text_head(size + len(left.inside)) if left.headed else b""
+        return left.before + head + left.inside
+
+    hashes = ids.hashes(places, prefix)
+    chosen = np.zeros(n, dtype=np.intp)
+    for edge in split.edges[:-1]:
+        # `hash * total >> 32` is at least the edge from here on.
+        least = -(-(edge << 32) // split.total)
+        if least < 2**32:
+            chosen += hashes >= np.uint32(least)
+    return np.asarray(codes, dtype=np.int32)[chosen]
 
 
-def _as_texts(members: list[Any]) -> tuple[list[str], list[int]]:
-    """Return the texts that stand for units, and the places of those that none does."""
-    texts, odd = [], []
-    for index, unit in enumerate(members):
-        ordinary = type(unit) is str or type(unit) is int
-        texts.append(unit if type(unit) is str else as_unit(unit) or "" if ordinary else "-")
-        if not ordinary:
-            odd.append(index)
-    return texts, odd
-
-
-def _as_bytes(whole: str, units: list[str]) -> tuple[bytes, NDArray[np.int64]]:
-    """Return the bytes of all units in one piece, and how many each has."""
-    import numpy as np
-
-    if whole.isascii():
-        return whole.encode(), np.array(list(map(len, units)), dtype=np.int64)
-    bodies = [unit.encode() for unit in units]
-    return b"".join(bodies), np.array(list(map(len, bodies)), dtype=np.int64)
-
-
-# --- many rows ---------------------------------------------------------------------------------------------------
-
-
-def as_list(argument: str, values: Any) -> list[Any]:
-    """Return a column as a list.
-
-    Raises:
-        ConfigurationError: If it is not a collection of one dimension.
-    """
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
-        raise ConfigurationError(argument, values, "a list or a one-dimensional array")
-    tolist = getattr(values, "tolist", None)
-    if callable(tolist):
-        if getattr(values, "ndim", 1) != 1:
-            raise ConfigurationError(argument, values, "a one-dimensional array")
-        values = tolist()
-    return values if type(values) is list else list(values)
-
-
-def _groups(table: Mapping[str, list[Any]], n: int) -> list[NDArray[np.intp]]:
-    """Return the places of rows that agree in every column, in type too; each row alone where that cannot be told."""
-    import numpy as np
-
-    codes = np.zeros(n, dtype=np.int64)
-    try:
-        for column in table.values():
-            keys = _keys(column)
-            index = {key: code for code, key in enumerate(dict.fromkeys(keys))}
-            if len(index) > 1:
-                codes *= len(index)
-                codes += np.array(list(map(index.__getitem__, keys)), dtype=np.int64)
-                codes = np.unique(codes, return_inverse=True)[1]  # as few as there are: no overflow
-    except TypeError:  # a list in a column, say
-        return [np.array([place]) for place in range(n)]
-    if not n:
-        return []
-    order = np.argsort(codes, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(codes))[:-1])
-
-
-def _keys(column: list[Any]) -> list[Any]:
-    """Return what tells the values of a column apart, where Python has `1 == 1.0 == True` and `0.0 == -0.0`."""
-    kinds = set(map(type, column))
-    if len(kinds) == 1 and float not in kinds:
-        return column
-    return [(type(value), value, str(value) if type(value) is float else "") for value in column]
+def _slowly(  # noqa: PLR0917 - as above
+    flag: Flag[T],
+    bound: Bound[T],
+    ids: Units,
+    places: NDArray[np.intp] | None,
+    attributes: dict[str, Any],
+    tally: _Tally[T],
+    found: NDArray[np.int32],
+    which: Iterable[int],
+) -> NDArray[np.int32]:
+    """Ask the flag itself for some of the units."""
+    for index in which:
+        unit = ids.listed()[index if places is None else int(places[index])]
+        found[index] = tally.code(flag.answer(bound, unit, dict(attributes)))
+    return found
 
 
 def _in_order(codes: NDArray[np.int32], answers: list[Details[T]]) -> Assignment[T]:
     """Number the answers by first occurrence, and drop those that a split offered and nobody got."""
     import numpy as np
 
-    used, first = np.unique(codes, return_index=True)
-    order = used[np.argsort(first)]
+    n = len(codes)
+    first = np.full(len(answers), n, dtype=np.intp)
+    first[codes[::-1]] = np.arange(n - 1, -1, -1)  # of several values for one place the last stays
+    order = np.argsort(first, kind="stable")[: np.count_nonzero(first < n)]
     renumbered = np.zeros(max(len(answers), 1), dtype=np.int32)
     renumbered[order] = np.arange(len(order), dtype=np.int32)
     return Assignment(renumbered[codes], tuple(answers[code] for code in order.tolist()))
-
-
-def _hash_all(data: bytes, sizes: NDArray[np.int64], left: Residual) -> NDArray[np.uint32]:
-    """Return the hash of each unit; units of one size are hashed together."""
-    import numpy as np
-
-    buffer = np.frombuffer(data, dtype=np.uint8)
-    starts = np.cumsum(sizes) - sizes
-    hashes = np.empty(len(sizes), dtype=np.uint32)
-    present = np.flatnonzero(np.bincount(sizes)).tolist()
-    for size in present:
-        head = text_head(size + len(left.inside)) if left.headed else b""
-        prefix = np.frombuffer(left.before + head + left.inside, dtype=np.uint8)
-        length = len(prefix) + size
-        places = np.arange(len(sizes)) if len(present) == 1 else np.flatnonzero(sizes == size)
-        for begin in range(0, len(places), _CHUNK):
-            part = places[begin : begin + _CHUNK]
-            rows = np.zeros((len(part), -(-length // 4) * 4), dtype=np.uint8)
-            rows[:, : len(prefix)] = prefix
-            if len(present) == 1:
-                rows[:, len(prefix) : length] = buffer[
-                    begin * size : (begin + len(part)) * size
-                ].reshape(len(part), size)
-            else:
-                rows[:, len(prefix) : length] = buffer[starts[part][:, None] + np.arange(size)]
-            hashes[part] = _murmur3(rows, length)
-    return hashes
-
-
-def _murmur3(rows: NDArray[np.uint8], length: int) -> NDArray[np.uint32]:
-    """Return MurmurHash3 x86_32, seed 0, of each row of *length* bytes padded with zeros to whole words."""
-    import numpy as np
-
-    words = rows.view("<u4")
-    hashed = np.zeros(len(rows), dtype=np.uint32)
-    for column in range(words.shape[1]):
-        mixed = words[:, column] * np.uint32(0xCC9E2D51)
-        mixed = (mixed << np.uint32(15)) | (mixed >> np.uint32(17))
-        hashed ^= mixed * np.uint32(0x1B873593)
-        if column < length // 4:  # the padded last word is the algorithm's tail
-            hashed = (hashed << np.uint32(13)) | (hashed >> np.uint32(19))
-            hashed = hashed * np.uint32(5) + np.uint32(0xE6546B64)
-    hashed ^= np.uint32(length)
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        hashed ^= hashed >> np.uint32(shift)
-        hashed *= np.uint32(factor)
-    hashed ^= hashed >> np.uint32(16)
-    return hashed

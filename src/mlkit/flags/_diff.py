@@ -299,7 +299,7 @@ def _decider(definition: Definition | None) -> Callable[[dict[str, Any]], str | 
 def _read_by(definition: Definition | None) -> frozenset[str]:
     if definition is None or not definition.enabled:
         return frozenset()
-    return attributes_of(definition.rule, definition.shared.evaluators)
+    return attributes_of(definition.rule, definition.shared.evaluators) or frozenset()
 
 
 def _notes(key: str, before: Snapshot, after: Snapshot) -> Iterator[str]:

@@ -237,28 +237,35 @@ class Flag(Generic[T]):
         """
         return self._decide(unit, attributes)
 
-    def assign(self, units: Iterable[str | int], /, **columns: Iterable[object]) -> Assignment[T]:
+    def assign(
+        self, units: Iterable[str | int], table: object = None, /, **columns: Iterable[object]
+    ) -> Assignment[T]:
         """Return the same decisions as one call per unit, for many units at once.
 
+        Ids and columns are lists, or one-dimensional NumPy arrays, pandas series, Arrow arrays, or what else exports
+        Arrow's C stream (polars, with pyarrow installed). A null (Arrow's, pandas', a masked element) is an attribute
+        that is not there, or nobody's id; NaN in NumPy or a list is a value. Columns that the flag's rule does not read
+        cost nothing.
+
         Args:
-            units: Ids, as a list or a one-dimensional array.
-            **columns: Attributes, one value per unit each.
+            units: Ids, texts or ints.
+            table: A data frame, an Arrow table or a mapping: each column is the attribute of its name, any text.
+            **columns: Further attributes, one value per unit each.
 
         Returns:
             The assignment, in the order of the units.
 
         Raises:
-            ConfigurationError: If a column has another length than *units*, or one is not a collection.
+            ConfigurationError: If a column has another length than *units*, is no column, or is given twice.
         """
-        from mlkit.flags._assign import as_list, assign
+        from mlkit.flags._assign import assign
 
+        made, ids = assign(self, units, table, columns)
         exposures = self._store.exposures
-        if exposures is None:
-            return assign(self, units, columns)
-        rows = as_list("Flag.assign(units)", units)
-        made = assign(self, rows, columns)
-        seen = view(self._store)
-        exposures.note_all(self.bind(seen.snapshot or self._store.current), rows, made)
+        if exposures is not None:
+            seen = view(self._store)
+            bound = self.bind(seen.snapshot or self._store.current)
+            exposures.note_all(bound, ids.listed(), made)
         return made
 
     def _decide(self, unit: Any, attributes: dict[str, Any]) -> Details[T]:

@@ -19,18 +19,23 @@ _ITERATORS = frozenset({"map", "filter", "all", "some", "none", "reduce"})
 _INJECTED = frozenset({"targetingKey", "$flagd"})
 
 
-def attributes_of(rule: Any, evaluators: Mapping[str, Any]) -> frozenset[str]:
-    """Return the names of the attributes that a checked rule may read, as far as they are written in it.
+def attributes_of(rule: Any, evaluators: Mapping[str, Any]) -> frozenset[str] | None:
+    """Return the names of the attributes that a checked rule may read; None if it may read any.
 
     Args:
         rule: The rule.
         evaluators: Shared rules by name.
     """
-    found = {path.partition(".")[0] for path in _paths(rule, evaluators)}
-    return frozenset(found - _INJECTED - {""})
+    found: set[str] = set()
+    for path in _paths(rule, evaluators):
+        if path is None:
+            return None
+        found.add(path.partition(".")[0])
+    return frozenset(found - _INJECTED)
 
 
-def _paths(node: Any, evaluators: Mapping[str, Any]) -> Iterator[str]:
+def _paths(node: Any, evaluators: Mapping[str, Any]) -> Iterator[str | None]:
+    """Yield what a rule reads, None for what its text does not tell."""
     if type(node) is list:
         for item in node:
             yield from _paths(item, evaluators)
@@ -41,14 +46,17 @@ def _paths(node: Any, evaluators: Mapping[str, Any]) -> Iterator[str]:
     if name == "$ref":
         yield from _paths(evaluators[given[0]], evaluators)
         return
+    read: Any = ()
     if name == "var":
-        yield from (one for one in given[:1] if type(one) is str)
+        read = given[:1] or [None]
     elif name == "missing":
-        yield from (one for one in given if type(one) is str)
-    elif name == "missing_some" and len(given) > 1 and type(given[1]) is list:
-        yield from (one for one in given[1] if type(one) is str)
+        read = given[0] if given and type(given[0]) is list else given
+    elif name == "missing_some":
+        read = given[1] if len(given) > 1 and type(given[1]) is list else [None]
+    for path in read:
+        yield str(path) if type(path) in {str, int} and path != "" else None
     # Inside an iterator `var` is of the element; what it iterates over is of the context.
-    yield from _paths(given[:1] if name in _ITERATORS else given, evaluators)
+    yield from _paths(given[:1] + given[2:] if name in _ITERATORS else given, evaluators)
 
 
 def outcomes_of(rule: Any, evaluators: Mapping[str, Any], now: float) -> frozenset[Any] | None:
