@@ -7,7 +7,7 @@ import functools
 import pickle
 import sys
 import types
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import pytest
 

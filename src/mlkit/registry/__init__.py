@@ -14,10 +14,10 @@ spec_of(net).digest
 
 from __future__ import annotations
 
-from mlkit.registry._built import spec_of
 from mlkit.registry._choice import Choice
 from mlkit.registry._entry import Entry
 from mlkit.registry._problem import Problem
+from mlkit.registry._provenance import spec_of
 from mlkit.registry._registry import Registry
 from mlkit.registry._spec import Spec
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mlkit.errors import EntryError
-from mlkit.registry._built import remember, tidy
 from mlkit.registry._check import Checker
 from mlkit.registry._plain import dotted, problem
 from mlkit.registry._planned import Given, Many, Planned
+from mlkit.registry._provenance import remember, tidy
 from mlkit.registry._spec import Spec
 from mlkit.registry._target import qualified
 from mlkit.registry._text import spec_error

@@ -147,7 +147,7 @@ class Catalogue:
 
     def _duplicate(self, clash: Clash, record: Record) -> DuplicateNameError:
         return DuplicateNameError(
-            self.name, clash.name, first=describe(clash.other), second=describe(record)
+            self.name, clash.name, first=clash.other.described, second=record.described
         )
 
     def freeze(self) -> None:
@@ -172,44 +172,15 @@ class Catalogue:
             )
         return list(merged.items())
 
-    def problems(self) -> list[Problem]:
-        """Return what is wrong with the plugins, after importing each that was not."""
+    def plugins(self) -> list[tuple[str, tuple[Record, ...]]]:
+        """Return what installed distributions declare, by name."""
         plugins = self._scan()
-        if plugins is None:
-            return []
-        from mlkit.registry._listing import natural
+        return plugins.table.pairs() if plugins is not None else []
 
-        found = list(plugins.problems)
-        for _, records in plugins.table.pairs():
-            for record in records:
-                found += self._wrong(record)
-        return sorted(found, key=lambda problem: natural(problem.name))
-
-    def _wrong(self, record: Record) -> list[Problem]:
-        from mlkit.registry._problem import Problem
-
-        entry = record.entry
-        ours = self.table.find(entry.name, entry.version)
-        if ours is not None:
-            message = f"{describe(ours)} has the name and comes first: choose another name or version for one of them"
-            return [Problem(entry.ref, "shadowed", record.distribution, entry.target, message)]
-        if record.claims:
-            all_of_them = (record, *record.claims)
-            return [
-                Problem(
-                    entry.ref,
-                    "conflict",
-                    claim.distribution,
-                    claim.entry.target,
-                    f"{' and '.join(describe(other) for other in all_of_them)} claim the name: uninstall one of them, or register the one you mean under it",
-                )
-                for claim in all_of_them
-            ]
-        try:
-            self.load(record)
-        except EntryError as error:
-            return [Problem(entry.ref, "broken", record.distribution, entry.target, str(error))]
-        return []
+    def unusable(self) -> list[Problem]:
+        """Return what installed distributions declare under a name or target that can be none."""
+        plugins = self._scan()
+        return plugins.problems if plugins is not None else []
 
     def known(self) -> int:
         """Return the number of names as far as they were read: those of plugins only if somebody asked for them."""
@@ -235,17 +206,26 @@ class Catalogue:
 
     def refs(self) -> list[str]:
         """Return every name and alias, alone and with each of its versions, also those that listings leave out."""
-        self.names()
-        tables = [self.table] if self._plugins is None else [self.table, self._plugins.table]
-        names = {name for table in tables for name in [*table.names.copy(), *table.aliases.copy()]}
+        self._scan()
         return [
             ref
-            for name in names
-            for ref in [
-                name,
-                *(f"{name}@{record.entry.version}" for t in tables for record in t.versions(name)),
-            ]
+            for name in self.words()
+            for ref in [name, *(f"{name}@{one.entry.version}" for one in self.versions(name))]
         ]
+
+    def words(self) -> list[str]:
+        """Return every name and alias that was read, each once."""
+        words = [
+            word for one in self._tables() for word in [*one.names.copy(), *one.aliases.copy()]
+        ]
+        return list(dict.fromkeys(words))
+
+    def versions(self, name: str) -> list[Record]:
+        """Return the records of a name or alias that were read, those of code first."""
+        return [record for table in self._tables() for record in table.versions(name)]
+
+    def _tables(self) -> list[Table]:
+        return [self.table] if self._plugins is None else [self.table, self._plugins.table]
 
     def search(self, name: str, version: int | None) -> Record | None:
         """Return the record of a name or alias, or None."""
@@ -264,7 +244,9 @@ class Catalogue:
         parsed = parse_ref(ref)
         record = self.search(*parsed) if parsed is not None else None
         if record is None:
-            raise self._unknown(ref)
+            from mlkit.registry._miss import unknown  # what only a miss needs
+
+            raise unknown(self, ref)
         return record
 
     def find(self, ref: str) -> tuple[Entry, Record]:
@@ -385,27 +367,6 @@ class Catalogue:
                 return record
         raise UnknownNameError(self.name, target, (record.entry.target for record in records))
 
-    def _unknown(self, ref: str) -> UnknownNameError:
-        name, at, _ = ref.partition("@")
-        plugins = self._plugins.table if self._plugins is not None else Table()
-        versions = self.table.versions(name) or plugins.versions(name)
-        if at and versions:
-            known = [record.entry.ref for record in versions]
-        else:
-            tables = (self.table.names, plugins.names, self.table.aliases, plugins.aliases)
-            known = [known for table in tables for known in table.copy()]
-        hint = "(if it is defined, was the module that registers it imported?)"
-        defined_at, advice = self._defined(ref)
-        return UnknownNameError(self.name, ref, known, hint=advice or hint, defined_at=defined_at)
-
-    def _defined(self, ref: str) -> tuple[str, str]:
-        parsed, registry = parse_ref(ref), self.registry()
-        if parsed is None or registry is None:
-            return "", ""
-        from mlkit.registry._unimported import find_definition  # what only a miss needs
-
-        return find_definition(registry, *parsed)
-
     def _scan(self) -> Plugins | None:
         plugins = self._plugins
         if plugins is None and self.group is not None:
@@ -435,11 +396,6 @@ class Catalogue:
                     _inherit(record, declared)
                     found.append(record)
         return found
-
-
-def describe(record: Record) -> str:
-    """Return who a record is and where it was registered, for an error message."""
-    return f"{record.entry.target} ({record.entry.source})"
 
 
 def _unloaded(record: Record | None) -> bool:

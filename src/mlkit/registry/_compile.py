@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from mlkit.registry._build import check, explain, is_a, refuse
-from mlkit.registry._built import records, tidy
 from mlkit.registry._catalogue import warn_deprecated
 from mlkit.registry._plain import ATOMS, copy_plain, is_plain
 from mlkit.registry._planned import Given, Many, Planned
+from mlkit.registry._provenance import records, tidy
 from mlkit.registry._shape import IT
 
 if TYPE_CHECKING:

@@ -257,6 +257,11 @@ class Record:
             )
         return entry
 
+    @property
+    def described(self) -> str:
+        """Who it is and where it was registered, for a message."""
+        return f"{self.entry.target} ({self.entry.source})"
+
     def inherit(self, said: Said, source: tuple[str, int] | str, distribution: str) -> None:
         """Take over what was said, and who said it, where this was declared."""
         self.said, self.source, self.distribution = said, source, distribution

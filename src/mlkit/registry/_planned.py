@@ -129,7 +129,7 @@ def plain_form(value: Any) -> Any:
     """Return *value* as data, `Alive` if it has no such form; what was itself built is written as its spec."""
     if type(value) in ATOMS:
         return value
-    from mlkit.registry._built import written_of
+    from mlkit.registry._provenance import written_of
 
     known = written_of(value)
     if isinstance(known, dict):

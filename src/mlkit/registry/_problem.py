@@ -6,11 +6,14 @@ import re
 from typing import TYPE_CHECKING, NamedTuple, final
 
 from mlkit._suggest import clip
+from mlkit.errors import EntryError
+from mlkit.registry._listing import natural
 
 if TYPE_CHECKING:
+    from mlkit.registry._catalogue import Catalogue
     from mlkit.registry._entry import Record
 
-__all__ = ["Problem", "missing_module"]
+__all__ = ["Problem", "missing_module", "problems_of"]
 
 
 @final
@@ -40,6 +43,41 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.kind}, {self.distribution or 'unknown distribution'}): {self.message}"
+
+
+def problems_of(catalogue: Catalogue) -> list[Problem]:
+    """Return what is wrong with the plugins of a registry, after importing each that was not."""
+    found = list(catalogue.unusable())
+    for _, records in catalogue.plugins():
+        for record in records:
+            found += _wrong(catalogue, record)
+    return sorted(found, key=lambda problem: natural(problem.name))
+
+
+def _wrong(catalogue: Catalogue, record: Record) -> list[Problem]:
+    entry = record.entry
+    ours = catalogue.table.find(entry.name, entry.version)
+    if ours is not None:
+        message = (
+            f"{ours.described} has the name and comes first: choose another name or version for "
+            f"one of them"
+        )
+        return [Problem(entry.ref, "shadowed", record.distribution, entry.target, message)]
+    if record.claims:
+        claims = (record, *record.claims)
+        message = (
+            f"{' and '.join(claim.described for claim in claims)} claim the name: uninstall one of "
+            f"them, or register the one you mean under it"
+        )
+        return [
+            Problem(entry.ref, "conflict", claim.distribution, claim.entry.target, message)
+            for claim in claims
+        ]
+    try:
+        catalogue.load(record)
+    except EntryError as error:
+        return [Problem(entry.ref, "broken", record.distribution, entry.target, str(error))]
+    return []
 
 
 def missing_module(record: Record, missing: str) -> str:

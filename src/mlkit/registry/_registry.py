@@ -466,7 +466,9 @@ class Registry(Generic[T]):
         Note:
             Nothing is remembered: a plugin that was mended is found well by the next call.
         """
-        return self._catalogue.problems()
+        from mlkit.registry._problem import problems_of
+
+        return problems_of(self._catalogue)
 
     def list(
         self,
