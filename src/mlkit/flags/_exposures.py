@@ -39,7 +39,18 @@ class Exposures:
     child knows what its parent said. Made by `Flags.record_exposures`; `close`, or leaving the context, ends it.
     """
 
-    __slots__ = ("__weakref__", "_failed", "_max", "_old", "_recent", "_secret", "_store", "_total")
+    __slots__ = (
+        "__weakref__",
+        "_failed",
+        "_max",
+        "_old",
+        "_recent",
+        "_secret",
+        "_store",
+        "_total",
+        "said",
+    )
+    said: dict[str, dict[str, Details[Any]]]
 
     def __init__(self, store: Store, *, max_units: int, secret: bytes | None) -> None:
         call = "Flags.record_exposures"
@@ -52,6 +63,8 @@ class Exposures:
         # an LRU needs a lock at every look.
         self._recent: dict[tuple[str, str, str], tuple[Details[Any], str]] = {}
         self._old: dict[tuple[str, str, str], tuple[Details[Any], str]] = {}
+        # By flag and unit the last answer that needs no more saying, for the hot path of `mlkit.flags` itself.
+        self.said = {}
         self._total = telemetry.Counter("flags_exposures_total", source=store.source)
         self._failed = telemetry.Counter("flags_exposure_failures_total", source=store.source)
         telemetry.register(self)
@@ -80,10 +93,11 @@ class Exposures:
             place = (bound.flag.key, variant, text)
             known = self._recent.get(place)
             # Answers are made once for a snapshot: the same object is the same exposure.
-            if known is not None and known[0] is answer:
-                return
-            if answer.reason in _COUNT:
+            if known is None or known[0] is not answer:
+                if answer.reason not in _COUNT:
+                    return
                 self._say(bound, place, answer, known)
+            self.said.setdefault(bound.flag.key, {})[text] = answer
         except Exception:  # noqa: BLE001 - a flag never raises, whoever listens
             self._failed.add()
 
@@ -105,7 +119,7 @@ class Exposures:
         known = known or self._old.get(place)
         entry = (answer, name)
         if len(self._recent) >= self._max:
-            self._old, self._recent = self._recent, {}
+            self._old, self._recent, self.said = self._recent, {}, {}
         if known is not None and known[1] == name:
             self._recent[place] = entry
             return

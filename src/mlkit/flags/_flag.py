@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, final
 from weakref import WeakKeyDictionary
@@ -121,6 +122,8 @@ class Bound(Generic[T]):
         definition = self.definition
         assert definition is not None  # noqa: S101 - only a definition has a rule
         if outcome is None:
+            if None in self.answers:
+                return self.answers[None]
             name = definition.default_variant
             made = self.default("DEFAULT") if name is None else self.answer(name, "DEFAULT")
             self.answers[None] = made
@@ -197,6 +200,7 @@ class Flag(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_bound",
+        "_cells",
         "_evaluations",
         "_recent",
         "_store",
@@ -216,8 +220,11 @@ class Flag(Generic[T]):
         self._store, self.key, self.default, self.kind = store, key, default, kind
         declared = declared or store.declare(key, kind, default)
         self._evaluations, self.errors = declared.evaluations, declared.errors
-        self._recent: tuple[Snapshot | None, Bound[T] | None] = (None, None)
+        # `Counter.add` written out at its one call that is hot: the call itself costs as much as the counting.
+        self._cells = declared.evaluations._cells  # noqa: SLF001 - as above
         self._bound: WeakKeyDictionary[Snapshot, Bound[T]] = WeakKeyDictionary()
+        # Until the first call there is no bound one; it is never looked at, as no snapshot is None.
+        self._recent: tuple[Snapshot | None, Bound[T]] = (None, None)  # type: ignore[assignment]
 
     def __call__(self, unit: str | int | None = None, /, **attributes: object) -> T:
         """Return the value for *unit*.
@@ -269,21 +276,25 @@ class Flag(Generic[T]):
         return made
 
     def _decide(self, unit: Any, attributes: dict[str, Any]) -> Details[T]:
-        bound: Bound[T] | None = None
+        snapshot, bound = self._recent
         try:
             store = self._store
-            seen = None if SCOPES.get() is None else view(store)
-            snapshot = store.current if seen is None else seen.snapshot or store.current
-            recent, bound = self._recent
-            if recent is not snapshot or bound is None:
-                bound = self.bind(snapshot)
-            self._evaluations.add()
-            if seen is not None and self.key in seen.values:
-                return self._override(bound, seen.values[self.key])
+            if snapshot is not store.current or SCOPES.get() is not None:
+                seen = view(store)
+                bound = self.bind(seen.snapshot or store.current)
+                if self.key in seen.values:
+                    self._evaluations.add()
+                    return self._override(bound, seen.values[self.key])
+            cells, thread = self._cells, get_ident()
+            cells[thread] = cells.get(thread, 0) + 1
             fixed = bound.fixed
             made = self.answer(bound, unit, attributes) if fixed is None else fixed
-            if store.exposures is not None:
-                store.exposures.note(bound, unit, made)
+            exposures = store.exposures
+            if exposures is not None:
+                # Most are said already, to the same answer: then there is nothing to note.
+                said = exposures.said.get(self.key)
+                if said is None or type(unit) is not str or said.get(unit) is not made:
+                    exposures.note(bound, unit, made)
             return made  # noqa: TRY300 - saying it must not raise either
         except Exception as error:  # noqa: BLE001 - a flag never raises, whatever the attributes do
             return self._failed(bound, error)
@@ -295,11 +306,9 @@ class Flag(Generic[T]):
             if bound.flagd:
                 attributes["$flagd"] = self._store.facts(self.key)
             outcome = bound.decide(attributes)
-            if outcome is None or type(outcome) is str:
-                made = bound.answers.get(outcome)
-                if made is not None:
-                    return made
-            return bound.resolve(outcome)
+            # What is no text may have no hash.
+            made = bound.answers.get(outcome) if type(outcome) is str else None
+            return bound.resolve(outcome) if made is None else made
         except Exception as error:  # noqa: BLE001 - as above
             return self._failed(bound, error)
 
