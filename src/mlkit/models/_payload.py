@@ -177,6 +177,7 @@ def private_copy(descriptor: int, n_bytes: int, *, mapped: bool = True) -> tuple
         with ExitStack() as stack:
             file = stack.enter_context(os.fdopen(copy, "rb"))
             digest = _sent(descriptor, copy, n_bytes)
+            file.seek(0)
             stack.pop_all()
             return file, digest
     with os.fdopen(os.dup(descriptor), "rb", buffering=0) as source:

@@ -30,6 +30,10 @@ class OnnxCodec:
 
     def write(self, model: Any, file: IO[bytes], /) -> None:
         """Write a model."""
+        if not model.ir_version:
+            raise ConfigurationError(
+                "save(model)", "an empty one", "an ONNX model with an ir_version"
+            )
         if outside := _outside(model):
             raise ConfigurationError(
                 "save(model)",
@@ -47,6 +51,8 @@ class OnnxCodec:
         """Return the model in *file*."""
         onnx = require("onnx", extra="onnx", feature="loading an ONNX model")
         model = onnx.ModelProto.FromString(file.read())
+        if not model.ir_version:  # no bytes at all are a message, too
+            raise ValueError("it has no ir_version")
         if outside := _outside(model):
             raise ValueError(f"its tensor {outside!r} lies in another file")
         return model
