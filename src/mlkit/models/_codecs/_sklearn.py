@@ -98,10 +98,27 @@ def _write_canonical(content: IO[bytes], file: IO[bytes]) -> None:
         schema = json.loads(source.read(_SCHEMA))
         names: dict[str, str] = {}
         schema = _renamed(schema, names, {})
-        members = {new: source.read(old) for old, new in names.items()}
+        members = {new: _without_padding(source.read(old)) for old, new in names.items()}
         members[_SCHEMA] = json.dumps(schema, separators=(",", ":")).encode()
         for name, data in members.items():
             target.writestr(ZipInfo(name), data)
+
+
+def _without_padding(data: bytes) -> bytes:
+    """Return an array with zeros between its fields: the nodes of a tree have there what was in the memory before."""
+    if b"|V" not in data[:1024]:
+        return data
+    import numpy as np
+
+    array = np.load(BytesIO(data), allow_pickle=False)
+    if array.dtype.names is None:
+        return data
+    clean = np.zeros_like(array)
+    for name in array.dtype.names:
+        clean[name] = array[name]
+    file = BytesIO()
+    np.save(file, clean, allow_pickle=False)
+    return file.getvalue()
 
 
 def _renamed(node: Any, names: dict[str, str], numbers: dict[int, int]) -> Any:
