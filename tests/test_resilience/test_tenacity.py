@@ -27,7 +27,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from mlkit.resilience import Policy, Retry
+from mlkit.resilience import Policy, Retry, full_jitter
 from mlkit.testing import virtual_time
 
 WAITS = {
@@ -136,6 +136,45 @@ def test_it_waits_as_tenacity_does(name):
 def test_it_stops_as_tenacity_does(name):
     ours, theirs = (run(wait_fixed(1), STOPS[name], 7) for run in (with_mlkit, with_tenacity))
     assert ours == (theirs[0], pytest.approx(theirs[1]))
+
+
+PLAIN = {
+    "wait_none": (wait_none(), 0),
+    "wait_fixed": (wait_fixed(2), 2),
+    "wait_random": (wait_random(1, 2), lambda made: random.uniform(1, 2)),
+    "wait_incrementing": (wait_incrementing(1, 2), lambda made: 1 + 2 * (made - 1)),
+    "wait_exponential": (
+        wait_exponential(0.5, 10),
+        lambda made: min(10, 0.5 * 2.0 ** min(made - 1, 60)),
+    ),
+    "wait_random_exponential": (
+        wait_random_exponential(0.5, 10),
+        full_jitter(0.5, cap=10, random=random.random),
+    ),
+    "wait_chain": (
+        wait_chain(wait_fixed(1), wait_fixed(3)),
+        lambda made: [1, 3][min(made, 2) - 1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_what_the_docs_put_in_its_place_is_the_same(name):
+    theirs, plain = PLAIN[name]
+    assert with_mlkit(plain, stop_never, 7) == (
+        8,
+        pytest.approx(with_tenacity(theirs, stop_never, 7)[1]),
+    )
+
+
+@pytest.mark.parametrize("allowed", [0.5, 2.0, 3.9, 5.1])
+def test_a_deadline_is_stop_before_delay(allowed):
+    calls, _ = with_tenacity(wait_fixed(1), stop_before_delay(allowed), 7)
+    with virtual_time(start=0.0) as clock:
+        down = Down(clock.advance)
+        with pytest.raises(ConnectionError):
+            Policy(retry=Retry(8, backoff=1, budget=None), deadline=allowed).call(down)
+    assert down.calls == calls
 
 
 def test_none_is_forgotten():
