@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections import deque
 from enum import Enum
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required, TypedDict
 
 import pytest
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
@@ -379,3 +379,53 @@ def test_parts_are_built_in_the_order_of_the_signature_whatever_the_order_of_key
         order.clear()
         build()
         assert order == [0, 1, 2]
+
+
+class Handing(type):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
+def test_a_metaclass_that_hands_arguments_on_does_not_hide_them():
+    class Single(metaclass=Handing):
+        def __init__(self, width: int = 1) -> None:
+            self.width = width
+
+    class Made(metaclass=Handing):
+        width: int
+
+        def __new__(cls, width: int = 1) -> Any:
+            made = super().__new__(cls)
+            made.width = width
+            return made
+
+    for factory in (Single, Made):
+        kinds.register("single", replace=True)(factory)
+        assert kinds.build({"type": "single", "width": 3}).width == 3
+        assert problems({"type": "single", "width": "3"}) == ["width: expected int, got '3'"]
+        assert "it has width" in problems({"type": "single", "zzz": 3})[0]
+
+
+def test_what_a_typed_dict_needs_is_seen_through_annotations_that_are_text():
+    class Text(TypedDict):
+        needed: "Required[int]"
+        other: "NotRequired[str]"
+
+    kinds.register("text", replace=True)(Text)
+    assert kinds.build({"type": "text", "needed": 1}) == {"needed": 1}
+    assert problems({"type": "text"}) == ["needed: text@1 needs an argument 'needed'"]
+
+
+def test_what_a_model_inside_needs_is_named():
+    class Inner(BaseModel):
+        x: int
+        y: int = 0
+
+    @kinds.register("inner", replace=True)
+    def make(many: list[Inner]) -> Keep:
+        return Keep()
+
+    assert problems({"type": "inner", "many": [{"x": 1}, {"y": "2"}]}) == [
+        "many[1].x: a value for 'x' is needed",
+        "many[1].y: expected int, got '2'",
+    ]

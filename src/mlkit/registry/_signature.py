@@ -33,26 +33,50 @@ def signature_of(factory: Any) -> inspect.Signature | None:
     if keys is not None and isinstance(factory, type):
         return _typed_dict(factory, keys)
     try:
-        return inspect.signature(factory)
+        found = inspect.signature(factory)
     except (TypeError, ValueError):
         return None
+    handed_on = isinstance(factory, type) and _says_nothing(found)
+    return (_constructor(factory) if handed_on else None) or found
+
+
+def _says_nothing(signature: inspect.Signature) -> bool:
+    kinds = [parameter.kind.name for parameter in signature.parameters.values()]
+    return kinds == ["VAR_POSITIONAL", "VAR_KEYWORD"]
+
+
+def _constructor(factory: type) -> inspect.Signature | None:
+    """Return what a class takes whose metaclass only hands arguments on, as that of a singleton does."""
+    import inspect
+
+    if type(factory).__call__ is type.__call__:
+        return None
+    for name in ("__init__", "__new__"):
+        made = getattr(factory, name)
+        if inspect.isfunction(made):
+            found = inspect.signature(made)
+            return found.replace(parameters=list(found.parameters.values())[1:])
+    return None
 
 
 def _typed_dict(factory: Any, required: frozenset[str]) -> inspect.Signature:
     import inspect
     import typing
 
-    return inspect.Signature(
-        [
+    parameters = []
+    for name, hint in typing.get_type_hints(factory, include_extras=True).items():
+        kind, needed = hint, name in required
+        # Of annotations that are text Python does not see, when it makes the class, which are required.
+        while typing.get_origin(kind) in {typing.Required, typing.NotRequired}:
+            needed = typing.get_origin(kind) is typing.Required
+            kind = typing.get_args(kind)[0]
+        default = inspect.Parameter.empty if needed else ...
+        parameters.append(
             inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=kind,
-                default=inspect.Parameter.empty if name in required else ...,
+                name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default
             )
-            for name, kind in typing.get_type_hints(factory, include_extras=True).items()
-        ]
-    )
+        )
+    return inspect.Signature(parameters)
 
 
 def annotation_of(factory: Any, annotation: Any) -> Any:

@@ -136,7 +136,7 @@ def _files(registry: Registry[Any]) -> Iterator[File]:
     own = dict.fromkeys(
         name.partition(".")[0]
         for name, variables in modules
-        if any(value is registry for value in list(variables.values()))
+        if id(registry) in map(id, list(variables.values()))  # no `==`, which is the user's
     )
     if not own:  # no module has it by name, so that none can import it from there
         return

@@ -268,10 +268,16 @@ def _mismatches(value: Any, rows: Iterable[Any]) -> list[Mismatch]:
     """Put pydantic's rows, one for each branch of a union, together by the place in the data they speak of."""
     places: dict[Path, list[Any]] = {}
     inputs: dict[Path, Any] = {}
+    missing: list[Mismatch] = []
     for row in rows:
-        path, inputs[path] = _walk(value, row["loc"])
+        path, found = _walk(value, row["loc"])
+        if row["type"] == "missing":  # a field of a model; what is there is its whole mapping
+            name = str(row["loc"][-1])
+            missing.append(Mismatch((*path, name), f"a value for {name!r} is needed", []))
+            continue
+        inputs[path] = found
         places.setdefault(path, []).append(row)
-    return [_mismatch(path, inputs[path], here) for path, here in places.items()]
+    return missing + [_mismatch(path, inputs[path], here) for path, here in places.items()]
 
 
 def _mismatch(path: Path, value: Any, rows: list[Any]) -> Mismatch:
