@@ -95,6 +95,17 @@ class VersionStore(Protocol):
         """Point an alias at the version that held it before the present one did."""
         ...
 
+    def remove_alias(
+        self,
+        name: str,
+        alias: str,
+        *,
+        expect: int | ModelVersion | EllipsisType = ...,
+        why: str = "",
+    ) -> Change:
+        """Let an alias point at nothing."""
+        ...
+
     def compare(self, first: str | ModelVersion, second: str | ModelVersion) -> Comparison:
         """Return what differs between two versions."""
         ...

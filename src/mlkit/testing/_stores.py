@@ -193,6 +193,21 @@ class VersionStoreContract:
         _raises(VersionNotFoundError, lambda: store.rollback("m"))
         assert store.load("m@champion") == b"1"
 
+    def test_an_alias_is_removed(self, tmp_path: Path) -> None:
+        """It points at nothing then, and what it pointed at is not rolled back to."""
+        store = self.make_store(tmp_path)
+        store.save("m", b"1")
+        store.save("m", b"2")
+        store.promote("m", 1)
+        _raises(AliasConflictError, lambda: store.remove_alias("m", "champion", expect=2))
+        assert store.remove_alias("m", "champion", why="over").previous == 1
+        assert store.aliases("m") == {}
+        _raises(VersionNotFoundError, lambda: store.remove_alias("m", "champion"))
+        _raises(VersionNotFoundError, lambda: store.load("m@champion"))
+        store.promote("m", 2, expect=None)
+        _raises(VersionNotFoundError, lambda: store.rollback("m"))
+        assert [one.kind for one in store.history("m")][-2:] == ["alias_removed", "promoted"]
+
     def test_a_version_in_use_is_not_deleted(self, tmp_path: Path) -> None:
         """Law 6."""
         store = self.make_store(tmp_path)

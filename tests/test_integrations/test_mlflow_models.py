@@ -1,0 +1,485 @@
+"""MLflow's registry as a store of versions: the same laws, seen by MLflow's own client too, on a file and a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlkit.errors import (
+    AliasConflictError,
+    ConfigurationError,
+    IntegrityError,
+    MissingDependencyError,
+    ModelStoreError,
+    StoreUnavailableError,
+    UntrustedFormatError,
+    VersionNotFoundError,
+)
+from mlkit.integrations.mlflow_models import MlflowModelStore
+from mlkit.models import Evidence, ModelStore, VersionStore
+from mlkit.testing import VersionStoreContract
+
+mlflow = pytest.importorskip("mlflow")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    """A migrated database, which costs seconds to make and nothing to copy."""
+    path = tmp_path_factory.mktemp("mlflow") / "template.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _apart(monkeypatch):
+    """No progress bars, and nothing of another test's MLflow."""
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    yield
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+
+
+@pytest.fixture
+def place(template, tmp_path) -> Path:
+    shutil.copy(template, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def open_store(place: Path, who: str = "ada") -> MlflowModelStore:
+    return MlflowModelStore(f"sqlite:///{place}/mlflow.db", cache=place / "cache", who=who)
+
+
+def client_of(store: MlflowModelStore):
+    return mlflow.MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
+
+
+def use(store: MlflowModelStore) -> None:
+    mlflow.set_tracking_uri(store.uri)
+    mlflow.set_registry_uri(store.uri)
+
+
+def artifacts_of(place: Path, name: str) -> list[Path]:
+    return sorted((place / "mlartifacts").rglob(name))
+
+
+class TestContract(VersionStoreContract):
+    n_calls = 25
+
+    @pytest.fixture(autouse=True)
+    def _database(self, template, tmp_path):
+        shutil.copy(template, tmp_path / "mlflow.db")
+
+    def make_store(self, place: Path) -> VersionStore:
+        return open_store(place)
+
+    def damage(self, place: Path) -> None:
+        shutil.rmtree(place / "cache", ignore_errors=True)
+        for path in artifacts_of(place, "weights.*"):
+            path.chmod(0o644)
+            path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+
+
+def test_it_is_a_store(tmp_path):
+    assert isinstance(open_store(tmp_path), VersionStore)
+    assert list(tmp_path.iterdir()) == []  # building one asks for nothing
+
+
+class TestMlflowsOwnClient:
+    def test_sees_versions_aliases_tags_metrics_and_files(self, place):
+        store = open_store(place)
+        version = store.save(
+            "ranker", {"w": np.ones(3)}, spec={"k": 3}, manifest={"seed": 1},
+            signature={"inputs": []}, metrics={"ndcg": 0.61}, tags={"team": "search"}, why="first",
+        )  # fmt: skip
+        store.promote("ranker", version)
+        client = client_of(store)
+        seen = client.get_model_version_by_alias("ranker", "champion")
+        assert (seen.version, seen.status, seen.description) == (1, "READY", "first")
+        assert seen.tags["team"] == "search"
+        assert seen.tags["mlkit.digest"] == version.digest
+        assert client.get_run(seen.run_id).data.metrics == {"ndcg": 0.61}
+        use(store)
+        listed = {one.path for one in mlflow.artifacts.list_artifacts("models:/ranker/1")}
+        assert listed == {
+            "MLmodel", "document.json", "manifest.json", "signature.json", "spec.json",
+            "weights.safetensors",
+        }  # fmt: skip
+        info = mlflow.models.get_model_info("models:/ranker@champion")
+        assert info.flavors["mlkit"]["digest"] == version.digest
+        # And what it shows is what a folder store would have kept.
+        folder = ModelStore(place / "folder")
+        same = folder.save(
+            "ranker",
+            {"w": np.ones(3)},
+            spec={"k": 3},
+            manifest={"seed": 1},
+            signature={"inputs": []},
+        )
+        assert same.digest == version.digest
+
+    def test_the_files_belong_to_the_run_that_made_it(self, place):
+        store = open_store(place)
+        client = client_of(store)
+        experiment = client.create_experiment(
+            "training", artifact_location=(place / "mlartifacts").as_uri()
+        )
+        ours = client.create_run(experiment, tags={"mlkit.run_id": "run-17"}).info.run_id
+        theirs = client.create_run(experiment).info.run_id
+        for number, (run, expected) in enumerate(
+            [("run-17", ours), (theirs, theirs), ("unknown", None), ("it's", None)], 1
+        ):
+            assert store.save("ranker", f"{number}".encode(), run=run).run == run
+            seen = client.get_model_version("ranker", str(number))
+            assert (seen.run_id == expected) if expected else seen.run_id not in (ours, theirs)
+            assert store.load(f"ranker@{number}") == f"{number}".encode()
+
+    def test_aliases_that_others_set_are_what_counts(self, place):
+        store = open_store(place)
+        for content in (b"1", b"2", b"3"):
+            store.save("ranker", content)
+        store.promote("ranker", 1)
+        store.promote("ranker", 2)
+        client_of(store).set_registered_model_alias("ranker", "champion", "3")
+        assert store.load("ranker@champion") == b"3"
+        with pytest.raises(AliasConflictError):
+            store.promote("ranker", 1, expect=2)
+        change = store.rollback("ranker", why="3 is bad")
+        assert (change.previous, change.version) == (3, 2)
+        found = store.history("ranker")[-2]
+        assert (found.kind, found.previous, found.version) == ("promoted", 2, 3)
+        assert (found.who, found.why) == ("not by mlkit", "found at version 3")
+        client_of(store).delete_registered_model_alias("ranker", "champion")
+        with pytest.raises(VersionNotFoundError):
+            store.rollback("ranker")
+        assert store.promote("ranker", 3, expect=None).previous is None
+        assert [one.kind for one in store.history("ranker")][-2:] == ["alias_removed", "promoted"]
+
+    def test_a_copied_version_is_still_ours(self, place):
+        store = open_store(place)
+        store.save("ranker", b"1", spec={"a": 1})
+        use(store)
+        client_of(store).copy_model_version("models:/ranker/1", "prod-ranker")
+        copy = store.get("prod-ranker@1")
+        assert (copy.digest, copy.spec) == (store.get("ranker@1").digest, {"a": 1})
+        assert store.load("prod-ranker@1") == b"1"
+
+
+class TestTampering:
+    def test_every_file_is_checked_and_named(self, place):
+        store = open_store(place)
+        store.save("ranker", {"w": np.zeros(9)}, spec={"k": 3})
+        for name in ("document.json", "weights.safetensors"):
+            (path,) = artifacts_of(place, name)
+            whole = path.read_bytes()
+            path.chmod(0o644)
+            shutil.rmtree(place / "cache", ignore_errors=True)
+            path.write_bytes(whole[:-1] + b"!")
+            with pytest.raises(IntegrityError, match=name):
+                store.load("ranker@1")
+            path.unlink()
+            shutil.rmtree(place / "cache")
+            with pytest.raises(IntegrityError, match=name):
+                store.load("ranker@1")
+            path.write_bytes(whole)
+            assert store.load("ranker@1")["w"].sum() == 0
+
+    def test_a_damaged_cache_heals(self, place):
+        store = open_store(place)
+        store.save("ranker", b"x" * 100)
+        store.load("ranker@1")
+        for path in (place / "cache").rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)
+                path.write_bytes(b"y" * 100)
+        assert store.load("ranker@1") == b"x" * 100
+
+    def test_tags_decide_nothing(self, place):
+        store = open_store(place)
+        version = store.save("ranker", b"1", metrics={"a": 1.0})
+        client = client_of(store)
+        client.set_model_version_tag("ranker", "1", "mlkit.digest", "sha256:" + "0" * 64)
+        assert store.get("ranker@1").digest == version.digest
+        client.delete_model_version_tag("ranker", "1", "mlkit.facts")
+        assert store.load("ranker@1") == b"1"
+        client.set_model_version_tag("ranker", "1", "mlkit.facts", "not json")
+        with pytest.raises(IntegrityError, match=r"mlkit\.facts"):
+            store.get("ranker@1")
+
+    def test_mlflow_keeps_the_history_as_it_was_written(self, place):
+        store = open_store(place)
+        store.save("ranker", b"1")
+        store.promote("ranker", 1, why="go")
+        client = client_of(store)
+        experiment = client.get_experiment_by_name("mlkit-models/ranker")
+        (run,) = client.search_runs([experiment.experiment_id], "tags.`mlkit.history` = 'ranker'")
+        assert set(run.data.params) == {"mlkit.change.000001", "mlkit.change.000002"}
+        with pytest.raises(mlflow.MlflowException, match="not allowed"):
+            client.log_param(run.info.run_id, "mlkit.change.000002", "nothing happened")
+        client.log_param(run.info.run_id, "mlkit.change.000004", "{}")
+        with pytest.raises(IntegrityError, match=r"mlkit\.change\.000004"):
+            open_store(place).history("ranker")
+        client.delete_experiment(experiment.experiment_id)
+        with pytest.raises(ModelStoreError, match="was deleted in MLflow"):
+            open_store(place).history("ranker")
+
+    def test_evidence_of_any_length_is_kept(self, place):
+        store = open_store(place)
+        store.save("ranker", b"1")
+
+        def check(_version):
+            return Evidence(
+                passed=True, why="w" * 300, facts={f"fact {i}": "é" * 99 for i in range(40)}
+            )
+
+        change = store.promote("ranker", 1, checks=[check] * 8, why="y" * 1000)
+        assert open_store(place).history("ranker")[-1] == change
+        assert len(change.evidence) == 8
+
+
+class TestOthersModels:
+    @pytest.fixture
+    def store(self, place):
+        store = open_store(place)
+        use(store)
+        client_of(store).create_experiment(
+            "theirs", artifact_location=(place / "mlartifacts").as_uri()
+        )
+        mlflow.set_experiment("theirs")
+        return store
+
+    def log_function(self, place, name="theirs", factor=2):
+        code = place / f"model{factor}.py"
+        code.write_text(
+            textwrap.dedent(f"""
+            import mlflow
+
+            class Times(mlflow.pyfunc.PythonModel):
+                def predict(self, model_input: list[float]) -> list[float]:
+                    return [x * {factor} for x in model_input]
+
+            mlflow.models.set_model(Times())
+            """)
+        )
+        mlflow.pyfunc.log_model(
+            name="model", python_model=str(code), registered_model_name=name, pip_requirements=[]
+        )
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_are_found_promoted_and_loaded_by_decision(self, store, place):
+        self.log_function(place)
+        self.log_function(place, factor=3)
+        assert store.names() == ["theirs"]
+        first, second = store.versions("theirs")
+        assert (first.number, first.format, first.digest) == (1, "mlflow", "")
+        assert (first.spec, first.manifest) == (None, None)
+        for ref in ("theirs@1", "models:/theirs/1"):
+            with pytest.raises(UntrustedFormatError, match="trust='pickle'"):
+                store.load(ref)
+            assert store.load(ref, trust="pickle").predict([1.0]) == [2.0]
+        client_of(store).set_registered_model_alias("theirs", "champion", "1")
+        assert store.load("models:/theirs@champion", trust="pickle").predict([1.0])[0] == 2
+        store.promote("theirs", second, expect=1)
+        assert store.rollback("theirs").version == 1
+        with pytest.raises(ConfigurationError, match="no build"):
+            store.load("theirs@2", build=dict)
+        # What was promoted here is what is loaded from then on.
+        assert store.load("theirs@2", trust="pickle").predict([1.0])[0] == 3
+        for path in artifacts_of(place, "model3.py"):
+            path.write_text(path.read_text().replace("* 3", "* 4"))
+        with pytest.raises(IntegrityError, match="theirs@2"):
+            store.load("theirs@2", trust="pickle")
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_come_as_their_library_has_them(self, store):
+        linear_model = pytest.importorskip("sklearn.linear_model")
+        fitted = linear_model.LinearRegression().fit([[0.0], [1.0]], [0.0, 2.0])
+        mlflow.sklearn.log_model(
+            fitted, name="model", registered_model_name="line", pip_requirements=[],
+            serialization_format="cloudpickle",
+        )  # fmt: skip
+        with pytest.raises(UntrustedFormatError):
+            store.load("line@1")
+        loaded = store.load("line@1", trust="pickle")
+        assert isinstance(loaded, linear_model.LinearRegression)
+        assert loaded.predict([[3.0]])[0] == pytest.approx(6.0)
+
+
+class TestWriters:
+    def test_a_writer_that_died_before_it_set_the_alias_changed_nothing(self, place):
+        store = open_store(place)
+        for content in (b"1", b"2", b"3"):
+            store.save("ranker", content)
+        store.promote("ranker", 1)
+        # The entry of a writer that died before its second request.
+        event = {"v": 1, "kind": "promoted", "version": 2, "alias": "champion", "previous": 1}
+        event |= {"who": "bob", "time": time.time() - 60, "why": ""}
+        client = client_of(store)
+        experiment = client.get_experiment_by_name("mlkit-models/ranker").experiment_id
+        (run,) = client.search_runs([experiment], "tags.`mlkit.history` = 'ranker'")
+        client.log_param(run.info.run_id, "mlkit.change.000005", json.dumps(event))
+        assert store.load("ranker@champion") == b"1"
+        assert store.promote("ranker", 3, expect=1).previous == 1
+        assert store.rollback("ranker").version == 1
+        with pytest.raises(VersionNotFoundError):
+            store.rollback("ranker")
+        kinds = [(one.kind, one.who) for one in store.history("ranker") if one.alias]
+        assert ("rolled_back", "not by mlkit") in kinds
+
+    def test_a_writer_that_stalls_is_told_that_it_lost(self, place, monkeypatch):
+        slow, fast = open_store(place, "slow"), open_store(place, "fast")
+        for content in (b"1", b"2", b"3"):
+            slow.save("ranker", content)
+        slow.promote("ranker", 1)
+        set_alias = mlflow.MlflowClient.set_registered_model_alias
+
+        def stall(client, *args):
+            monkeypatch.undo()
+            time.sleep(2.1)  # longer than anybody waits
+            assert fast.promote("ranker", 3, expect=1).previous == 1
+            set_alias(client, *args)
+
+        monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", stall)
+        with pytest.raises(AliasConflictError) as caught:
+            slow.promote("ranker", 2, expect=1)
+        assert (caught.value.expected, caught.value.got) == (2, 3)
+        assert slow.aliases("ranker") == {"champion": 3}
+        assert slow.history("ranker") == fast.history("ranker")
+
+    def test_processes_at_once_leave_one_line_of_history(self, place):
+        store = open_store(place)
+        store.save("ranker", b"0")
+        store.promote("ranker", 1)
+        code = """
+            import sys
+            from mlkit.integrations.mlflow_models import MlflowModelStore
+            from mlkit.errors import AliasConflictError, VersionNotFoundError
+            uri, cache, who = sys.argv[1:]
+            store = MlflowModelStore(uri, cache=cache, who=who)
+            for turn in range(3):
+                version = store.save("ranker", f"{who} {turn}".encode())
+                store.promote("ranker", version)
+                if turn % 2:
+                    try:
+                        store.rollback("ranker")
+                    except VersionNotFoundError:
+                        pass
+        """
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", textwrap.dedent(code), store.uri, place / "cache", f"w{i}"],
+                stderr=subprocess.PIPE, text=True, env={**os.environ, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "0"},
+            )
+            for i in range(2)
+        ]  # fmt: skip
+        for process in processes:
+            _, trouble = process.communicate(timeout=100)
+            assert process.returncode == 0, trouble
+        changes = store.history("ranker")
+        assert sorted(one.version for one in changes if one.kind == "saved") == list(range(1, 8))
+        holder = None
+        for change in changes:
+            if change.alias:
+                assert change.previous == holder  # nobody moved it from where it was not
+                holder = change.version
+        assert store.aliases("ranker") == {"champion": holder}
+        assert not [one for one in changes if one.who == "not by mlkit"]
+        assert sum(one.kind == "promoted" for one in changes) == 7
+
+
+@pytest.fixture
+def server(place):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--backend-store-uri", f"sqlite:///{place}/mlflow.db",
+        "--artifacts-destination", str(place / "mlartifacts"), "--workers", "1",
+    ]  # fmt: skip
+    with (place / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )  # fmt: skip
+    import signal
+    from urllib.request import urlopen
+
+    try:
+        for _ in range(600):
+            try:
+                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, (place / "server.log").read_text()
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.timeout(240)
+def test_a_server_over_http_does_the_same(server, place):
+    store = MlflowModelStore(server, cache=place / "cache", who="ada")
+    version = store.save("ranker", {"w": np.arange(3.0)}, spec={"k": 3}, metrics={"a": 0.5})
+    store.save("ranker", {"w": np.arange(4.0)})
+    store.promote("ranker", 1, expect=None)
+    store.promote("ranker", 2, expect=1)
+    with pytest.raises(AliasConflictError):
+        store.promote("ranker", 1, expect=1)
+    assert store.rollback("ranker").version == 1
+    assert store.load("models:/ranker@champion")["w"].tolist() == [0, 1, 2]
+    assert store.get("ranker@1").spec == {"k": 3}
+    seen = client_of(store).get_model_version_by_alias("ranker", "champion")
+    assert (seen.version, seen.tags["mlkit.digest"]) in ((1, version.digest), ("1", version.digest))
+    assert [one.kind for one in store.history("ranker")] == [
+        "saved", "saved", "promoted", "promoted", "rolled_back",
+    ]  # fmt: skip
+    shutil.rmtree(place / "cache")
+    for path in artifacts_of(place, "weights.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(IntegrityError, match=r"weights\.safetensors"):
+        store.load("ranker@1")
+    for path in artifacts_of(place, "weights.safetensors"):
+        path.unlink()
+    with pytest.raises(IntegrityError, match=r"weights\.safetensors"):
+        store.load("ranker@2")
+
+
+def test_a_server_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    store = MlflowModelStore("http://127.0.0.1:9", cache=tmp_path)
+    with pytest.raises(StoreUnavailableError, match=r"127\.0\.0\.1:9"):
+        store.names()
+
+
+def test_wrong_arguments(place, monkeypatch):
+    for uri in ("mlflow.db", "file:///tmp/x", 3):
+        with pytest.raises(ConfigurationError, match="tracking URI"):
+            MlflowModelStore(uri)
+    store = open_store(place)
+    store.save("ranker", b"1")
+    for name in ("a/b", "a:b", "it's", "", 3):
+        with pytest.raises(ConfigurationError):
+            store.save(name, b"1")
+    for ref in ("ranker", "models:/ranker", "ranker@", "ranker@sha256:zz", 7):
+        with pytest.raises(ConfigurationError):
+            store.get(ref)
+    with pytest.raises(ConfigurationError, match=r"mlkit\."):
+        store.save("ranker", b"1", tags={"mlkit.digest": "x"})
+    with pytest.raises(ModelStoreError, match="refused"):
+        store.promote("ranker", 1, to="v1")  # MLflow keeps such names for itself
+    assert store.aliases("ranker") == {}
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(MissingDependencyError, match="mlkit-blocks"):
+        MlflowModelStore("http://127.0.0.1:5000")
