@@ -170,7 +170,7 @@ def test_floats_keep_sign_and_nan(kind):
     if kind != "float16":
         assert list(flag.assign(units, x=pa.array(column))) == expected
     # NaN is pandas' null.
-    missing = [flag.details(u, **({} if x != x else {"x": float(x)})) for u, x in zip(units, column, strict=True)]  # fmt: skip
+    missing = [flag.details(u, **({} if np.isnan(x) else {"x": float(x)})) for u, x in zip(units, column, strict=True)]  # fmt: skip
     assert list(flag.assign(units, x=pd.Series(column))) == missing
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from typing import Any, assert_type
 
 import numpy as np
@@ -151,10 +152,19 @@ async def a_batcher_answers_in_its_models_type(mean: Callable[[list[int]], list[
         assert_type(answer, float)
 
 
+@dataclass
+class Retries:
+    """What a JSON variant is made of."""
+
+    times: int = 3
+
+
 def flags_are_typed_handles(flags: Flags) -> None:
     assert_type(flags.bool("new", default=False), Flag[bool])
     assert_type(flags.int("size", default=3)("user"), int)
     assert_type(flags.float("share", default=0.5).details("user"), Details[float])
+    assert_type(flags.json("search", default=[], schema=None), Flag[Any])
+    assert_type(flags.json("retry", default=Retries(), schema=Retries)("user"), Retries)
     model = flags.model("ranker", default="v1")
     assert_type(model, ModelFlag)
     assert_type(model.rollout("v2"), Rollout)

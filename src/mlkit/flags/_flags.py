@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 
 from mlkit._arguments import seconds, whole
 from mlkit.errors import ConfigurationError
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Flags"]
 
 E = TypeVar("E", bound="Enum")
+T = TypeVar("T")
 
 
 @final
@@ -257,18 +258,45 @@ class Flags:
         """
         return handle(self._store, Flag, key, default, StrKind())
 
-    def json(self, key: builtins.str, *, default: Any) -> Flag[Any]:
-        """Return a handle that is an object or a list, read-only: mappings and tuples.
+    @overload
+    def json(self, key: builtins.str, *, default: Any, schema: None = None) -> Flag[Any]: ...
+
+    @overload
+    def json(self, key: builtins.str, *, default: T, schema: type[T]) -> Flag[T]: ...
+
+    def json(
+        self, key: builtins.str, *, default: Any, schema: type[Any] | None = None
+    ) -> Flag[Any]:
+        """Return a handle that is an object or a list: read-only mappings and tuples, or an object of your own type.
+
+        With a *schema*, variants are validated by pydantic, as JSON. One that does not fit is trouble: `problems` names
+        the place in it. Whoever asks gets an object of their own, so that changing it changes nobody's answer; one that
+        is frozen and hashable is not copied.
 
         Args:
             key: The flag.
-            default: What to give on any trouble: a mapping, list or tuple; a read-only copy is kept.
+            default: What to give on any trouble: a mapping, list or tuple, of which a read-only copy is kept; with a
+                schema, an object of it.
+            schema: A model of pydantic, a dataclass or a `TypedDict`.
 
         Raises:
             FlagTypeError: As for `bool`.
             ConfigurationError: If an argument is wrong.
+
+        Examples:
+            >>> from pydantic import BaseModel
+            >>> class Search(BaseModel, frozen=True):
+            ...     top_k: int = 10
+            ...     rerank: bool = False
+            >>> flags = Flags.in_memory({"search": {"top_k": 50}})
+            >>> flags.json("search", default=Search(), schema=Search)("user-7")
+            Search(top_k=50, rerank=False)
         """
-        return handle(self._store, Flag, key, default, JsonKind())
+        if schema is None:
+            return handle(self._store, Flag, key, default, JsonKind())
+        from mlkit.flags._schema import SchemaFlag, SchemaKind
+
+        return handle(self._store, SchemaFlag, key, default, SchemaKind(schema))
 
     def enum(self, key: builtins.str, *, default: E) -> Flag[E]:
         """Return a handle that is a member of an enum, found by the member's value.
@@ -318,8 +346,13 @@ class Flags:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong with the source now, and what stays in force for it."""
-        return self._store.problems
+        """What is wrong with the source now, and what stays in force for it; variants that a handle cannot take, too."""
+        store = self._store
+        if not store.declared:
+            return store.problems
+        from mlkit.flags._misfits import misfits
+
+        return (*store.problems, *misfits(store))
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """Return a context manager: this context sees one snapshot, whatever is reloaded meanwhile.
