@@ -111,14 +111,16 @@ def _without_padding(data: bytes) -> bytes:
     import numpy as np
 
     array = np.load(BytesIO(data), allow_pickle=False)
-    if array.dtype.names is None:
+    if array.dtype.fields is None or not array.size:
         return data
-    clean = np.zeros_like(array)
-    for name in array.dtype.names:
-        clean[name] = array[name]
-    file = BytesIO()
-    np.save(file, clean, allow_pickle=False)
-    return file.getvalue()
+    padding = np.ones(array.itemsize, dtype=bool)
+    for dtype, offset, *_ in array.dtype.fields.values():
+        padding[offset : offset + dtype.itemsize] = False
+    content = np.frombuffer(
+        bytearray(data), dtype=np.uint8
+    )  # NumPy's own writer does not keep zeros there
+    content[-array.nbytes :].reshape(-1, array.itemsize)[:, padding] = 0
+    return content.tobytes()
 
 
 def _renamed(node: Any, names: dict[str, str], numbers: dict[int, int]) -> Any:
