@@ -10,6 +10,7 @@ from __future__ import annotations
 from mlkit.models._checks import Check, Evidence
 from mlkit.models._codec import Codec
 from mlkit.models._compare import Comparison, Difference
+from mlkit.models._garbage import Sweep
 from mlkit.models._gates import LatencyGate, PairedGate, share_alpha
 from mlkit.models._protocol import VersionStore
 from mlkit.models._sealed import KeyProvider
@@ -35,6 +36,7 @@ __all__ = [
     "Requirement",
     "Signature",
     "Stateful",
+    "Sweep",
     "VersionStore",
     "share_alpha",
     "signed_by",

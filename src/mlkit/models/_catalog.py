@@ -184,6 +184,28 @@ class Catalog:
         payload = parse_payload(self.reading(version, lambda: read_document(version)))
         self.reading(version, lambda: self._folder.check_blob(payload.digest))
 
+    def contents(self) -> set[str]:
+        """Return the digests of every document and all weights that a version of any model needs.
+
+        Raises:
+            ModelStoreError: If a history cannot be read.
+        """
+        found: set[str] = set()
+        for name in self._names_on_disk():
+            for facts in self.log(name).read_locked().versions.values():
+                found |= {facts.digest, facts.payload}
+        return found
+
+    def needed(self) -> set[str]:
+        """Return the paths, relative to the store, where something lies that a version of any model needs.
+
+        Raises:
+            ModelStoreError: If a history cannot be read.
+        """
+        used = [self.log(name).read_locked().used() for name in self._names_on_disk()]
+        digests: set[str] = set().union(*used)
+        return {path(digest) for digest in digests for path in (blob_path, sealed_path)}
+
     def remove_unused(self, digests: set[str]) -> int:
         """Remove blobs that no version of any model uses, and return how many stay that need not.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mlkit.models._version import Facts
 
-__all__ = ["MAX_BUNDLE", "Requirement", "Signer", "claimed", "files_of", "sign", "signed_by", "signer"]  # fmt: skip
+__all__ = ["MAX_BUNDLE", "Requirement", "Signer", "claimed", "description", "files_of", "is_about", "sign", "signed_by", "signer"]  # fmt: skip
 
 MAX_BUNDLE = 1 << 20
 # Names and values that the Model Signing specification, in-toto, DSSE and Sigstore fix.
@@ -30,7 +30,7 @@ _STATEMENT = "https://in-toto.io/Statement/v1"
 _PAYLOAD = "application/vnd.in-toto+json"
 _BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 # What lies in an exported folder beside the files of the version.
-_BESIDE = ["history.json", "signatures"]
+_BESIDE = ["history.json", "model.sig", "signatures"]
 _CURVES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 
 
@@ -236,6 +236,23 @@ def sign(ref: str, files: Mapping[str, str], key: Signer) -> bytes:
             "signatures": [{"sig": _base64(key.sign(_message(payload))), "keyid": ""}],
         },
     })  # fmt: skip
+
+
+def is_about(ref: str, files: Mapping[str, str], bundle: bytes) -> bool:
+    """Return whether a bundle says that it is about these files as this version; whether it is true, a key tells.
+
+    Args:
+        ref: The version.
+        files: The digests of its files.
+        bundle: Of anybody.
+    """
+    from base64 import b64decode
+    from json import loads
+
+    try:
+        return _is_about(loads(b64decode(loads(bundle)["dsseEnvelope"]["payload"])), ref, files)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
 
 
 def claimed(bundle: bytes) -> str:

@@ -27,7 +27,7 @@ from mlkit.models._policy import Policy, checked_requirement
 from mlkit.models._sealed import checked_keys
 from mlkit.models._signature import signature_of
 from mlkit.models._signing import signer
-from mlkit.models._version import Change, ModelVersion, parse_payload, read_document
+from mlkit.models._version import MAX_DOCUMENT, Change, ModelVersion, parse_payload, read_document
 from mlkit.telemetry import Counter, emit, register
 
 if TYPE_CHECKING:
@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from types import EllipsisType
 
     from mlkit.models._compare import Comparison
+    from mlkit.models._garbage import Sweep
     from mlkit.models._sealed import KeyProvider
     from mlkit.models._signing import Requirement
+    from mlkit.models._transfer import Package, Parts
 
 
 __all__ = ["ModelStore"]
@@ -707,6 +709,211 @@ class ModelStore:
         emit("models.version.deleted", name, version=number, files_kept=kept)
         return change
 
+    def collect_garbage(self, *, older_than: float = 3600.0, dry_run: bool = False) -> Sweep:
+        """Remove files that no version needs: what killed processes left, and what could not be removed by `delete`.
+
+        Safe beside writers and readers: what a save has written is in no other writer's way until it is named, under
+        the lock under which this looks again.
+
+        Args:
+            older_than: Only files last changed longer ago than this, in seconds. It must be more than a save may take,
+                and than the clocks of the machines differ.
+            dry_run: Whether to remove nothing, and only say what would be.
+
+        Returns:
+            The files and their size.
+
+        Raises:
+            ConfigurationError: If *older_than* is no number of seconds, or the folder cannot be written.
+            IntegrityError: If a history was tampered with: what it needs is not known. Nothing was removed.
+            StoreLockedError: If another writer held the store for longer than *timeout*.
+            OSError: If a file cannot be removed; others may have been.
+        """
+        from mlkit.models._garbage import collect
+
+        older_than = seconds("collect_garbage(older_than=...)", older_than, zero=True)
+        before = current(self._clock).time() - older_than
+        with self._folder.fit(WRITABLE):
+            return collect(self._folder, self._catalog, before=before, dry_run=dry_run)
+
+    def reseal(self) -> Sweep:
+        """Seal with the present key every file that is sealed with another one, or not at all.
+
+        Can be interrupted and called again. A removed file may still be found on a disk that somebody else gets.
+
+        Returns:
+            The files as they were called before, and the size of their contents.
+
+        Raises:
+            ConfigurationError: If the store has no *keys*, or the folder cannot be written.
+            SealError: If a file is sealed with a key that the provider does not have.
+            IntegrityError: If what is stored is not what was saved.
+            StoreLockedError: If another writer held the store for longer than *timeout*.
+            OSError: If a file cannot be written, or the disk is full; each file is as it was, or sealed anew.
+        """
+        from mlkit.models._garbage import reseal
+
+        if self._folder.keys is None:
+            raise ConfigurationError("reseal()", self, "a store opened with keys=")
+        with self._folder.fit(WRITABLE):
+            return reseal(self._folder, self._catalog)
+
+    # --- to and from other stores --------------------------------------------------------------------------------
+
+    def export(
+        self,
+        ref: str | ModelVersion,
+        path: str | PathLike[str],
+        *,
+        require: Requirement | None = None,
+    ) -> str:
+        """Write a version, its signatures and its history as one folder or file. The same bytes each time.
+
+        The tools of OpenSSF Model Signing verify such a folder with the signatures in it. What was sealed is readable.
+
+        Args:
+            ref: As for `get`.
+            path: Where nothing is; a folder, or a tar file if it ends with `.tar`.
+            require: Who must have signed it, beside whom the store requires.
+
+        Returns:
+            The path.
+
+        Raises:
+            ConfigurationError: If an argument is wrong, or something is there.
+            VersionNotFoundError: If there is no such version.
+            SignatureError: If it is not signed as required.
+            IntegrityError: If what is stored is not what was saved; nothing was written.
+            OSError: If a file cannot be written, or the disk is full; nothing was written.
+        """
+        from mlkit.models._transfer import to_folder, to_tar
+
+        checked_requirement("export(require=...)", require)
+        target = _checked_target("export(path)", path)
+        version = self._catalog.resolve("export(ref)", ref)
+        self._policy.check(version, require)
+        parts = self._parts(version)
+        if target.endswith(".tar"):
+            self._catalog.reading(version, lambda: to_tar(parts, target, version.n_bytes))
+        else:
+            self._catalog.reading(version, lambda: to_folder(parts, target))
+        return target
+
+    def import_(
+        self,
+        path: str | PathLike[str],
+        *,
+        require: Requirement | None = None,
+        renumber: bool = False,
+        why: str = "",
+    ) -> ModelVersion:
+        """Take in a version that `export` wrote, under its name and number, after checking every byte of it.
+
+        A version that is here already stays as it is, and gets the signatures that it lacks. What the other store's
+        history says is kept as evidence and believed by nobody.
+
+        Args:
+            path: The folder or file; of anybody.
+            require: Who must have signed it, beside whom the store requires.
+            renumber: Whether it gets the next number if its own was given to something else; its signatures, which are
+                of its own number, then stay behind.
+            why: Why, for the history.
+
+        Returns:
+            The version.
+
+        Raises:
+            ConfigurationError: If *path* cannot be read, or the folder of the store not be written.
+            NumberTakenError: If it cannot have its number.
+            SignatureError: If it is not signed as required.
+            IntegrityError: If a file of it is not what the others say, or is none that `export` writes.
+            StoreLockedError: If another writer held the store for longer than *timeout*.
+            OSError: If a file of it cannot be written, or the disk is full; nothing was imported.
+        """
+        from mlkit.models._transfer import read_package, read_parts
+
+        checked_requirement("import_(require=...)", require)
+        check_text("import_(why=...)", why)
+        package = read_package(read_parts(_checked_target("import_(path)", path)))
+        return self._admit(package, renumber=renumber, require=require, why=why)
+
+    def copy(
+        self,
+        ref: str | ModelVersion,
+        to: ModelStore,
+        *,
+        require: Requirement | None = None,
+        renumber: bool = False,
+        why: str = "",
+    ) -> ModelVersion:
+        """Take a version of this store into another one; as `export` there and `import_` here, without the files.
+
+        Args:
+            ref: As for `get`.
+            to: The other store.
+            require: Who must have signed it, beside whom both stores require.
+            renumber: As for `import_`.
+            why: Why, for the history of the other store.
+
+        Returns:
+            The version in the other store.
+
+        Raises:
+            ConfigurationError: If an argument is wrong, or a folder cannot be used.
+            VersionNotFoundError: If there is no such version.
+            NumberTakenError: If it cannot have its number.
+            SignatureError: If it is not signed as required.
+            IntegrityError: If what is stored is not what was saved.
+            StoreLockedError: If another writer held the other store for longer than its *timeout*.
+            OSError: If a file of it cannot be written, or the disk is full; nothing was copied.
+        """
+        from mlkit.models._transfer import read_package
+
+        if not isinstance(to, ModelStore):
+            raise ConfigurationError("copy(to=...)", to, "a ModelStore")
+        checked_requirement("copy(require=...)", require)
+        check_text("copy(why=...)", why)
+        version = self._catalog.resolve("copy(ref)", ref)
+        self._policy.check(version, require)
+        package = read_package(self._parts(version))
+        return self._catalog.reading(
+            version,
+            lambda: to._admit(package, renumber=renumber, require=require, why=why),
+        )
+
+    def _parts(self, version: ModelVersion) -> Parts:
+        from mlkit.models._transfer import parts_of
+
+        name, number = version.name, version.number
+        state = self._catalog.state(name)
+        self._catalog.version(name, state, number)
+        facts = state.facts(number)
+        document = self._catalog.reading(
+            version, lambda: self._folder.read_blob(facts.digest, limit=MAX_DOCUMENT)
+        )
+        return parts_of(
+            version.ref,
+            (name, number, facts),
+            document=document,
+            bundles=self._policy.bundles(name, number, state),
+            changes=state.changes,
+            weights=lambda: self._folder.pieces(facts.payload),
+        )
+
+    def _admit(
+        self, package: Package, *, renumber: bool, require: Requirement | None, why: str
+    ) -> ModelVersion:
+        from mlkit.models._admit import admit
+
+        state, number = admit(
+            package,
+            (self._folder, self._catalog, self._policy),
+            self._event("imported", package.number, why),
+            renumber=renumber,
+            require=require,
+        )
+        return self._catalog.version(package.name, state, number)
+
     # --- within --------------------------------------------------------------------------------------------------
 
     def _event(self, kind: str, number: int, why: str) -> dict[str, Any]:
@@ -717,6 +924,13 @@ class ModelStore:
 
 def _reopen(path: str, settings: dict[str, Any]) -> ModelStore:
     return ModelStore(path, **settings)
+
+
+def _checked_target(where: str, path: object) -> str:
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigurationError(where, path, "a path")
+    return os.path.abspath(text)  # noqa: PTH100 - does not look at the disk
 
 
 def _checked_path(path: object) -> str:
