@@ -155,7 +155,7 @@ def test_time_process_and_command_are_not_part_of_the_identity(repository, monke
     }
     first = Manifest.capture(**options)
     with virtual_time(), monkeypatch.context() as patched:
-        patched.setattr(sys, "argv", ["other.py", "--fast"])
+        patched.setattr(sys, "orig_argv", ["python", "other.py", "--fast"])
         patched.setenv("UNRELATED", "1")
         git(repository, "commit", "-q", "--allow-empty", "-m", "nothing new")
         second = Manifest.capture(**options)
@@ -274,7 +274,7 @@ def test_secrets_stay_out(repository, monkeypatch):
     monkeypatch.setenv("MY_OWN_SETTING", "hunter3")
     command = ["train.py", "--api-key", "hunter4", "--token=hunter5", "--lr", "0.1", "DB_PASSWORD=hunter6",
                "https://user:hunter7@host/x", "--auth", "--verbose"]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "orig_argv", ["python", *command])
     manifest = Manifest.capture(code=repository)
     text = json.dumps(manifest.to_dict())
     assert "hunter" not in text
@@ -512,7 +512,7 @@ def test_odd_names_of_folders(tmp_path, name):
 
 
 def test_a_command_line_of_any_bytes_is_saved(repository, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", [os.fsdecode(b"tr\xffin.py")])
+    monkeypatch.setattr(sys, "orig_argv", ["python", os.fsdecode(b"tr\xffin.py")])
     monkeypatch.setattr(sys, "executable", None)  # as where Python is embedded
     manifest = Manifest.capture(code=repository)
     manifest.save(tmp_path / "manifest.json")

@@ -13,6 +13,9 @@ from mlkit.repro._fingerprint import fingerprint
 from mlkit.repro._invariance import InvarianceReport, batch_invariance
 from mlkit.repro._loading import Keyed, KeyedSampler, loader_kwargs
 from mlkit.repro._manifest import Manifest
+from mlkit.repro._recording import Recording
+from mlkit.repro._rerun import RerunVerdict
+from mlkit.repro._results import ResultDifference
 from mlkit.repro._rng_state import RngState, rng_state
 from mlkit.repro._seeding import SeedReport, isolated, seed_all, seed_everything
 from mlkit.repro._seeds import Seeds
@@ -25,6 +28,9 @@ __all__ = [
     "Keyed",
     "KeyedSampler",
     "Manifest",
+    "Recording",
+    "RerunVerdict",
+    "ResultDifference",
     "RngState",
     "SeedReport",
     "Seeds",

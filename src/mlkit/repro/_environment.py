@@ -11,10 +11,10 @@ from typing import Any
 
 from mlkit.repro._generators import loaded_torch
 
-__all__ = ["environment", "packages", "redacted"]
+__all__ = ["HIDDEN", "VARIABLES", "environment", "packages", "redacted"]
 
 # Variables that change results. All others are left out: they may hold secrets, and a deny-list always misses one.
-_VARIABLES = (
+VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "CUBLAS_WORKSPACE_CONFIG",
     "CUDA_VISIBLE_DEVICES",
@@ -42,7 +42,7 @@ _ISA = frozenset(
 )
 _SECRET = re.compile(r"(?i)(key|token|secret|passw|pwd|credential|auth|cookie|session)")
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-_HIDDEN = "<hidden>"
+HIDDEN = "<hidden>"
 
 
 def environment() -> dict[str, Any]:
@@ -60,7 +60,7 @@ def environment() -> dict[str, Any]:
             "isa": _isa(),
         },
         "threads": {"available": _cpus(), **_torch_threads()},
-        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "torch": _torch_switches(),
     }
 
@@ -100,15 +100,15 @@ def redacted(arguments: list[str]) -> list[str]:
     for argument in arguments:
         option, equals, _ = argument.partition("=")
         if hide_next and not argument.startswith("-"):
-            shown.append(_HIDDEN)
+            shown.append(HIDDEN)
             hide_next = False
             continue
         hide_next = False
         if _SECRET.search(option) and (equals or option.startswith("-")):
             hide_next = not equals
-            shown.append(f"{option}={_HIDDEN}" if equals else option)
+            shown.append(f"{option}={HIDDEN}" if equals else option)
         else:
-            shown.append(_USERINFO.sub(f"{_HIDDEN}@", argument))
+            shown.append(_USERINFO.sub(f"{HIDDEN}@", argument))
     return shown
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, final
 
+from mlkit._arguments import one_of, seconds, whole
 from mlkit._clock import current
 from mlkit._digest import digest, short
 from mlkit.errors import ConfigurationError, FingerprintError, ManifestError
@@ -15,11 +16,16 @@ from mlkit.repro._seeds import Seeds, as_seeds
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from os import PathLike
+
+    from mlkit.repro._lock import LockFormat
+    from mlkit.repro._recording import Recording
+    from mlkit.repro._rerun import RerunVerdict
 
 __all__ = ["Manifest"]
 
+_Status = Literal["captured", "running", "completed", "failed"]
 _SCHEMA = "mlkit.manifest/1"
 # In the order in which a difference is likely to explain another result.
 _SECTIONS = ("code", "data", "spec", "params", "seeds", "packages", "environment")
@@ -116,7 +122,7 @@ class Manifest:
         }
         facts = {
             "created": current().time(),
-            "command": redacted([sys.executable or "python", *sys.argv]),
+            "command": redacted([sys.executable or "python", *sys.orig_argv[1:]]),
             "commit": state.commit,
             "clean": state.clean,
             "directory": str(folder),
@@ -136,6 +142,94 @@ class Manifest:
     def findings(self) -> tuple[Finding, ...]:
         """What could not be recorded, and what to do about it."""
         return tuple(Finding(*finding) for finding in self._facts["findings"])
+
+    @property
+    def results(self) -> dict[str, float | int | str]:
+        """What the recorded run gave, by name: numbers, and fingerprints of the rest; empty if nothing was recorded."""
+        from mlkit.repro._results import shown
+
+        return shown(self._facts.get("results", {}))
+
+    @property
+    def status(self) -> _Status:
+        """How the recorded run ended; `"running"` also if it was killed, `"captured"` if none was recorded."""
+        outcome = self._facts.get("outcome")
+        found: _Status = "captured" if outcome is None else outcome["status"]
+        return found
+
+    def recording(self, path: str | PathLike[str]) -> Recording:
+        """Return a block that writes this manifest to a file, with the results of the run and how it ended.
+
+        Args:
+            path: The file; an old one is replaced.
+
+        Examples:
+            >>> import tempfile
+            >>> path = f"{tempfile.mkdtemp()}/run.json"
+            >>> with Manifest.capture(seeds=7).recording(path) as run:
+            ...     run.result("accuracy", 0.875)
+            >>> record = Manifest.load(path)
+            >>> record.status, record.results
+            ('completed', {'accuracy': 0.875})
+        """
+        from mlkit.repro._recording import Recording
+
+        return Recording(self, path, Manifest._with_facts)
+
+    def _with_facts(self, facts: Mapping[str, Any]) -> Manifest:
+        return Manifest(self._identity, {**self._facts, **facts})
+
+    def rerun(
+        self,
+        *,
+        command: Sequence[str] | None = None,
+        directory: str | PathLike[str] | None = None,
+        timeout: float | None = None,
+        max_ulps: int = 16,
+    ) -> RerunVerdict:
+        """Run the recorded command again, and say how its results compare: bit for bit, nearly, or why not.
+
+        The command runs in the recorded folder with the code that is there now, with the environment variables that
+        change results as they were; its output goes where this process's does. Its `recording` of the same path goes
+        to a file aside, so that the record stays.
+
+        Args:
+            command: What to run instead, for a command with values that were hidden.
+            directory: Where to run it instead.
+            timeout: Seconds after which it is killed; None waits.
+            max_ulps: How many units in the last place count as the same to the level `"within_ulps"`.
+
+        Returns:
+            The verdict; `verdict.because` names what changed since.
+
+        Raises:
+            ConfigurationError: If the manifest has no results, or its command holds hidden values.
+            ManifestError: If the command fails, takes longer than *timeout*, or makes no record.
+        """
+        from mlkit.repro._rerun import judge, run_again
+
+        ulps = whole("Manifest.rerun(max_ulps=...)", max_ulps)
+        limit = None if timeout is None else seconds("Manifest.rerun(timeout=...)", timeout)
+        again = run_again(self, Manifest.load, command=command, directory=directory, timeout=limit)
+        return judge(self, again, ulps)
+
+    def lock(self, form: LockFormat = "requirements", *, options: Sequence[str] = ()) -> str:
+        """Return the installed packages as the text of a file that installers read.
+
+        Args:
+            form: `"requirements"` (pip and uv), `"conda"` (an `environment.yml` with a pip section), or `"pylock"`
+                (PEP 751), which uv makes: it looks up where each package comes from, and its hashes.
+            options: Further options for `uv pip compile`, such as `["--index-url", "..."]`; of `"pylock"` only.
+
+        Raises:
+            ConfigurationError: If *form* is none of these.
+            ManifestError: If uv is not there, or cannot find a package.
+        """
+        from mlkit.repro._lock import lock
+
+        one_of("Manifest.lock(form)", form, ("requirements", "pylock", "conda"))
+        python = self._identity["environment"]["python"]["version"]
+        return lock(self._identity["packages"], python, form, options)
 
     def to_dict(self, *, facts: bool = True) -> dict[str, Any]:
         """Return the manifest as plain data that JSON can hold: `schema`, `digest`, `identity`, `facts`.
@@ -301,6 +395,22 @@ def _facts_fit(facts: dict[str, Any]) -> bool:
         and all(isinstance(finding, list) and len(finding) == 3 for finding in findings)
         and isinstance(paths, dict)
         and all(isinstance(path, str) for path in paths.values())
+        and _run_fits(facts)
+    )
+
+
+def _run_fits(facts: dict[str, Any]) -> bool:
+    """Return whether what is written of a recorded run, if one was, is as `Recording` writes it."""
+    outcome, results = facts.get("outcome"), facts.get("results", {})
+    if outcome is None and not results:
+        return True
+    return (
+        isinstance(outcome, dict)
+        and outcome.get("status") in {"running", "completed", "failed"}
+        and all(isinstance(facts.get(name), str) for name in ("record", "directory"))
+        and isinstance(facts.get("command"), list)
+        and isinstance(results, dict)
+        and all(isinstance(one, dict) and "fingerprint" in one for one in results.values())
     )
 
 
