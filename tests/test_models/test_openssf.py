@@ -38,7 +38,7 @@ def test_its_signature_is_of_that_version_only(tmp_path):
     other.save("risk", b"eight by", spec={"a": 1}, metrics={"accuracy": 0.9})
     other.export("risk@2", tmp_path / "risk@2")
     shutil.copy(package / "model.sig", tmp_path / "risk@2" / "model.sig")
-    with pytest.raises(IntegrityError, match="model.sig"):
+    with pytest.raises(IntegrityError, match=r"model\.sig"):
         ModelStore(tmp_path / "s").import_(tmp_path / "risk@2")
 
 
