@@ -211,13 +211,13 @@ def builds(registry: Registry[Any], data: Any) -> bool:
 
 
 def exported(registry: Registry[Any]) -> dict[str, Any]:
-    schema = json.loads(json.dumps(registry.json_schema()))  # it is itself JSON
-    jsonschema.Draft202012Validator.check_schema(schema)
-    return schema
+    return json.loads(json.dumps(registry.json_schema()))  # it is itself JSON
 
 
 def validator_of(registry: Registry[Any]) -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(exported(registry))
+    schema = exported(registry)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
 
 
 def agree(registry: Registry[Any], validator: jsonschema.Draft202012Validator, data: Any) -> None:
