@@ -277,8 +277,9 @@ class TestCancelled:
             with suppress(asyncio.CancelledError):
                 await task
             assert task.cancelled() == (not over)
-            # The cleanup of the attempts that were under way, and nothing else, takes time.
-            assert current().monotonic() <= at + 0.2 + 1e-6
+            # The cleanup of the attempts that were under way, and nothing else, takes time: first that of the attempt in
+            # the caller's own task, which is where the cancellation arrives, then that of the one beside it.
+            assert current().monotonic() <= at + (0.4 if hedge else 0.2) + 1e-6
             assert running == [0]
             assert asyncio.all_tasks() == {asyncio.current_task()}
             for policy in policies:  # the places in the bulkheads are free

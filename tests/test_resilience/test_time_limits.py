@@ -255,7 +255,7 @@ def test_neither_limits_cut_by_a_deadline_nor_calls_of_their_own_leave_timers_be
     asyncio.run(main())
 
 
-def test_a_timer_keeps_neither_arguments_nor_loop_nor_context():
+def test_a_timer_keeps_neither_arguments_nor_loop_nor_context(only_what_is_new):
     class Batch:
         pass
 
