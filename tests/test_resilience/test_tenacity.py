@@ -46,11 +46,6 @@ WAITS = {
     "wait_exception": wait_exception(lambda error: float(len(str(error)))),
     "wait_fixed + wait_exception": wait_fixed(1) + wait_exception(lambda error: error.args[0]),
 }
-NEEDS_THE_ERROR = pytest.mark.xfail(
-    strict=True,
-    reason="wait_exception asks for the error; a backoff is given the attempt alone, and the call ends in tenacity's "
-    "'RuntimeError: __call__() called before outcome was set'",
-)
 
 
 def raised_event():
@@ -120,13 +115,7 @@ def with_mlkit(wait, stop, seed):
         return down.calls, clock.sleeps
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=NEEDS_THE_ERROR if "wait_exception" in name else ())
-        for name in WAITS
-    ],
-)
+@pytest.mark.parametrize("name", WAITS)
 def test_it_waits_as_tenacity_does(name):
     ours, theirs = (run(WAITS[name], stop_never, 7) for run in (with_mlkit, with_tenacity))
     assert ours == (theirs[0], pytest.approx(theirs[1]))

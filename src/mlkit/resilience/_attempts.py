@@ -94,7 +94,7 @@ class Attempts:
             return self._give_up(error, None, retried=False)  # the policy around it goes on
         if self.made >= retry.attempts:
             return self._give_up(error, None)
-        pause = pause_after(retry.backoff, self.made)
+        pause = pause_after(retry.backoff, self.made, error)
         asked = verdict.pause if verdict.pause is not None else pushback(error)
         if asked is not None:
             if asked > retry.max_wait:

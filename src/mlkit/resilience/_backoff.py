@@ -99,7 +99,7 @@ class _Constant(Frozen):
 
 @final
 class _Tenacity(Frozen):
-    """A `tenacity.wait_*` object, given the call state that it expects; never the user's arguments."""
+    """A `tenacity.wait_*` object, given the call state that it expects: the attempt and its error, never the arguments."""
 
     __slots__ = ("wait",)
 
@@ -109,10 +109,16 @@ class _Tenacity(Frozen):
         self._set(wait=wait)
 
     def __call__(self, attempt: int) -> float:
+        return self.after(attempt, None)
+
+    def after(self, attempt: int, error: Exception | None) -> float:
+        """Return the seconds to wait after *attempt*, which ended in *error*."""
         from tenacity import RetryCallState
 
         state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
         state.attempt_number = attempt
+        if error is not None:  # `wait_exception` asks for it
+            state.set_exception((type(error), error, error.__traceback__))
         return self.wait(state)
 
     def __repr__(self) -> str:
@@ -167,9 +173,9 @@ def stop_of(where: str, value: object) -> Stop:
     )
 
 
-def pause_after(backoff: Backoff, attempt: int) -> float:
-    """Return the seconds that *backoff* asks for, checked: it is user code."""
-    pause = backoff(attempt)
+def pause_after(backoff: Backoff, attempt: int, error: Exception) -> float:
+    """Return the seconds that *backoff* asks for after *error*, checked: it is user code."""
+    pause = backoff.after(attempt, error) if type(backoff) is _Tenacity else backoff(attempt)
     if type(pause) is float and 0.0 <= pause < inf:  # nearly always
         return pause
     if not isinstance(pause, (int, float)) or not isfinite(pause) or pause < 0:
