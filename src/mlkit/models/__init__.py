@@ -18,9 +18,11 @@ from mlkit.models._signature import Field, Signature
 from mlkit.models._signing import Requirement, signed_by
 from mlkit.models._store import ModelStore
 from mlkit.models._tensors import Stateful
+from mlkit.models._verify import Broken, Verification
 from mlkit.models._version import Change, ModelVersion
 
 __all__ = [
+    "Broken",
     "Change",
     "Check",
     "Codec",
@@ -37,6 +39,7 @@ __all__ = [
     "Signature",
     "Stateful",
     "Sweep",
+    "Verification",
     "VersionStore",
     "share_alpha",
     "signed_by",
