@@ -53,6 +53,13 @@ class Split(NamedTuple):
         """Return the bucket of an unsigned 32-bit hash."""
         return (hashed * self.total) >> 32
 
+    def table(self) -> list[Any]:
+        """Return the outcome of each bucket."""
+        made: list[Any] = []
+        for edge, outcome in zip(self.edges, self.outcomes, strict=True):
+            made += [outcome] * (edge - len(made))
+        return made
+
     def choose(self, hashed: int) -> Any:
         """Return the outcome of an unsigned 32-bit hash."""
         bucket = (hashed * self.total) >> 32

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     Code = Callable[[Any], Any]
 
-__all__ = ["compile_fractional", "compile_rollout", "hash_key"]
+__all__ = ["compile_fractional", "compile_rollout", "hash_key", "rollout_now"]
 
 _UNIT = "targetingKey"
+_TABLE = 1_000  # percent and permille; a larger total is looked up by its edges
 
 
 def hash_key(key: Any, data: Any, scope: Scope) -> int | None:
@@ -103,7 +104,7 @@ def compile_rollout(given: list[Any], codes: Sequence[Code], scope: Scope) -> Co
 
     def run(data: Any) -> Any:
         begin, end, key = rest[0](data), rest[1](data), by(data)
-        now = _now(data)
+        now = rollout_now(data)
         if now is None or type(begin) not in {int, float} or type(end) not in {int, float}:
             return None
         gone, length = now - int(begin), int(end) - int(begin)
@@ -119,7 +120,8 @@ def _default_key(_: Any) -> list[Any]:
     return []
 
 
-def _now(data: Any) -> int | None:
+def rollout_now(data: Any) -> int | None:
+    """Return the time that the rule sees, in seconds since 1970."""
     facts = data.get("$flagd") if type(data) is dict else None
     now = facts.get("timestamp") if type(facts) is dict else None
     return now if type(now) is int else None
@@ -136,7 +138,7 @@ def _unit_split(split: Split, scope: Scope) -> Code:
         return _nothing
     # What goes before a unit of each length that ids have.
     before = [prefix + text_head(length) if headed else prefix for length in range(64)]
-    ranges = list(zip(split.edges, split.outcomes, strict=True))
+    table = split.table() if total <= _TABLE else None
 
     def run(data: Any) -> Any:
         unit = data.get(_UNIT)
@@ -148,11 +150,8 @@ def _unit_split(split: Split, scope: Scope) -> Code:
             return None
         length = len(body)
         head = before[length] if length < 64 else prefix + (text_head(length) if headed else b"")
-        bucket = (hashed(head + body) * total) >> 32
-        for edge, outcome in ranges:
-            if bucket < edge:
-                return outcome
-        return None
+        number = hashed(head + body)
+        return split.choose(number) if table is None else table[(number * total) >> 32]
 
     return run
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlkit.flags._coerce import PLAIN, loosely_equal, number, plain, strictly_equal, truthy
 from mlkit.flags._data import absent, lookup, walk
 from mlkit.flags._fractional import compile_fractional, compile_rollout
+from mlkit.flags._fused import fused
 from mlkit.flags._operators import SPREAD, VALUE_OPERATORS, contains, spend
 from mlkit.flags._rule import arguments, literal
 from mlkit.flags._shortcuts import shortcut
@@ -46,6 +47,9 @@ def compile_rule(node: Any, scope: Scope) -> Code:
     short = shortcut(name, given, scope)
     if short is not None:
         return short
+    whole = fused(node, scope, compile_rule, _is_plain_truth) if name in _FUSED else None
+    if whole is not None:
+        return whole
     special = _SPECIAL.get(name)
     if special is not None:
         return special(given, scope)
@@ -147,6 +151,9 @@ _PLAIN_TRUTH = frozenset(
     {"==", "!=", "===", "!==", "<", "<=", ">", ">=", "!", "!!", "in", "all", "some", "none",
      "starts_with", "ends_with", "sem_ver"}
 )  # fmt: skip
+
+
+_FUSED = frozenset({"if", "?:", "and", "or"})
 
 
 def _is_plain_truth(node: Any) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Code = Callable[[Any], Any]
 
-__all__ = ["shortcut"]
+__all__ = ["comparison", "shortcut"]
 
 _EQUAL: dict[str, tuple[Callable[[Any, Any], bool], bool]] = {
     "==": (loosely_equal, True),
@@ -42,19 +42,38 @@ def shortcut(name: str, given: list[Any], scope: Scope) -> Code | None:
         given: Its arguments.
         scope: Where the rule stands.
     """
+    found = comparison(name, given, scope)
+    if found is None:
+        return None
+    if name in _EQUAL:
+        return _equals(*found, *_EQUAL[name])
+    return _compares(*found, _ORDER[name]) if name in _ORDER else _among(*found)
+
+
+def comparison(name: str, given: list[Any], scope: Scope) -> tuple[str, Any] | None:
+    """Return the attribute and the constant that a rule of a common form compares, None for any other.
+
+    Args:
+        name: The operator.
+        given: Its arguments.
+        scope: Where the rule stands.
+
+    Returns:
+        With `==` and its kin a text to be equal to, with `<` and its kin a number, with `in` the texts as a set.
+    """
     if len(given) != 2 or scope.inner:
         return None
     attribute, constant = _attribute(given[0]), given[1]
+    if name in _EQUAL and attribute is None:
+        attribute, constant = _attribute(given[1]), given[0]
+    if attribute is None:
+        return None
     if name in _EQUAL:
-        if attribute is None:
-            attribute, constant = _attribute(given[1]), given[0]
-        if attribute is not None and type(constant) is str:
-            return _equals(attribute, constant, *_EQUAL[name])
-    elif attribute is not None:
-        if name in _ORDER and type(constant) in {int, float}:
-            return _compares(attribute, constant, _ORDER[name])
-        if name == "in" and type(constant) is list and all(type(item) is str for item in constant):
-            return _among(attribute, frozenset(constant))
+        return (attribute, constant) if type(constant) is str else None
+    if name in _ORDER:
+        return (attribute, constant) if type(constant) in {int, float} else None
+    if name == "in" and type(constant) is list and all(type(item) is str for item in constant):
+        return attribute, frozenset(constant)
     return None
 
 
