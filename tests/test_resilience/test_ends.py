@@ -89,6 +89,27 @@ def test_what_is_raised_for_good_comes_out_and_keeps_nothing(
     assert reason == (f"big: {kind.__name__}" if traced else "")
 
 
+def test_a_breaker_that_opens_between_two_attempts_leads_to_the_next_tier() -> None:
+    class Trips(ConnectionError):
+        def __str__(self) -> str:
+            breaker.trip()  # as another thread might, after it was asked whether there may be a second attempt
+            return "trips"
+
+    def big(_x: object) -> float:
+        asked.append("big")
+        raise Trips
+
+    def small(_x: object) -> float:
+        asked.append("small")
+        return 2.0
+
+    asked: list[str] = []
+    breaker = Breaker(name="between")
+    policy = Policy(retry=Retry(3, backoff=0), breaker=breaker)
+    assert fallback(tier(big, policy=policy), tier(small))(1) == 2.0
+    assert asked == ["big", "small"]
+
+
 @pytest.mark.usefixtures("no_collector")
 def test_what_is_raised_for_good_keeps_nothing_async() -> None:
     async def asked(_batch: object) -> float:

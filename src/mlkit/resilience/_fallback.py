@@ -219,6 +219,7 @@ class Fallback(Generic[_P, _R_co]):
         """
         try:
             for one, breaker, when, run, judge, tick in rungs:
+                once_more, again = again, None
                 if breaker is not None and (wait := breaker.blocked()) is not None:
                     misses.append((one, wait))
                     continue
@@ -226,11 +227,7 @@ class Fallback(Generic[_P, _R_co]):
                     if when is not None and not when(args, kwargs):
                         misses.append((one, OFF))
                         continue
-                    if again is None:
-                        answer = run(*args, **kwargs)
-                    else:
-                        asked, again = again, None
-                        answer = asked()
+                    answer = run(*args, **kwargs) if once_more is None else once_more()
                     if judge is None or judge(answer, args, kwargs) is True:
                         tick()
                         return answer
