@@ -11,6 +11,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from datetime import datetime
 
 import pytest
 
@@ -435,6 +436,24 @@ def test_pickled_flags_answer_alike():
     )
     assert done.stdout.decode().strip() == str([flag("x")])
     assert pickle.loads(pickle.dumps(flags)).digest == flags.digest
+
+
+def test_explain_says_when_a_units_turn_is():
+    rule = {"rollout": [1_699_999_900, 1_700_000_100, "a", "b"]}
+    flags = Flags.from_dict({"flags": {"f": {
+        "state": "ENABLED", "variants": {"a": 1, "b": 2}, "defaultVariant": "a", "targeting": rule}}})  # fmt: skip
+    flag = flags.int("f", default=0)
+    for unit in range(20):
+        with virtual_time() as clock:  # 1,700,000,000, half the way
+            note = str(flags.explain("f", unit))
+            assert "50 % of the way" in note
+            turn = datetime.fromisoformat(note.split("its turn is at ")[1].split(",")[0])
+            if turn.timestamp() > clock.time():
+                clock.advance(turn.timestamp() - 1 - clock.time())
+                assert flag(unit) == 1
+                clock.advance(1)
+            assert flag(unit) == 2
+    assert "cannot be placed in time" in str(flags.explain("f"))
 
 
 def test_explain_shows_the_way():

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit._suggest import clip, did_you_mean, listing
 from mlkit.errors import ConfigurationError
-from mlkit.flags._bucket import parse_split
+from mlkit.flags._bucket import MAX_WEIGHT, parse_split
 from mlkit.flags._coerce import truthy
 from mlkit.flags._flag import Details, Flag, as_unit
-from mlkit.flags._fractional import hash_key
+from mlkit.flags._fractional import hash_key, rollout_now
 from mlkit.flags._logic import compile_rule
 from mlkit.flags._operators import limited
 from mlkit.flags._rule import Scope, arguments
@@ -116,7 +116,10 @@ def _tell(node: Any, data: Any, scope: Scope, depth: int, lines: list[str]) -> A
         _tell(given[0] if given else None, data, scope, depth + 1, lines)
     else:
         values = [_tell(item, data, scope, depth + 1, lines) for item in given]
-        note = _split_note(values, data, scope) if name == "fractional" and values else ""
+        if name == "fractional" and values:
+            note = _split_note(values, data, scope)
+        elif name == "rollout":
+            note = _rollout_note(given, values, data, scope)
     result = clip(repr(value) if type(value) is str else value, 60)
     lines[place] = f"{'  ' * depth}{name} {shown}{shown and ' '}-> {result}{note}"
     return value
@@ -142,3 +145,33 @@ def _split_note(values: list[Any], data: Any, scope: Scope) -> str:
         edges.append(f"{clip(outcome, 20)} [{begin}, {edge})")
         begin = edge
     return f"  [{scope.generation} hash 0x{hashed:08x}, bucket {split.bucket(hashed)} of {split.total}: {', '.join(edges[:8])}]"
+
+
+def _rollout_note(given: list[Any], values: list[Any], data: Any, scope: Scope) -> str:
+    keyed = bool(given) and type(given[0]) not in {int, float}
+    times = values[1:3] if keyed else values[:2]
+    by = values[0] if keyed else None
+    hashed = hash_key([] if by is None else by, data, scope)
+    now = rollout_now(data)
+    numbers = len(times) == 2 and all(type(one) in {int, float} for one in times)
+    if hashed is None or now is None or not numbers:
+        return "  [cannot be placed in time]"
+    begin, length = int(times[0]), int(times[1]) - int(times[0])
+    if not 0 < length <= MAX_WEIGHT:
+        return "  [it has no time to go by]"
+    # Its turn has come once more than this has gone by.
+    turn = begin + ((hashed * length) >> 32) + 1
+    done = min(max((now - begin) / length, 0.0), 1.0)
+    return (
+        f"  [{scope.generation} hash 0x{hashed:08x}, its turn is at {_moment(turn)}, "
+        f"now is {_moment(now)}: {100 * done:.4g} % of the way]"
+    )
+
+
+def _moment(seconds: int) -> str:
+    from datetime import UTC, datetime
+
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, OSError, ValueError):
+        return str(seconds)

@@ -34,7 +34,7 @@ from mlkit.flags._served import Models, Served
 from mlkit.flags._shadow import Shadow, ShadowReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from mlkit.flags._definition import Definition
     from mlkit.flags._document import Change
@@ -256,14 +256,24 @@ class Rollout:
             raise FlagFileError(store.source, f"cannot be saved: {error}") from error
 
     def close(self) -> None:
-        """Give up all models, each when nobody uses it any more, and wait for the shadow runs. Deciding goes on."""
+        """Give up all models, each when nobody uses it any more, and wait for the shadow runs. Deciding goes on.
+
+        Shadow runs of `Served.arun` are tasks of their loop; `aclose` waits for them, too.
+        """
         self._shadow.wait()
         self.models.retire(())
+
+    async def aclose(self) -> None:
+        """As `close`, while other tasks go on, with the shadow runs of this event loop."""
+        import asyncio
+
+        await self._shadow.await_tasks()
+        await asyncio.to_thread(self.close)
 
     # --- serving -------------------------------------------------------------------------------------------------
 
     def serve(self, unit: str | int, /, **attributes: object) -> Served:
-        """Return a context manager for one request: which variant serves it, its model, and how it went.
+        """Return a context manager, sync and async, for one request: which variant serves it, its model, how it went.
 
         Args:
             unit: Whom to serve.
@@ -307,7 +317,7 @@ class Rollout:
         """
         if variant is not None and variant not in (self.candidate, self.incumbent):
             self._requests.check_variant(variant)
-        self.ended(
+        due = self.ended(
             variant,
             ok=as_bool(ok),
             latency=None
@@ -318,6 +328,8 @@ class Rollout:
             share=None,
             ramp=self._requests.inner() is None,
         )
+        if due:
+            self.sync()
 
     def sync(self) -> None:
         """Tell the other processes of the folder what this one has seen, and take in what they have; may roll back.
@@ -398,16 +410,16 @@ class Rollout:
         metrics: Mapping[str, float] | None,
         share: float | None,
         ramp: bool,
-    ) -> None:
-        """Take in how a request went; for `mlkit.flags` itself."""
+    ) -> bool:
+        """Take in how a request went, and return whether it is time for `sync`; for `mlkit.flags` itself."""
         figures = as_metrics(metrics, self._bounds)
         known = self._requests.unit(unit)
         if variant not in (self.candidate, self.incumbent) or self._case is None:
-            return
+            return False
         with self._lock:
             state = self._state
             if state.status not in ACTIVE:
-                return
+                return False
             share = self._weight(state) if share is None else share
             trial = Trial(variant == self.candidate, ok, latency, share, known, figures, ramp)
             found = self._case.add(trial)
@@ -416,8 +428,8 @@ class Rollout:
             due = current().monotonic() - self._synced >= self._pause
         if ended is not None:
             self._close_case(found, ended)
-        elif self._folder is not None and (due or found is not None):
-            self.sync()
+            return False
+        return self._folder is not None and (due or found is not None)
 
     def fell_back(self, error: str) -> None:
         """Count that the candidate failed and the incumbent answered; for `mlkit.flags` itself."""
@@ -438,6 +450,21 @@ class Rollout:
                 self.models.give_back(uri)
 
         self._shadow.put(run, answer)
+
+    def ashadowed(self, call: Callable[[Any], Awaitable[Any]], answer: Any) -> None:
+        """As `shadowed`, for a coroutine function; for `mlkit.flags` itself."""
+        if self._state.status not in ACTIVE or not self._shadow.due():
+            return
+        uri = self.uri(self.candidate)
+
+        async def run() -> Any:
+            model = await self.models.atake(uri)
+            try:
+                return await call(model)
+            finally:
+                self.models.give_back(uri)
+
+        self._shadow.put_async(run, answer)
 
     def uri(self, variant: str) -> str:
         """Return the URI of a variant's model; for `mlkit.flags` itself."""

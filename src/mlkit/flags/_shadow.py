@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from contextvars import copy_context
 from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING, Any, NamedTuple, final
+from weakref import WeakKeyDictionary
 
 from mlkit._clock import current
 from mlkit.telemetry import Counter, Sample, emit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from asyncio import Task
+    from collections.abc import Awaitable, Callable
 
 __all__ = ["Shadow", "ShadowReport", "same"]
 
@@ -63,6 +66,8 @@ class Shadow:
         ]
         self._waiting: Queue[tuple[Any, Callable[[], Any], Any]] = Queue(_WAITING)
         self._thread: threading.Thread | None = None
+        self._loops: WeakKeyDictionary[Any, deque[Any]] = WeakKeyDictionary()
+        self._tasks: set[Task[None]] = set()  # a loop holds its tasks weakly
 
     def due(self) -> bool:
         """Return whether this request is to be run, which spends from the budget."""
@@ -90,6 +95,34 @@ class Shadow:
                 )
                 self._thread.start()
 
+    def put_async(self, run: Callable[[], Awaitable[Any]], answer: Any) -> None:
+        """Have a coroutine function run later by this event loop, one after the other as well."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            waiting = self._loops.get(loop)
+            begun = waiting is not None
+            if waiting is None:
+                waiting = self._loops[loop] = deque()
+        if len(waiting) >= _WAITING:
+            self._dropped.add()
+            return
+        waiting.append((copy_context(), run, answer))
+        if not begun:
+            task = loop.create_task(self._work_async(loop, waiting))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def await_tasks(self) -> None:
+        """Wait until this event loop has run all that is waiting now."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        mine = [task for task in self._tasks if task.get_loop() is loop]
+        if mine:
+            await asyncio.wait(mine)
+
     def report(self) -> ShadowReport:
         """Return what there was so far."""
         n, failed, different, dropped = (counter.value for counter in self._counters)
@@ -109,6 +142,7 @@ class Shadow:
         self._lock = threading.Lock()
         self._waiting = Queue(_WAITING)
         self._thread = None
+        self._loops, self._tasks = WeakKeyDictionary(), set()
 
     def _work(self) -> None:
         while True:
@@ -128,18 +162,40 @@ class Shadow:
     def _run(self, run: Callable[[], Any], answer: Any) -> None:
         begin = current().monotonic()
         try:
-            result = run()
-            self._seconds += current().monotonic() - begin
-            if not self._same(answer, result):
-                self._different.add()
+            self._compare(run(), answer, begin)
         except Exception as error:  # noqa: BLE001 - whatever the candidate does, nobody must notice
-            self._failed.add()
-            kind = type(error).__name__
-            if kind not in self._reported and len(self._reported) < 64:
-                self._reported.add(kind)
-                emit("flags.shadow.failed", self._key, error=kind)
+            self._fail(error)
         finally:
             self._n.add()
+
+    async def _work_async(self, loop: Any, waiting: deque[Any]) -> None:
+        try:
+            while waiting:
+                context, run, answer = waiting.popleft()
+                await loop.create_task(self._run_async(run, answer), context=context)
+        finally:  # without a wait since the last look: who puts something in afterwards begins anew
+            self._loops.pop(loop, None)
+
+    async def _run_async(self, run: Callable[[], Awaitable[Any]], answer: Any) -> None:
+        begin = current().monotonic()
+        try:
+            self._compare(await run(), answer, begin)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(error)
+        finally:
+            self._n.add()
+
+    def _compare(self, result: Any, answer: Any, begin: float) -> None:
+        self._seconds += current().monotonic() - begin
+        if not self._same(answer, result):
+            self._different.add()
+
+    def _fail(self, error: Exception) -> None:
+        self._failed.add()
+        kind = type(error).__name__
+        if kind not in self._reported and len(self._reported) < 64:
+            self._reported.add(kind)
+            emit("flags.shadow.failed", self._key, error=kind)
 
 
 def same(one: Any, other: Any) -> bool:
