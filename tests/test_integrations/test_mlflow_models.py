@@ -246,6 +246,38 @@ class TestTampering:
         assert len(change.evidence) == 8
 
 
+class TestTravels:
+    def test_between_a_folder_and_mlflow_and_back(self, place):
+        folder, store = ModelStore(place / "folder", who="bob"), open_store(place)
+        version = folder.save("ranker", {"w": np.ones(3)}, spec={"k": 3}, metrics={"ndcg": 0.6})
+        store.save("ranker", b"another")
+        there = store.import_(folder.export("ranker@1", place / "one.tar"), why="ship it")
+        assert (there.ref, there.digest, there.who) == ("ranker@2", version.digest, "bob")
+        assert there.metrics == version.metrics
+        assert store.load("ranker@2")["w"].tolist() == [1, 1, 1]
+        change = store.history("ranker")[-1]
+        assert (change.kind, change.version, change.who, change.why) == (
+            "imported", 2, "ada", "ship it",
+        )  # fmt: skip
+        shutil.rmtree(place / "cache")
+        back = ModelStore(place / "other").import_(store.export("ranker@2", place / "two"))
+        assert (back.ref, back.digest) == ("ranker@2", version.digest)
+        assert ModelStore(place / "other").load(back)["w"].tolist() == [1, 1, 1]
+
+    def test_all_is_verified_at_its_source(self, place):
+        store = open_store(place)
+        for name in ("a", "b"):
+            store.save(name, name.encode() * 50)
+            store.load(f"{name}@1")  # the cache is whole
+        assert store.verify() == (2, 4, ())
+        (path,) = (p for p in artifacts_of(place, "weights.bin") if p.read_bytes()[:1] == b"b")
+        path.write_bytes(b"c" * 50)
+        (broken,) = store.verify().broken
+        assert broken.ref == "b@1"
+        assert broken.file.endswith("weights.bin")
+        assert store.verify("a").broken == ()
+
+
 class TestOthersModels:
     @pytest.fixture
     def store(self, place):

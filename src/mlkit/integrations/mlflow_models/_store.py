@@ -11,6 +11,7 @@ from mlkit.errors import (
     AliasConflictError,
     ChecksFailedError,
     ConfigurationError,
+    IntegrityError,
     VersionInUseError,
     VersionNotFoundError,
 )
@@ -21,10 +22,11 @@ from mlkit.integrations.mlflow_models._foreign import load as load_foreign
 from mlkit.integrations.mlflow_models._registering import VERSION_RUN, register
 from mlkit.integrations.mlflow_models._server import Server, check_registered
 from mlkit.integrations.mlflow_models._writer import Writer
-from mlkit.models import Change, Check, ModelStore, ModelVersion
+from mlkit.models import Broken, Change, Check, ModelStore, ModelVersion, Verification
 from mlkit.models._checks import ask, named, refusals
 from mlkit.models._formats import check_trust
 from mlkit.models._names import check_alias, check_name, check_text
+from mlkit.models._version import MAX_DOCUMENT, parse_payload, read_document
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from types import EllipsisType
 
     from mlkit._clock import Clock
+    from mlkit.integrations.mlflow_models._catalogue import Found
     from mlkit.integrations.mlflow_models._history import Past
     from mlkit.models import Codec, Comparison
     from mlkit.models._formats import Trust
@@ -253,14 +256,37 @@ class MlflowModelStore:
                 signature=signature, example=example, output=output, tags=tags, why=why,
                 trust=trust,
             )  # fmt: skip
-            packed = Path(folder, "packed")
-            packed.mkdir()
-            pack(local, store.path, packed)
-            history = self._writer.history(name)
-            found = self._catalogue.found(register(self._server, history, local, packed, why))
-        self._writer.enter(
-            name, self._writer.event("saved", found.number, why) | {"digest": local.digest}
-        )
+            found = self._upload(store, local, Path(folder, "packed"), why)
+        event = self._writer.event("saved", found.number, why) | {"digest": local.digest}
+        self._writer.enter(name, event)
+        return self._catalogue.version(found)
+
+    def import_(self, path: str | os.PathLike[str], *, why: str = "") -> ModelVersion:
+        """Take in a version that a store exported, after checking every byte of it, under the next number.
+
+        Its digest stays the same. Its signatures, which are of its old number, stay behind.
+
+        Args:
+            path: The folder or file; of anybody.
+            why: Why, for the history.
+
+        Returns:
+            The version.
+
+        Raises:
+            ConfigurationError: If *path* cannot be read, or MLflow cannot have a model of that name.
+            IntegrityError: If a file of it is not what the others say.
+            StoreUnavailableError: If MLflow does not answer.
+            ModelStoreError: If it refuses.
+        """
+        check_text("import_(why=...)", why)
+        with TemporaryDirectory(prefix="mlkit-") as folder:
+            store = ModelStore(Path(folder, "store"), clock=self._clock)
+            local = store.import_(path)
+            name = check_registered("import_(path)", local.name)
+            found = self._upload(store, local, Path(folder, "packed"), why)
+        event = self._writer.event("imported", found.number, why) | {"digest": local.digest}
+        self._writer.enter(name, event)
         return self._catalogue.version(found)
 
     @overload
@@ -355,6 +381,76 @@ class MlflowModelStore:
         if not version.digest:
             raise ConfigurationError("card(ref)", ref, "a version that was saved by mlkit")
         return card(version, self.history(version.name), self.aliases(version.name))
+
+    def verify(self, name: str | None = None) -> Verification:
+        """Download every file of every version that was saved by mlkit, and say which are not what was saved.
+
+        Args:
+            name: One model only.
+
+        Returns:
+            What is broken, and how much was looked at; versions of other clients are not, for MLflow has no digest of
+            them.
+
+        Raises:
+            ConfigurationError: If *name* is no name.
+            VersionNotFoundError: If there is no such model.
+            StoreUnavailableError: If MLflow does not answer.
+        """
+        names = self.names() if name is None else [check_registered("verify(name)", name)]
+        every = [found for one in names for found in self._catalogue.all(one)]
+        ours = [found for found in every if found.digest is not None]
+        broken: list[Broken] = []
+        for found in ours:
+            with TemporaryDirectory(prefix="mlkit-") as folder:
+                try:
+                    # Not the cache: what MLflow serves now.
+                    Cache(folder, self._server).fetch(
+                        self._catalogue.version(found), found.location
+                    )
+                except IntegrityError as error:
+                    ref, wrong = f"{found.name}@{found.number}", f"found {error.got}"
+                    broken.append(Broken(ref, error.path, f"expected {error.expected}, {wrong}"))
+        return Verification(len(ours), 2 * len(ours), tuple(broken))
+
+    def export(self, ref: str | ModelVersion, path: str | os.PathLike[str]) -> str:
+        """Write a version that was saved by mlkit as one folder or file, which every store can import.
+
+        Args:
+            ref: As for `get`.
+            path: Where nothing is; a folder, or a tar file if it ends with `.tar`.
+
+        Returns:
+            The path.
+
+        Raises:
+            ConfigurationError: If an argument is wrong, or something is there.
+            VersionNotFoundError: If there is no such version.
+            IntegrityError: If what MLflow serves is not what was saved; nothing was written.
+            StoreUnavailableError: If MLflow does not answer.
+            OSError: If a file cannot be written, or the disk is full; nothing was written.
+        """
+        from mlkit.models._transfer import parts_of, to_folder, to_tar
+
+        found = self._catalogue.resolve("export(ref)", ref)
+        if found.digest is None:
+            raise ConfigurationError("export(ref)", ref, "a version that was saved by mlkit")
+        version = self._cache.fetch(self._catalogue.version(found), found.location)
+        folder, payload = self._cache.folder, parse_payload(read_document(version))
+        parts = parts_of(
+            version.ref,
+            (found.name, found.number, version._facts),  # noqa: SLF001 - what is exported
+            document=folder.read_blob(version.digest, limit=MAX_DOCUMENT),
+            bundles=[],
+            changes=self.history(found.name),
+            weights=lambda: folder.pieces(payload.digest),
+        )
+        target = os.path.abspath(path)  # noqa: PTH100 - a link is kept
+        if target.endswith(".tar"):
+            to_tar(parts, target, version.n_bytes)
+        else:
+            to_folder(parts, target)
+        return target
 
     # --- changing ------------------------------------------------------------------------------------------------
 
@@ -577,6 +673,13 @@ class MlflowModelStore:
         return change
 
     # --- within: what MLflow has -----------------------------------------------------------------------------------
+
+    def _upload(self, store: ModelStore, local: ModelVersion, packed: Path, why: str) -> Found:
+        """Register a version of a folder store."""
+        packed.mkdir()
+        pack(local, store.path, packed)
+        history = self._writer.history(local.name)
+        return self._catalogue.found(register(self._server, history, local, packed, why))
 
     @property
     def _client(self) -> Any:
