@@ -168,9 +168,83 @@ def test_wrong_plans_are_named():
             make()
 
 
-def test_generators_are_refused():
-    with pytest.raises(ConfigurationError):
+@faulty("site")
+def stream(x):
+    got = yield x
+    yield got
+    return "value"
 
-        @faulty("site")
-        def stream():
-            yield 1
+
+@faulty("site")
+async def astream(x):
+    yield x
+    yield x
+
+
+def read(x):
+    async def main():
+        return [item async for item in astream(x)]
+
+    with virtual_time() as clock:
+        return clock.run(main())
+
+
+@pytest.mark.parametrize("items", [lambda x: list(stream(x)), read], ids=["plain", "async"])
+def test_streams_fail_wait_and_are_replaced_when_they_are_opened(items):
+    whole = items(1)
+    assert len(whole) == 2
+    with virtual_time(), faults({"site": [fail(OSError), slow(2), value("abc"), value(3)]}) as plan:
+        assert outcome(lambda: items(1)) is OSError
+        assert items(1) == whole
+        assert items(1) == ["a", "b", "c"]
+        with pytest.raises(ConfigurationError, match="items, for a generator"):
+            items(1)
+        assert items(1) == whole
+    assert plan.calls == {"site": 5}
+
+
+def test_a_stream_that_nobody_reads_uses_up_nothing():
+    with faults({"site": [fail(OSError)]}) as plan:
+        stream(1)
+        assert plan.unused == {"site": 1}
+
+
+def test_a_stream_stays_what_it_was():
+    assert inspect.isgeneratorfunction(stream)
+    assert inspect.isasyncgenfunction(astream)
+    one = stream(1)
+    assert next(one) == 1
+    assert one.send("sent") == "sent"
+    with pytest.raises(StopIteration, match="value"):
+        next(one)
+
+
+def test_an_async_stream_is_closed_with_the_one_around_it():
+    closed = []
+
+    @faulty("site")
+    async def endless():
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.append(True)
+
+    async def main():
+        one = endless()
+        await anext(one)
+        await one.aclose()
+        return closed
+
+    assert asyncio.run(main()) == [True]
+
+
+def test_objects_that_are_called_are_what_their_call_is():
+    class Model:
+        async def __call__(self, x):
+            return x
+
+    guarded = faulty("site")(Model())
+    with faults({"site": [value("planned")]}):
+        assert asyncio.run(guarded(1)) == "planned"
+    assert asyncio.run(guarded(1)) == 1

@@ -37,25 +37,25 @@ if TYPE_CHECKING:
     from mlkit.testing._sinks import SinkContract, StoredRun
     from mlkit.testing._stores import VersionStoreContract
 else:  # were it visible to type checkers, they would accept any misspelt name (PEP 562)
+    _SUITES = {  # only who writes a sink pays for tracking
+        "BreakerStorageContract": "_breakers",
+        "CodecContract": "_codecs",
+        "SinkContract": "_sinks",
+        "StoredRun": "_sinks",
+        "VersionStoreContract": "_stores",
+    }
 
     def __getattr__(name: str) -> object:
-        if name in {"SinkContract", "StoredRun"}:  # only who writes a sink pays for tracking
-            from mlkit.testing import _sinks
+        if name not in _SUITES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+        import sys
+        from importlib import import_module
 
-            return getattr(_sinks, name)
-        if name == "CodecContract":
-            from mlkit.testing._codecs import CodecContract
-
-            return CodecContract
-        if name == "BreakerStorageContract":
-            from mlkit.testing._breakers import BreakerStorageContract
-
-            return BreakerStorageContract
-        if name == "VersionStoreContract":
-            from mlkit.testing._stores import VersionStoreContract
-
-            return VersionStoreContract
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
+        module = f"mlkit.testing.{_SUITES[name]}"
+        pytest = sys.modules.get("pytest")
+        if pytest is not None and module not in sys.modules:
+            pytest.register_assert_rewrite(module)  # a law that is broken then shows its values
+        return getattr(import_module(module), name)
 
     def __dir__() -> list[str]:
         return __all__

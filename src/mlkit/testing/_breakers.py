@@ -32,15 +32,12 @@ _NAMES = (
     "name with spaces",
     "Gerät",
     "x" * 300,
-    "",
     "\x00",
 )
 
 
 class BreakerStorageContract:
     """The laws of `mlkit.resilience.BreakerStorage`, to be inherited by a test class for pytest.
-
-    Call `pytest.register_assert_rewrite("mlkit.testing")` in `conftest.py` to see values when a law is broken.
 
     Attributes:
         one_backend: Whether two storages that are made for one place share what they hold. Set it to False for a
@@ -93,9 +90,10 @@ class BreakerStorageContract:
         stored = _RECORDS[2]
         assert storage.swap("ranker", None, stored)
         wrong: list[BreakerRecord | None] = [None, stored._replace(leases=stored.leases[:1])]
-        for field in set(stored._fields) - {"leases"}:
-            changed: dict[str, Any] = {field: -1}
-            wrong.append(stored._replace(**changed))
+        for field, value in stored._asdict().items():
+            if field != "leases":
+                changed: dict[str, Any] = {field: "open" if field == "state" else value + 1}
+                wrong.append(stored._replace(**changed))
         for old in wrong:
             assert not storage.swap("ranker", old, BreakerRecord(99))
             assert storage.read("ranker") == stored

@@ -223,13 +223,30 @@ def faults(
 
 
 def faulty(site: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Return a decorator that makes a `def` or `async def` follow the plan of the context; without one it is as before.
+    """Return a decorator that makes a function follow the plan of the context; without one it is as before.
+
+    Of a generator, what is planned happens when the first item is asked for, and `value(items)` stands for all of them.
+    What is sent into a decorated async generator does not reach it.
 
     Args:
         site: The name that plans use for it.
 
     Raises:
-        ConfigurationError: If *site* is not a name, or the function is a generator function.
+        ConfigurationError: If *site* is not a name, or what is decorated is not callable; when it is called, if the
+            `value` that is planned for a generator has no items.
+
+    Examples:
+        >>> @faulty("chat")
+        ... def chat(question: str):
+        ...     yield from question.split()
+        >>> with faults({"chat": [fail(ConnectionError), value(["no", "idea"])]}):
+        ...     try:
+        ...         list(chat("who are you"))
+        ...     except ConnectionError as error:
+        ...         print(error)
+        ...     list(chat("who are you")), list(chat("who are you"))
+        injected at chat
+        (['no', 'idea'], ['who', 'are', 'you'])
     """
     if not isinstance(site, str) or not site:
         raise ConfigurationError("faulty(site)", site, "a name", hint='write @faulty("name")')
@@ -237,37 +254,83 @@ def faulty(site: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     def decorate(fn: Callable[_P, _R]) -> Callable[_P, _R]:
         from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 
-        if not callable(fn) or isgeneratorfunction(fn) or isasyncgenfunction(fn):
-            raise ConfigurationError(f"faulty({site!r})(fn)", fn, "a `def` or `async def`")
-        method = type(fn).__call__
-        wrapper: Any
-        if iscoroutinefunction(fn) or iscoroutinefunction(method):
-
-            async def faulty_async(*args: _P.args, **kwargs: _P.kwargs) -> Any:
-                plan = _active.get()
-                fault = ok if plan is None else plan.draw(site)
-                if fault.pause:
-                    await current().asleep(fault.pause)
-                if fault.replaces:
-                    return fault.outcome(site)
-                return await cast("Any", fn)(*args, **kwargs)
-
-            wrapper = faulty_async
-        else:
-
-            def faulty_sync(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-                plan = _active.get()
-                fault = ok if plan is None else plan.draw(site)
-                if fault.pause:
-                    current().sleep(fault.pause)
-                if fault.replaces:
-                    return cast("_R", fault.outcome(site))
-                return fn(*args, **kwargs)
-
-            wrapper = faulty_sync
-        return cast("Callable[_P, _R]", update_wrapper(wrapper, fn))
+        if not callable(fn):
+            raise ConfigurationError(f"faulty({site!r})(fn)", fn, "a callable")
+        wrap: Callable[[str, Any], Any] = _function
+        for kind, wrap_kind in (
+            (isasyncgenfunction, _async_stream),
+            (isgeneratorfunction, _stream),
+            (iscoroutinefunction, _coroutine),
+        ):
+            if kind(fn) or kind(type(fn).__call__):
+                wrap = wrap_kind
+        return cast("Callable[_P, _R]", update_wrapper(wrap(site, fn), fn))
 
     return decorate
+
+
+def _planned(site: str) -> Fault:
+    """Return what happens to this call of *site*."""
+    plan = _active.get()
+    return ok if plan is None else plan.draw(site)
+
+
+def _function(site: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def faulty_function(*args: Any, **kwargs: Any) -> Any:
+        fault = _planned(site)
+        if fault.pause:
+            current().sleep(fault.pause)
+        return fault.outcome(site) if fault.replaces else fn(*args, **kwargs)
+
+    return faulty_function
+
+
+def _coroutine(site: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    async def faulty_coroutine(*args: Any, **kwargs: Any) -> Any:
+        fault = _planned(site)
+        if fault.pause:
+            await current().asleep(fault.pause)
+        return fault.outcome(site) if fault.replaces else await fn(*args, **kwargs)
+
+    return faulty_coroutine
+
+
+def _stream(site: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def faulty_stream(*args: Any, **kwargs: Any) -> Any:
+        fault = _planned(site)
+        if fault.pause:
+            current().sleep(fault.pause)
+        return (yield from _items(site, fault) if fault.replaces else fn(*args, **kwargs))
+
+    return faulty_stream
+
+
+def _async_stream(site: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    from contextlib import aclosing
+
+    async def faulty_async_stream(*args: Any, **kwargs: Any) -> Any:
+        fault = _planned(site)
+        if fault.pause:
+            await current().asleep(fault.pause)
+        if fault.replaces:
+            for item in _items(site, fault):
+                yield item
+            return
+        async with aclosing(fn(*args, **kwargs)) as stream:
+            async for item in stream:
+                yield item
+
+    return faulty_async_stream
+
+
+def _items(site: str, fault: Fault) -> list[Any]:
+    answer = fault.outcome(site)
+    try:
+        return list(answer)
+    except TypeError:
+        raise ConfigurationError(
+            f"value(answer) at {site!r}", answer, "items, for a generator"
+        ) from None
 
 
 def _checked(site: object, given: object) -> tuple[Fault, ...] | dict[Fault, float]:
