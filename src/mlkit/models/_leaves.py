@@ -11,6 +11,14 @@ from mlkit.errors import ConfigurationError
 __all__ = ["Leaf", "leaves_of", "widens"]
 
 _MAX_DEPTH = 16
+_OBJECTS = {
+    "str": "string",
+    "bytes": "bytes",
+    "datetime": "datetime",
+    "Timestamp": "datetime",
+    "timedelta": "timedelta",
+    "Timedelta": "timedelta",
+}
 _KINDS = {"M": "datetime", "m": "timedelta", "U": "string", "T": "string", "S": "bytes"}
 _EXPECTED = (
     "arrays, tensors, tables, numbers, text, or lists, mappings, tuples and dataclasses of them"
@@ -128,6 +136,8 @@ def _leaf(where: str, place: str, value: Any) -> Leaf:
             _at(where, place), _a(value), "rows of one length", hint=str(error)
         ) from None
     source = "array" if hasattr(value, "dtype") else "plain"
+    if source == "plain" and array.dtype.kind in "US":  # NumPy makes text of numbers among text
+        return Leaf(_dtype(where, place, np.asarray(value, dtype=object)), array.shape, source)
     return Leaf(_dtype(where, place, array), array.shape, source)
 
 
@@ -167,6 +177,8 @@ def _dtype(where: str, place: str, array: Any) -> str:
         raise ConfigurationError(_at(where, place), kinds, _EXPECTED)
     import numpy as np
 
+    if types[0] in _OBJECTS:
+        return _OBJECTS[types[0]]
     present = np.asarray(values)
     if present.dtype.kind == "O":
         raise ConfigurationError(_at(where, place), f"objects of the type {types[0]}", _EXPECTED)
