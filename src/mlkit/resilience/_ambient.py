@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, final
 
 from mlkit._arguments import seconds
 from mlkit._clock import current
@@ -57,34 +57,16 @@ class Ambient:
         self.when, self.allowed, self.retrying, self.attempts = when, allowed, retrying, attempts
         self.around, self.budget, self.over = around, None, False
 
-    def _replace(self, *, attempts: list[int] | None) -> Ambient:
-        """Return a link inside this one in which the attempts of the next policy are counted."""
-        return Ambient(attempts=attempts, around=self)
 
-
-class Inherited(NamedTuple):
-    """What all the links of a chain come to.
-
-    Attributes:
-        when: The earliest of their times.
-        allowed: The seconds that belong to it.
-        retrying: Whether any of them is retrying.
-    """
-
-    when: float
-    allowed: float
-    retrying: bool
-
+Inherited = tuple[float, float, bool]
+"""What all the links of a chain come to: the earliest of their times, the seconds that belong to it, any `retrying`."""
 
 NOTHING = Ambient()
-_ALONE = Inherited(inf, inf, False)  # noqa: FBT003 - a plain value
 AMBIENT: ContextVar[Ambient | None] = ContextVar("mlkit.resilience", default=None)
 
 
 def inherited(innermost: Ambient | None) -> Inherited:
     """Return what the links from *innermost* outwards come to, and take those out that are over."""
-    if innermost is None:
-        return _ALONE
     when = allowed = inf
     retrying = False
     link: Ambient | None = innermost
@@ -97,7 +79,7 @@ def inherited(innermost: Ambient | None) -> Inherited:
         while link.around is not None and link.around.over:
             link.around = link.around.around
         link = link.around
-    return Inherited(when, allowed, retrying)
+    return when, allowed, retrying
 
 
 @final
@@ -163,5 +145,5 @@ def remaining() -> float | None:
         >>> remaining() is None
         True
     """
-    when = inherited(AMBIENT.get()).when
+    when = inherited(AMBIENT.get())[0]
     return None if when == inf else max(0.0, when - current().monotonic())

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from contextvars import Token
     from types import TracebackType
 
-__all__ = ["LISTENING", "Answer", "Provenance", "Trace", "provenance"]
+__all__ = ["LISTENING", "Answer", "Facts", "Provenance", "Trace", "provenance"]
+
+Facts = tuple[str, tuple[str, ...], Any, Any, int, Any, tuple[str, ...]]
+"""The arguments of a `Trace`, in order: made for each call that somebody listens to, where a trace would cost 1 us."""
 
 _R = TypeVar("_R")
 
@@ -40,26 +43,25 @@ class Trace(Frozen):
     _where: Sequence[int]
     _chained: tuple[str, ...]
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made from `Facts`
         self,
         fallback: str,
         tiers: tuple[str, ...],
         where: Sequence[int],
-        *,
         reasons: Mapping[str, str],
         attempts: int,
         inner: Mapping[str, tuple[Trace, ...]],
         chained: tuple[str, ...] = (),
     ) -> None:
-        # Not through `_set`, which is slower: this is made for each call that somebody listens to.
-        put = object.__setattr__
-        put(self, "fallback", fallback)
-        put(self, "tiers", tiers)
-        put(self, "_where", where)
-        put(self, "reasons", reasons)
-        put(self, "attempts", attempts)
-        put(self, "inner", inner)
-        put(self, "_chained", chained)
+        self._set(
+            fallback=fallback,
+            tiers=tiers,
+            _where=where,
+            reasons=reasons,
+            attempts=attempts,
+            inner=inner,
+            _chained=chained,
+        )
 
     @property
     def tier(self) -> str | None:
@@ -217,13 +219,13 @@ class Provenance:
     __slots__ = ("_traces", "_within")
 
     def __init__(self) -> None:
-        self._traces: list[tuple[str, Trace]] = []
+        self._traces: list[tuple[str, Trace | Facts]] = []
         self._within = ""  # the tier that is asked now, where this listens inside a fallback
 
     @property
     def traces(self) -> tuple[Trace, ...]:
         """One trace for each call of a fallback, failed ones included, in the order in which they ended."""
-        return tuple(trace for _, trace in self._traces)
+        return tuple(self._at(place) for place in range(len(self._traces)))
 
     @property
     def answers(self) -> int:
@@ -233,12 +235,12 @@ class Provenance:
     @property
     def tier(self) -> str | None:
         """The tier that gave the last answer; None if there is none, or if all tiers failed."""
-        return self._traces[-1][1].tier if self._traces else None
+        return self._at(-1).tier if self._traces else None
 
     @property
     def reason(self) -> str:
         """Why the tiers above it did not; empty if the first one answered."""
-        return self._traces[-1][1].reason if self._traces else ""
+        return self._at(-1).reason if self._traces else ""
 
     @property
     def attempts(self) -> int:
@@ -257,7 +259,7 @@ class Provenance:
     @property
     def rows(self) -> tuple[str, ...]:
         """The tier of each row of the last answer."""
-        return self._traces[-1][1].rows if self._traces else ()
+        return self._at(-1).rows if self._traces else ()
 
     def why(self, row: int = 0) -> str:
         """Return why the tiers above the one that gave *row* of the last answer did not.
@@ -268,7 +270,7 @@ class Provenance:
         Raises:
             IndexError: If there is no such row.
         """
-        return self._traces[-1][1].why(row)
+        return self._at(-1).why(row)
 
     def path(self, row: int = 0) -> tuple[str, ...]:
         """Return the tier that gave *row* of the last answer, and the tiers inside it if it is itself a fallback.
@@ -279,15 +281,23 @@ class Provenance:
         Raises:
             IndexError: If there is no such row.
         """
-        return self._traces[-1][1].path(row)
+        return self._at(-1).path(row)
 
-    def _add(self, trace: Trace) -> None:
-        self._traces.append((self._within, trace))
+    def _add(self, facts: Facts) -> None:
+        self._traces.append((self._within, facts))
+
+    def _at(self, place: int) -> Trace:
+        within, one = self._traces[place]
+        if not isinstance(one, Trace):
+            one = Trace(*one)
+            if place >= 0:  # others may be added meanwhile: -1 is not the same for long
+                self._traces[place] = within, one
+        return one
 
     def _by_tier(self) -> dict[str, tuple[Trace, ...]]:
         found: dict[str, tuple[Trace, ...]] = {}
-        for tier, trace in self._traces:
-            found[tier] = (*found.get(tier, ()), trace)
+        for place, (tier, _) in enumerate(self._traces):
+            found[tier] = (*found.get(tier, ()), self._at(place))
         return found
 
     def __repr__(self) -> str:

@@ -75,7 +75,7 @@ def in_worker(plan: Plan, how: Threaded, fn: Callable[_P, _R]) -> Callable[_P, _
             raise BulkheadFullError(plan.name, f"{limits.abandoned} threads were left behind")
         job = _Job(partial(fn, *args, **kwargs))
         _submit(job)
-        when = inherited(AMBIENT.get()).when
+        when = inherited(AMBIENT.get())[0]
         if not job.wait(when):
             limits.abandon(plan.name, job)
             raise DeadlineExceededError(plan.name, how.limit)
@@ -99,8 +99,7 @@ class _Job:
         self._call: Callable[[], Any] | None = call
         self._context: Context | None = copy_context()
         # A link of its own: for one that is left behind, the time is over, not the limit gone.
-        around = inherited(head)
-        link = Ambient(around.when, around.allowed, around.retrying)
+        link = Ambient(*inherited(head))
         self._context.run(AMBIENT.set, link)
         self._done = threading.Condition()
         self._over = False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
-from mlkit.resilience._ambient import AMBIENT, NOTHING, Ambient
-from mlkit.resilience._provenance import LISTENING, Provenance, Trace
+from mlkit.resilience._ambient import AMBIENT, Ambient
+from mlkit.resilience._provenance import LISTENING, Facts, Provenance, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,15 +24,16 @@ class Traced:
     __slots__ = (
         "_attempts",
         "_chained",
+        "_facts",
         "_inner",
+        "_inside",
         "_listener",
         "_name",
         "_tiers",
         "_tokens",
-        "trace",
     )
 
-    trace: Trace
+    _facts: Facts
 
     def __init__(
         self,
@@ -48,11 +49,8 @@ class Traced:
 
     def __enter__(self) -> Traced:
         self._tokens: tuple[Token[Ambient | None], Token[Provenance | None]]
-        around = AMBIENT.get() or NOTHING
-        self._tokens = (
-            AMBIENT.set(around._replace(attempts=self._attempts)),
-            LISTENING.set(self._inner),
-        )
+        self._inside = Ambient(attempts=self._attempts, around=AMBIENT.get())
+        self._tokens = AMBIENT.set(self._inside), LISTENING.set(self._inner)
         return self
 
     def asks(self, tier: str) -> None:
@@ -68,15 +66,14 @@ class Traced:
         self._note(walk.where(), walk.reasons())
 
     def _note(self, where: Sequence[int], reasons: dict[str, str]) -> None:
-        self.trace = Trace(
-            self._name,
-            self._tiers,
-            where,
-            reasons=reasons,
-            attempts=self._attempts[0],
-            inner=self._inner._by_tier(),  # noqa: SLF001 - one room
-            chained=self._chained,
-        )
+        inner = self._inner._by_tier()  # noqa: SLF001 - one room
+        attempts = self._attempts[0]
+        self._facts = self._name, self._tiers, where, reasons, attempts, inner, self._chained
+
+    @property
+    def trace(self) -> Trace:
+        """How it went."""
+        return Trace(*self._facts)
 
     def __exit__(
         self,
@@ -85,7 +82,8 @@ class Traced:
         trace: TracebackType | None,
         /,
     ) -> None:
+        self._inside.over = True
         AMBIENT.reset(self._tokens[0])
         LISTENING.reset(self._tokens[1])
         if self._listener is not None and (error is None or isinstance(error, Exception)):
-            self._listener._add(self.trace)  # noqa: SLF001 - one room
+            self._listener._add(self._facts)  # noqa: SLF001 - one room
