@@ -437,3 +437,88 @@ def test_an_entry_that_is_no_data_is_refused(tmp_path):
     for wrong in ((3, None), ("x", ""), ("x", 3)):
         with pytest.raises(ValueError, match="Audit"):
             Audit(wrong[0], actor=wrong[1])
+
+
+# --- evidence of processes that are gone -----------------------------------------------------------------------
+
+
+def _age(folder, seconds=4000):
+    for path in folder.rglob("evidence-*.json"):
+        then = path.stat().st_mtime - seconds
+        os.utime(path, (then, then))
+
+
+def _names(folder):
+    return sorted(path.name for path in folder.rglob("evidence-*.json"))
+
+
+def _saw(rollout, units, *, every=7):
+    """Some units with a name, some requests without; too few failures to decide anything."""
+    for unit in units:
+        bad = unit % every == 0
+        rollout.observe("v2" if unit % 2 else "v1", ok=not bad, unit=unit if unit % 3 else None)
+    rollout.sync()
+
+
+def _counts(rollout):
+    return {name: value for name, value in rollout.evidence.items() if "threshold" not in name}
+
+
+def test_evidence_of_the_gone_is_one_file_and_counts_as_before(tmp_path):
+    guard = Guard(ErrorRate(max_rate=0.5))
+    crowd = [made(tmp_path, guard=guard, steps=[0.5, 1.0])[1] for _ in range(4)]
+    crowd[0].advance()
+    for index, rollout in enumerate(crowd):
+        _saw(rollout, range(index * 30, index * 30 + 60))  # each unit is seen by two
+    for rollout in crowd:
+        rollout.sync()
+    everything = _counts(crowd[0])
+    assert len(_names(tmp_path)) == 4
+    _age(tmp_path)
+    _, after = made(tmp_path, guard=guard, steps=[0.5, 1.0])
+    assert _names(tmp_path) == ["evidence-gone.json"]
+    assert _counts(after) == pytest.approx(everything)
+    for rollout in crowd:  # who is alive after all has seen it already
+        rollout.sync()
+    assert _counts(crowd[0]) == pytest.approx(everything)
+    _saw(crowd[1], range(200, 230))  # and goes on
+    after.sync()
+    _, last = made(tmp_path, guard=guard, steps=[0.5, 1.0])
+    assert _counts(after) == pytest.approx(_counts(crowd[1]))
+    assert _counts(after) == pytest.approx(_counts(last))
+    assert _counts(after)["error_rate.candidate_n"] == everything["error_rate.candidate_n"] + 15
+    _age(tmp_path)
+    _, again = made(tmp_path, guard=guard, steps=[0.5, 1.0])
+    assert _names(tmp_path) == ["evidence-gone.json"]
+    assert _counts(again) == pytest.approx(_counts(last))
+
+
+def test_restarts_do_not_fill_the_folder(tmp_path):
+    guard = Guard(ErrorRate(max_rate=0.5))
+    sizes = []
+    for _ in range(6):
+        _, rollout = made(tmp_path, guard=guard, steps=[0.5, 1.0])
+        _saw(rollout, range(50))  # the same units come back
+        _age(tmp_path)
+        made(tmp_path, guard=guard, steps=[0.5, 1.0])
+        assert _names(tmp_path) == ["evidence-gone.json"]
+        (path,) = tmp_path.rglob("evidence-gone.json")
+        sizes.append(path.stat().st_size)
+    assert sizes[-1] - sizes[0] < 5 * 2_500  # a unit is kept once
+
+
+def test_a_file_that_is_no_evidence_stops_nothing(tmp_path):
+    _, rollout = made(tmp_path)
+    (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    (folder / "evidence-zzz.json").write_text("{")
+    (folder / "evidence-yyy.json").write_text('{"origin": "yyy"}')
+    with pytest.warns(DegradedWarning, match="evidence of another process"):
+        rollout.sync()
+    _age(tmp_path)
+    with pytest.warns(DegradedWarning, match="evidence of another process"):
+        _, other = made(tmp_path)
+    rollout.advance()
+    for unit in range(3):
+        other.observe("v2", ok=False, unit=unit)
+    other.sync()
+    assert other.status == "rolled_back"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlkit.flags._guard import Guard
     from mlkit.flags._question import Question, Trial
 
-__all__ = ["Case", "window_at"]
+__all__ = ["Case", "together", "window_at"]
 
 _WHOLE = 0.8  # of a metric's alpha; the recent windows share the rest
 _FIRST = 1_000  # requests of the first recent window; each is longer by half
@@ -256,6 +256,31 @@ class Case:
         number, length, self._end = window_at(total)
         for evidence in self._evidence.values():
             evidence.renew(number, length)
+
+
+def together(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the states of several processes without what is in them twice: all that `Case.merge` makes of them stays.
+
+    A unit's bet is kept once, and recent bets only of the latest window, as no other can still be open.
+    """
+    latest = max((int(state["window"]) for state in states), default=0)
+    settled: dict[tuple[str, str], set[str]] = {}
+    made = []
+    for state in states:
+        metrics = {}
+        for name, metric in state["metrics"].items():
+            told = dict(metric)
+            for window in ("whole", "recent"):
+                known = settled.setdefault((name, window), set())
+                if window == "recent" and state["window"] != latest:
+                    told[window] = {"units": [], "loose": []}
+                    continue
+                units = [bet for bet in metric[window]["units"] if bet[0] not in known]
+                known.update(bet[0] for bet in units)
+                told[window] = {**metric[window], "units": units}
+            metrics[name] = told
+        made.append({**state, "metrics": metrics})
+    return made
 
 
 def _bet(parts: list[Any]) -> Bet:

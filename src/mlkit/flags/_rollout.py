@@ -150,6 +150,8 @@ class Rollout:
         if self._state.status != "ready":
             store.claim(self, force=True)
             self._apply("started", told, self._state)
+        if self._folder is not None:
+            self._folder.tidy()
         self.sync()
 
     @property
@@ -351,7 +353,10 @@ class Rollout:
             if state["n"]:
                 folder.keep_evidence(self._origin, state)
             for news in folder.news(self._origin):
-                self._take_in(news)
+                try:
+                    self._take_in(news)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    degraded("cannot take in the evidence of another process", self.key, error)
             self._pause = max(_SYNC_EVERY, 20.0 * (current().monotonic() - self._synced))
         except (OSError, ValueError) as error:
             degraded("cannot share its evidence", self.key, error)

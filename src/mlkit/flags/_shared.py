@@ -9,20 +9,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from mlkit._clock import current
 from mlkit._digest import digest, short
 from mlkit.flags._audit import locked
+from mlkit.flags._evidence import together
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["Folder", "lock_replaced", "put"]
 
+_GONE = "evidence-gone.json"
+_GONE_AFTER = 3600.0  # seconds
+
 
 @final
 class Folder:
     """The folder of a rollout: `state.json`, one `evidence-<process>.json` for each process, and `audit.jsonl` of all.
 
-    Every file but the audit is replaced in one step, so that nobody reads half of one.
+    What processes saw that have not written for an hour is in `evidence-gone.json`, all together: it counts as before, and
+    restarts do not fill the folder. Every file but the audit is replaced in one step, so that nobody reads half of one.
 
     Args:
         path: The folder; made if it is not there.
@@ -67,25 +73,71 @@ class Folder:
 
     def keep_evidence(self, origin: str, state: dict[str, Any]) -> None:
         """Write what this process has seen."""
-        put(self.own / f"evidence-{origin}.json", json.dumps(state).encode(), sync=False)
+        put(self.own / _name(origin), json.dumps(state).encode(), sync=False)
 
     def news(self, origin: str) -> Iterator[dict[str, Any]]:
         """Yield what other processes have seen, of those that wrote since the last time."""
-        for path in sorted(self.own.glob("evidence-*.json")):
-            if path.name == f"evidence-{origin}.json":
-                continue
+        own = _name(origin)
+        paths = sorted(path for path in self.own.glob("evidence-*.json") if path.name != own)
+        written = {path.name for path in paths}
+        for path in paths:
             with suppress(OSError, ValueError):
                 found = path.stat()
                 signature = (found.st_ino, found.st_mtime_ns, found.st_size)
                 if self._seen.get(path.name) != signature:
-                    state = json.loads(path.read_bytes())
+                    states = _states(path)
                     self._seen[path.name] = signature
-                    if isinstance(state, dict):
-                        yield state
+                    if path.name == _GONE:
+                        # Who was taken for gone and writes again has newer evidence of its own.
+                        known = {*written, own}
+                        states = [one for one in states if _name(one.get("origin")) not in known]
+                    yield from states
+
+    def tidy(self) -> None:
+        """Put the evidence of processes that have not written for an hour into one file.
+
+        Raises:
+            OSError: If the folder cannot be written.
+        """
+        with self.lock():
+            old = current().time() - _GONE_AFTER
+            paths = [path for path in self.own.glob("evidence-*.json") if path.name != _GONE]
+            gone = [path for path in paths if path.stat().st_mtime < old]
+            if not gone:
+                return
+            kept: dict[str, dict[str, Any]] = {}
+            moved: list[Path] = []
+            for path in [self.own / _GONE, *gone]:  # of two states of one process the later stays
+                with suppress(FileNotFoundError, ValueError, KeyError):
+                    kept |= {state["origin"]: state for state in _states(path)}
+                    moved.append(path)
+            try:
+                states = together(list(kept.values()))
+            except (
+                KeyError,
+                TypeError,
+                AttributeError,
+            ):  # it is no evidence: whoever reads it says so
+                return
+            # Written before the others go: who reads in between finds the same twice, which does no harm.
+            put(self.own / _GONE, json.dumps(states).encode(), sync=True)
+            for path in moved:
+                if path.name != _GONE and path.stat().st_mtime < old:
+                    path.unlink()
 
     def forget(self) -> None:
         """Read all evidence again the next time."""
         self._seen.clear()
+
+
+def _name(origin: object) -> str:
+    return f"evidence-{origin}.json"
+
+
+def _states(path: Path) -> list[dict[str, Any]]:
+    made = json.loads(path.read_bytes())
+    many = made if isinstance(made, list) else [made]
+    return [state for state in many if isinstance(state, dict)]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 from weakref import WeakKeyDictionary
@@ -117,11 +118,11 @@ def app(
     routing = require("starlette.routing", extra="serving", feature="ofrep.app")
     place = "/ofrep/v1/evaluate/flags"
     server = _Server(flags, _admission(admit), whole("ofrep.app(max_bytes=...)", max_bytes, low=1))
+    one = routing.Route(f"{place}/{{key:path}}", server.answer_one, methods=["POST"])
+    # A key may hold a line break, which a path of Starlette does not match.
+    one.path_regex = re.compile(one.path_regex.pattern, re.DOTALL)
     made: Starlette = applications.Starlette(
-        routes=[
-            routing.Route(place, server.answer_all, methods=["POST"]),
-            routing.Route(f"{place}/{{key:path}}", server.answer_one, methods=["POST"]),
-        ]
+        routes=[routing.Route(place, server.answer_all, methods=["POST"]), one]
     )
     return made
 
