@@ -21,6 +21,7 @@ _COMMANDS = {
     "demo": "train, store, roll out, break, roll back and trace a real model",
     "doctor": "say what is installed, what is missing and what threatens results",
     "flags": "check flag files, and say what a new one changes, why a flag answers so, and what may go",
+    "models": "list, show, promote, roll back, verify and export versions of models",
     "registry": "look into a registry, and check specs without building them",
     "repro": "say what threatens results, what a run was made of, what changed; run it again",
 }
