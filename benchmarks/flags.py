@@ -1,79 +1,64 @@
-"""Deciding, assigning and reloading flags, beside flagd's evaluator, OpenFeature, GrowthBook, Unleash and a dict."""
+"""Deciding, assigning and reloading flags, beside flagd, OpenFeature, Unleash, GrowthBook, ConfigCat, datalogic and a dict."""
 
 from __future__ import annotations
 
 import json
 import logging
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.flags_peers import PEERS, SAME_HASH, STATIC, THREE, flagd_document
 from mlkit.flags import Flags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from benchmarks.harness import Bench
 
-PEERS = (
-    "openfeature-flagd-core",
-    "openfeature-sdk",
-    "growthbook",
-    "UnleashClient",
-    "yggdrasil-engine",
-)
-SPLIT = "10/90 split for a pro user"
-RULE = {"if": [{"==": [{"var": "plan"}, "pro"]}, {"fractional": [["on", 10], ["off", 90]]}, "off"]}
-STATIC = {"state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "on"}
-THREE = {
-    "and": [
-        {"==": [{"var": "plan"}, "pro"]},
-        {">=": [{"var": "age"}, 18]},
-        {"in": [{"var": "country"}, ["DE", "FR"]]},
-    ]
-}
-FLAGS = {
-    "static": STATIC,
-    "rollout": {**STATIC, "defaultVariant": "off", "targeting": RULE},
-    "three": {**STATIC, "targeting": {"if": [THREE, "on", "off"]}},
-}
 VISITOR = {"plan": "pro", "age": 30, "country": "DE"}
 N_CALLS = 1000
+SPLIT_WORK = "10/90 split for a pro user"
 
 
 def run(bench: Bench) -> None:
     """Run all comparisons."""
     logging.disable(logging.CRITICAL)
     try:
-        flags = Flags.from_dict({"flags": FLAGS})
-        _static(bench, flags)
-        _provider(bench, flags)
-        _three(bench, flags)
+        flags = Flags.from_dict(flagd_document(1))
+        recorded = Flags.from_dict(flagd_document(1))
+        with recorded.record_exposures():
+            _static(bench, flags, recorded)
+            _provider(bench, flags)
+            _three(bench, flags, recorded)
+            _split(bench, flags, recorded)
         _many(bench)
-        _split(bench, flags)
         _assign(bench, flags, 5_000 if bench.quick else 100_000)
         _load(bench, 300 if bench.quick else 10_000)
     finally:
         logging.disable(logging.NOTSET)
     bench.note(
-        "Ours give details with the digest of the flags and count each evaluation. The bare contenders hash with mmh3 and "
-        "know neither rules nor trouble. GrowthBook and Unleash hash in their own way, so that their answers to the split "
-        "are other users than ours: only the number of calls is compared there. Unleash is timed at its engine, "
-        "yggdrasil; the client around it costs more."
+        "Ours give details with the digest of the flags and count each evaluation; with exposures, they also see to it that "
+        "each unit's variant is told once. The bare contenders hash with mmh3 and know neither rules nor trouble. GrowthBook, "
+        "Unleash and ConfigCat hash in their own way, so that their split is of other users: only the number of answers is "
+        "compared there. ConfigCat looks at its file before each answer. datalogic-py is a rule engine: it has no flags."
     )
 
 
-def _static(bench: Bench, flags: Flags) -> None:
+def _static(bench: Bench, flags: Flags, recorded: Flags) -> None:
     flag, table = flags.bool("static", default=False), {"static": True}
+    said = recorded.bool("static", default=False)
     contenders: dict[str, Callable[[], object]] = {
         "dict lookup": lambda: [table["static"] for _ in range(N_CALLS)],
         "mlkit": lambda: [flag("u") for _ in range(N_CALLS)],
         "mlkit details": lambda: [flag.details("u").value for _ in range(N_CALLS)],
+        "mlkit details, exposures": lambda: [said.details("u").value for _ in range(N_CALLS)],
     }
     work = "static flag"
-    _add(bench, work, contenders, "flagd-core", lambda: _flagd("static", {}))
+    _peers(bench, work, contenders, [("static", "u", {})] * N_CALLS, but={"datalogic-py"})
+    bench.skipped(work, "datalogic-py", "a rule engine: it has no flags")
     _add(bench, work, contenders, "openfeature in-memory", _openfeature)
-    _add(bench, work, contenders, "growthbook", lambda: _growthbook("static"))
     bench.compare(work, contenders, baseline="dict lookup", calls=N_CALLS)
 
 
@@ -82,13 +67,12 @@ def _provider(bench: Bench, flags: Flags) -> None:
     work, contenders = "static flag, asked through OpenFeature's SDK", {}
     _add(bench, work, contenders, "its in-memory provider", _openfeature)
     _add(bench, work, contenders, "mlkit's provider", lambda: _our_provider(flags))
-    _add(bench, work, contenders, "flagd's provider, file", _flagd_provider)
     if "its in-memory provider" in contenders:
         bench.compare(work, contenders, baseline="its in-memory provider", calls=N_CALLS)
 
 
-def _three(bench: Bench, flags: Flags) -> None:
-    flag = flags.bool("three", default=False)
+def _three(bench: Bench, flags: Flags, recorded: Flags) -> None:
+    flag, said = flags.bool("rule-0", default=False), recorded.bool("rule-0", default=False)
 
     def bare() -> list[bool]:
         answers = []
@@ -101,42 +85,45 @@ def _three(bench: Bench, flags: Flags) -> None:
 
     contenders: dict[str, Callable[[], object]] = {
         "by hand": bare,
-        "mlkit": lambda: [flag("u", **VISITOR) for _ in range(N_CALLS)],
-        "mlkit details": lambda: [flag.details("u", **VISITOR).value for _ in range(N_CALLS)],
+        "mlkit": lambda: [flag("u", plan="pro", age=30, country="DE") for _ in range(N_CALLS)],
+        "mlkit details": lambda: [
+            flag.details("u", plan="pro", age=30, country="DE").value for _ in range(N_CALLS)
+        ],
+        "mlkit details, exposures": lambda: [
+            said.details("u", plan="pro", age=30, country="DE").value for _ in range(N_CALLS)
+        ],
     }
     work = "rule of three conditions"
-    _add(bench, work, contenders, "flagd-core", lambda: _flagd("three", VISITOR))
+    _peers(bench, work, contenders, [("rule-0", "u", VISITOR)] * N_CALLS)
     bench.compare(work, contenders, baseline="by hand", calls=N_CALLS)
 
 
 def _many(bench: Bench) -> None:
     """Time a thousand flags with a rule each for one user, as a client's bulk evaluation does."""
-    document = {"flags": {f"rule-{i}": FLAGS["three"] for i in range(N_CALLS)}}
-    flags = Flags.from_dict(document)
-    handles = [flags.bool(key, default=False) for key in document["flags"]]
+    flags = Flags.from_dict(flagd_document(N_CALLS))
+    recorded = Flags.from_dict(flagd_document(N_CALLS))
+    keys = [f"rule-{number}" for number in range(N_CALLS)]
+    handles = [flags.bool(key, default=False) for key in keys]
+    said = [recorded.bool(key, default=False) for key in keys]
     contenders: dict[str, Callable[[], object]] = {
-        "mlkit details": lambda: [flag.details("u", **VISITOR).value for flag in handles],
+        "mlkit details": lambda: [
+            flag.details("u", plan="pro", age=30, country="DE").value for flag in handles
+        ],
+        "mlkit details, exposures": lambda: [
+            flag.details("u", plan="pro", age=30, country="DE").value for flag in said
+        ],
     }
-
-    def flagd() -> Callable[[], object]:
-        from openfeature.contrib.tools.flagd.core import FlagdCore
-        from openfeature.evaluation_context import EvaluationContext
-
-        core, context = FlagdCore(), EvaluationContext("u", VISITOR)
-        core.set_flags(json.dumps(document))
-        keys = list(document["flags"])
-        return lambda: [core.resolve_boolean_value(key, False, context).value for key in keys]  # noqa: FBT003
-
     work = f"{N_CALLS} rules of three conditions"
-    _add(bench, work, contenders, "flagd-core", flagd)
-    bench.compare(work, contenders, baseline="mlkit details", unit="ms")
+    _peers(bench, work, contenders, [(key, "u", VISITOR) for key in keys], n_rules=N_CALLS)
+    with recorded.record_exposures():
+        bench.compare(work, contenders, baseline="mlkit details", unit="ms")
 
 
-def _split(bench: Bench, flags: Flags) -> None:
+def _split(bench: Bench, flags: Flags, recorded: Flags) -> None:
     from mmh3 import mmh3_32_uintdigest
 
-    flag, units = flags.bool("rollout", default=False), [f"user-{i}" for i in range(N_CALLS)]
-    prefix = b"\x82\x67rollout"
+    flag, said = flags.bool("rollout", default=False), recorded.bool("rollout", default=False)
+    units, prefix = [f"user-{i}" for i in range(N_CALLS)], b"\x82\x67rollout"
 
     def bare() -> list[bool]:
         plan, answers = "pro", []
@@ -146,19 +133,26 @@ def _split(bench: Bench, flags: Flags) -> None:
             answers.append(plan == "pro" and (hashed * 100) >> 32 < 10)
         return answers
 
+    questions = [("rollout", unit, {"plan": "pro"}) for unit in units]
     contenders: dict[str, Callable[[], object]] = {
         "by hand": bare,
         "mlkit": lambda: [flag(unit, plan="pro") for unit in units],
         "mlkit details": lambda: [flag.details(unit, plan="pro").value for unit in units],
+        "mlkit details, exposures": lambda: [
+            said.details(unit, plan="pro").value for unit in units
+        ],
     }
-    _add(bench, SPLIT, contenders, "flagd-core", lambda: _flagd("rollout", {"plan": "pro"}, units))
-    bench.compare(SPLIT, contenders, baseline="by hand", calls=N_CALLS)
-    others: dict[str, Callable[[], object]] = {"by hand": lambda: len(bare())}
-    others["mlkit"] = lambda: len([flag(unit, plan="pro") for unit in units])
-    work = f"{SPLIT}, own hash"
-    _add(bench, work, others, "growthbook", lambda: _growthbook("rollout", units))
-    _add(bench, work, others, "unleash (yggdrasil)", lambda: _unleash(units))
-    bench.compare(work, others, baseline="by hand", calls=N_CALLS)
+    others = PEERS.keys() - SAME_HASH
+    _peers(bench, SPLIT_WORK, contenders, questions, but=others)
+    bench.skipped(SPLIT_WORK, "datalogic-py", "it has no fractional, nor another hash")
+    bench.compare(SPLIT_WORK, contenders, baseline="by hand", calls=N_CALLS)
+    counted: dict[str, Callable[[], object]] = {}
+    work = f"{SPLIT_WORK}, own hash"
+    _peers(bench, work, counted, questions, but=SAME_HASH | {"datalogic-py"})
+    counts = {name: lambda ask=ask: len(ask()) for name, ask in counted.items()}
+    counts = {"by hand": lambda: len(bare()), **counts}
+    counts["mlkit details, exposures"] = lambda: len(contenders["mlkit details, exposures"]())
+    bench.compare(work, counts, baseline="by hand", calls=N_CALLS)
 
 
 def _assign(bench: Bench, flags: Flags, n: int) -> None:
@@ -179,11 +173,11 @@ def _assign(bench: Bench, flags: Flags, n: int) -> None:
         "mlkit in a loop": lambda: sum([flag(unit, plan="pro") for unit in units]),
     }
     work = f"assign {n} ids"
-    loop = _flagd_or_none("rollout", {"plan": "pro"}, units)
-    if loop is None:
-        bench.skipped(work, "flagd-core in a loop", "not installed")
-    else:
-        contenders["flagd-core in a loop"] = lambda: sum(loop())
+    questions = [("rollout", unit, {"plan": "pro"}) for unit in units]
+    loops: dict[str, Callable[[], object]] = {}
+    _peers(bench, work, loops, questions, but=PEERS.keys() - {"flagd-core"})
+    for name, loop in loops.items():
+        contenders[f"{name} in a loop"] = lambda loop=loop: sum(loop())
     bench.compare(
         work,
         contenders,
@@ -245,6 +239,21 @@ def _entered(flags: Flags) -> Any:
         return snapshot
 
 
+def _peers(
+    bench: Bench,
+    work: str,
+    contenders: dict[str, Callable[[], object]],
+    questions: list[Any],
+    *,
+    but: Collection[str] = (),
+    n_rules: int = 1,
+) -> None:
+    """Let the other libraries answer the same questions."""
+    for name, make in PEERS.items():
+        if name not in but:
+            _add(bench, work, contenders, name, lambda make=make: partial(make(n_rules), questions))
+
+
 def _add(
     bench: Bench,
     work: str,
@@ -256,30 +265,6 @@ def _add(
         contenders[name] = make()
     except ImportError as error:
         bench.skipped(work, name, f"not installed: {error.name}")
-
-
-def _flagd_or_none(
-    key: str, attributes: dict[str, Any], units: list[str]
-) -> Callable[[], list[bool]] | None:
-    try:
-        return _flagd(key, attributes, units)
-    except ImportError:
-        return None
-
-
-def _flagd(
-    key: str, attributes: dict[str, Any], units: list[str] | None = None
-) -> Callable[[], list[bool]]:
-    from openfeature.contrib.tools.flagd.core import FlagdCore
-    from openfeature.evaluation_context import EvaluationContext
-
-    core = FlagdCore()
-    core.set_flags(json.dumps({"flags": FLAGS}))
-    names = units or ["u"] * N_CALLS
-    return lambda: [
-        core.resolve_boolean_value(key, False, EvaluationContext(name, attributes)).value  # noqa: FBT003
-        for name in names
-    ]
 
 
 def _flagd_load(text: str, n: int) -> Callable[[], int]:
@@ -322,64 +307,3 @@ def _our_provider(flags: Flags) -> Callable[[], list[bool]]:
     api.set_provider_and_wait(Provider(flags), domain="mlkit")
     client = api.get_client("mlkit")
     return lambda: [client.get_boolean_value("static", False) for _ in range(N_CALLS)]  # noqa: FBT003
-
-
-def _flagd_provider() -> Callable[[], list[bool]]:
-    from openfeature import api
-    from openfeature.contrib.provider.flagd import FlagdProvider
-    from openfeature.contrib.provider.flagd.config import ResolverType
-
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump({"flags": FLAGS}, file)
-        file.flush()
-        provider = FlagdProvider(
-            resolver_type=ResolverType.FILE,
-            offline_flag_source_path=file.name,
-        )
-        api.set_provider_and_wait(provider, domain="flagd")
-    client = api.get_client("flagd")
-    return lambda: [client.get_boolean_value("static", False) for _ in range(N_CALLS)]  # noqa: FBT003
-
-
-def _growthbook(key: str, units: list[str] | None = None) -> Callable[[], object]:
-    from growthbook import GrowthBook
-
-    rule = {"condition": {"plan": "pro"}, "force": True, "coverage": 0.1, "hashAttribute": "id"}
-    client = GrowthBook(
-        features={
-            "static": {"defaultValue": True},
-            "rollout": {"defaultValue": False, "rules": [rule]},
-        }
-    )
-    if units is None:
-        return lambda: [client.is_on(key) for _ in range(N_CALLS)]
-
-    def decide() -> int:
-        answers = []
-        for unit in units:
-            client.set_attributes({"id": unit, "plan": "pro"})
-            answers.append(client.is_on(key))
-        return len(answers)
-
-    return decide
-
-
-def _unleash(units: list[str]) -> Callable[[], int]:
-    from yggdrasil_engine.engine import UnleashEngine
-
-    parameters = {"rollout": "10", "stickiness": "userId", "groupId": "rollout"}
-    constraint = {"contextName": "plan", "operator": "IN", "values": ["pro"]}
-    strategy = {
-        "name": "flexibleRollout",
-        "parameters": parameters,
-        "constraints": [constraint],
-    }
-    toggle = {"name": "rollout", "type": "release", "enabled": True, "strategies": [strategy]}
-    engine = UnleashEngine()
-    engine.take_state(json.dumps({"version": 2, "features": [toggle]}))
-    return lambda: len(
-        [
-            engine.is_enabled("rollout", {"userId": unit, "properties": {"plan": "pro"}})
-            for unit in units
-        ]
-    )
