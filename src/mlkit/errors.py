@@ -283,6 +283,7 @@ class DuplicateNameError(RegistryError, ValueError):
         name: The name and version, `name@N`.
         first: Where it was registered first, `module:line`.
         second: Where it was registered again.
+        fix: What to do about it.
     """
 
     registry: str
@@ -290,11 +291,18 @@ class DuplicateNameError(RegistryError, ValueError):
     first: str
     second: str
 
-    def __init__(self, registry: str, name: str, *, first: str, second: str) -> None:
+    def __init__(
+        self,
+        registry: str,
+        name: str,
+        *,
+        first: str,
+        second: str,
+        fix: str = "choose another name or version, or pass replace=True",
+    ) -> None:
         self.registry, self.name, self.first, self.second = registry, name, first, second
         super().__init__(
-            f"{name!r} is already registered in {registry!r} by {first}; {second} registers it again: choose another "
-            f"name or version, or pass replace=True"
+            f"{name!r} is already registered in {registry!r} by {first}; {second} registers it again: {fix}"
         )
 
 
@@ -996,7 +1004,9 @@ class StoreUnavailableError(ModelStoreError, ConnectionError):
 
     def __init__(self, uri: str, reason: str) -> None:
         self.uri = uri
-        super().__init__(f"{clip(uri, 120)} cannot be asked now: {reason}; try again when it answers")
+        super().__init__(
+            f"{clip(uri, 120)} cannot be asked now: {reason}; try again when it answers"
+        )
 
 
 class RebuildError(ModelStoreError, ValueError):

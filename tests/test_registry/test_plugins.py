@@ -82,7 +82,9 @@ def test_a_broken_one_raises_only_when_asked_for(site):
     reg = Registry("plugins", dict, entry_points=GROUP)
     with record_events() as events:
         assert reg.create("good") == {}
-        with pytest.raises(EntryError, match=r"plug_broken:X.*RuntimeError: boom"):
+        with pytest.raises(
+            EntryError, match=r"plug_broken:X.*RuntimeError: boom.*distribution broken-dist 1.0"
+        ):
             reg.create("broken")
     kinds = [(event.kind, event.fields.get("entry")) for event in events]
     assert kinds == [
@@ -248,6 +250,7 @@ def test_a_conflict_lasts_whoever_is_imported_first(site, monkeypatch, first, re
             use("claimed")
         assert "claim-one" in str(caught.value)
         assert "claim-two" in str(caught.value)
+        assert "uninstall one of them" in str(caught.value)
     made = sys.modules[first].A
     assert type(reg.create(made)) is made  # who has the class itself leaves no doubt
     conflicts = {one.distribution for one in reg.problems() if one.kind == "conflict"}

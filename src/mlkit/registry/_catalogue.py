@@ -262,7 +262,13 @@ class Catalogue:
             DuplicateNameError: If two installed distributions claim its name.
         """
         if record.claims:
-            raise self._duplicate(Clash(record.entry.ref, record), record.claims[0])
+            raise DuplicateNameError(
+                self.name,
+                record.entry.ref,
+                first=record.described,
+                second=record.claims[0].described,
+                fix="uninstall one of them, or register the one you mean under the name",
+            )
         ready = record.ready
         if ready is not None:
             return ready

@@ -24,32 +24,29 @@ def load(registry: str, record: Record) -> Any:
     Raises:
         EntryError: If it cannot be imported or is not callable. The original error is the cause.
     """
-    entry = record.entry
-    module_name, _, attribute = entry.target.partition(":")
+    module_name, _, attribute = record.entry.target.partition(":")
     try:
         found: Any = import_module(module_name)
     except Exception as error:
-        raise EntryError(
-            registry, entry.ref, target=entry.target, reason=_why(record, module_name, error)
-        ) from error
+        raise _wrong(registry, record, _why(record, module_name, error)) from error
     for part in attribute.split("."):
         try:
             found = getattr(found, part)
         except AttributeError as error:
-            raise EntryError(
-                registry,
-                entry.ref,
-                target=entry.target,
-                reason=f"{clip(found, 60)} has no attribute {part!r}{did_you_mean(part, dir(found))}",
-            ) from error
+            near = did_you_mean(part, dir(found))
+            reason = f"{clip(found, 60)} has no attribute {part!r}{near}"
+            raise _wrong(registry, record, reason) from error
     if not callable(found):
-        raise EntryError(
-            registry,
-            entry.ref,
-            target=entry.target,
-            reason=f"it is {clip(found)}, which cannot be called",
-        )
+        raise _wrong(registry, record, f"it is {clip(found)}, which cannot be called")
     return found
+
+
+def _wrong(registry: str, record: Record, reason: str) -> EntryError:
+    """Return the error of an entry that cannot be used; of a plugin, it names the distribution."""
+    entry = record.entry
+    if record.distribution and record.distribution not in reason:
+        reason += f" (declared by {entry.source})"
+    return EntryError(registry, entry.ref, target=entry.target, reason=reason)
 
 
 def _why(record: Record, module_name: str, error: Exception) -> str:
@@ -82,24 +79,13 @@ def checked(registry: str, record: Record, factory: Any, base: Base) -> Callable
         if verdict:
             return factory
         if verdict is False:
-            entry = record.entry
-            raise EntryError(
-                registry,
-                entry.ref,
-                target=entry.target,
-                reason=f"the class is not a subclass of {base_name(base)}",
-            )
+            raise _wrong(registry, record, f"the class is not a subclass of {base_name(base)}")
 
     def call(*args: Any, **kwargs: Any) -> Any:
         made = factory(*args, **kwargs)
         if not isinstance(made, base):
-            entry = record.entry
-            raise EntryError(
-                registry,
-                entry.ref,
-                target=entry.target,
-                reason=f"it returned a {qualified(type(made))}, not a {base_name(base)}",
-            )
+            reason = f"it returned a {qualified(type(made))}, not a {base_name(base)}"
+            raise _wrong(registry, record, reason)
         return made
 
     return call
