@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,7 +96,6 @@ def client(url):
 
 def request(application, path, body=b"{}", method="POST", chunks=None, **headers):
     """Send one request to an application and return the status, the JSON of the body and the headers."""
-    import httpx
 
     async def stream():
         for chunk in chunks:
@@ -278,12 +278,48 @@ def test_a_body_may_say_little(body):
 
 
 @pytest.mark.parametrize(
-    "key", ["gone", "a" * 5000, "%00", "%ff%fe", "..%2f..", "%F0%9F%98%80", "a/b"]
+    "key",
+    [
+        "gone",
+        "a" * 5000,
+        "%00",
+        "%ff%fe",
+        "..%2f..",
+        "%F0%9F%98%80",
+        "a/b",
+        "a%0Ab",
+        "%0A",
+        "a%0D%0A",
+    ],
 )
 def test_a_key_that_is_not_there(key):
     status, answer, _ = request(app(Flags.from_dict(DOCUMENT)), ONE.format(key))
     assert (status, answer["errorCode"]) == (404, "FLAG_NOT_FOUND")
     assert set(answer) == {"key", "errorCode", "errorDetails"}
+
+
+def test_a_key_with_a_line_break():
+    document = {"flags": {"a\nb\n": flag("on", {"on": True})}}
+    status, answer, _ = request(app(Flags.from_dict(document)), ONE.format("a%0Ab%0A"))
+    assert (status, answer["key"], answer["value"]) == (200, "a\nb\n", True)
+
+
+def test_what_the_server_can_do():
+    application = app(Flags.in_memory(), admit=["token"])
+
+    async def send(**headers):
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(application), base_url="http://test"
+        ) as client:
+            return await client.get("/ofrep/v1/configuration", headers=headers)
+
+    assert asyncio.run(send()).status_code == 401
+    made = asyncio.run(send(Authorization="Bearer token"))
+    assert made.json()["name"] == "mlkit"
+    assert made.json()["capabilities"]["caching"] == {"enabled": False}
+    again = {"Authorization": "Bearer token", "If-None-Match": made.headers["etag"]}
+    again = asyncio.run(send(**again))
+    assert (again.status_code, again.content) == (304, b"")
 
 
 def test_a_large_body_is_not_read_to_its_end():
@@ -297,7 +333,6 @@ def test_a_large_body_is_not_read_to_its_end():
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 def test_other_methods_are_refused(method):
     application = app(Flags.from_dict(DOCUMENT))
-    import httpx
 
     async def send():
         async with httpx.AsyncClient(
@@ -318,8 +353,6 @@ def test_raw_rubbish_leaves_the_server_alive(serve, url):
     ):
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(rubbish)
-    import httpx
-
     assert httpx.post(url + ONE.format("bool"), json={}).json()["value"] is True
 
 

@@ -91,7 +91,8 @@ def app(
 ) -> Starlette:
     """Return an ASGI application that serves `POST /ofrep/v1/evaluate/flags/{key}` and `POST /ofrep/v1/evaluate/flags`.
 
-    The answer for all flags has an `ETag`, and is 304 for a request whose `If-None-Match` names it. Nothing that a
+    The answer for all flags has an `ETag`, and is 304 for a request whose `If-None-Match` names it; so has
+    `GET /ofrep/v1/configuration`, which clients may ask for what the server can do. Nothing that a
     request holds makes it fail otherwise than with a status of the protocol. Serve it with any ASGI server, or mount it
     into an application. It does no TLS and, where browsers ask from other origins, needs Starlette's `CORSMiddleware`.
 
@@ -110,7 +111,7 @@ def app(
     Examples:
         >>> application = app(Flags.in_memory({"ranker": "v2"}), admit=["token-1", "token-2"])
         >>> [route.path for route in application.routes]
-        ['/ofrep/v1/evaluate/flags', '/ofrep/v1/evaluate/flags/{key:path}']
+        ['/ofrep/v1/evaluate/flags', '/ofrep/v1/evaluate/flags/{key:path}', '/ofrep/v1/configuration']
     """
     if not isinstance(flags, Flags):
         raise ConfigurationError("ofrep.app(flags)", flags, "flags")
@@ -121,10 +122,21 @@ def app(
     one = routing.Route(f"{place}/{{key:path}}", server.answer_one, methods=["POST"])
     # A key may hold a line break, which a path of Starlette does not match.
     one.path_regex = re.compile(one.path_regex.pattern, re.DOTALL)
-    made: Starlette = applications.Starlette(
-        routes=[routing.Route(place, server.answer_all, methods=["POST"]), one]
-    )
+    about = routing.Route("/ofrep/v1/configuration", server.configuration, methods=["GET"])
+    every = routing.Route(place, server.answer_all, methods=["POST"])
+    made: Starlette = applications.Starlette(routes=[every, one, about])
     return made
+
+
+# What clients that ask first are told: they may poll, and must not keep what rules may answer otherwise a moment later.
+_CONFIGURATION = {
+    "name": "mlkit",
+    "capabilities": {
+        "cacheInvalidation": {"polling": {"enabled": True, "minPollingIntervalMs": 1000}},
+        "flagEvaluation": {"supportedTypes": ["boolean", "string", "int", "float", "object"]},
+        "caching": {"enabled": False},
+    },
+}
 
 
 # What a failure of one flag is as a status; the protocol has no others.
@@ -159,7 +171,7 @@ class _Reply(NamedTuple):
 
 @final
 class _Server:
-    """The two routes."""
+    """What is behind the routes."""
 
     def __init__(self, flags: Flags, admit: Admit | None, max_bytes: int) -> None:
         self._flags, self._admit, self._max_bytes = flags, admit, max_bytes
@@ -176,19 +188,15 @@ class _Server:
 
     async def answer_all(self, request: Request) -> Response:
         async def reply() -> _Reply:
-            from msgspec.json import encode
-
             answer = evaluate_all(self._flags, await self._context(request))
-            if "errorCode" in answer:
-                return _Reply(400, answer, {})
-            # Of the answer, not of the flags: rules may ask the time.
-            tag = f'"{digest_bytes(encode(answer)).rpartition(":")[2][:32]}"'
-            asked = request.headers.get("if-none-match", "")
-            if asked.strip() == "*" or tag in {
-                one.strip().removeprefix("W/") for one in asked.split(",")
-            }:
-                return _Reply(304, None, {"ETag": tag})
-            return _Reply(200, answer, {"ETag": tag})
+            return _Reply(400, answer, {}) if "errorCode" in answer else _tagged(request, answer)
+
+        return await _send(reply, {})
+
+    async def configuration(self, request: Request) -> Response:
+        async def reply() -> _Reply:
+            await self._check(request)
+            return _tagged(request, _CONFIGURATION)
 
         return await _send(reply, {})
 
@@ -243,6 +251,19 @@ class _Server:
         if not allowed:
             header = {"WWW-Authenticate": "Bearer"}
             raise _RefusedError(401, None, "a valid token is needed", header)
+
+
+def _tagged(request: Request, answer: dict[str, Any]) -> _Reply:
+    """Return an answer with its tag, or that the client has it."""
+    from msgspec.json import encode
+
+    # Of the answer, not of the flags: rules may ask the time.
+    tag = f'"{digest_bytes(encode(answer)).rpartition(":")[2][:32]}"'
+    asked = request.headers.get("if-none-match", "")
+    known = {one.strip().removeprefix("W/") for one in asked.split(",")}
+    if asked.strip() == "*" or tag in known:
+        return _Reply(304, None, {"ETag": tag})
+    return _Reply(200, answer, {"ETag": tag})
 
 
 async def _send(reply: Callable[[], Awaitable[_Reply]], names: dict[str, str]) -> Response:
