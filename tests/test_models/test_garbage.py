@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ def test_beside_savers_and_deleters_nothing_is_lost(tmp_path):
     store, stop, problems = ModelStore(tmp_path), threading.Event(), []
     contents = [[b"%d-%d" % (me, turn) for turn in range(15)] for me in range(4)]
     # Each content lies there already, old and needed by nobody: until it is saved, at the moment it is collected.
-    for content in sum(contents, []):
+    for content in chain.from_iterable(contents):
         path = orphan(tmp_path, sha256(content).hexdigest())
         path.write_bytes(content)
         os.utime(path, (time.time() - 7200,) * 2)

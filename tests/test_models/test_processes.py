@@ -21,7 +21,7 @@ WORKER = textwrap.dedent(
     store = ModelStore(root, who=f"worker-{me}")
     print("ready", flush=True)
     sys.stdin.readline()
-    numbers, moves, back, gone = [], 0, 0, 0
+    numbers, moves, back, gone, cleared = [], 0, 0, 0, 0
     for turn in range(turns):
         version = store.save("m", f"{me}-{turn % 5}".encode())
         numbers.append(version.number)
@@ -44,7 +44,13 @@ WORKER = textwrap.dedent(
             gone += 1
         except ModelStoreError:
             pass
-    print(json.dumps([numbers, moves, back, gone]))
+        try:
+            store.remove_alias("m", "champion", expect=version)
+            cleared += 1
+        except ModelStoreError:
+            pass
+        store.collect_garbage(older_than=60)
+    print(json.dumps([numbers, moves, back, gone, cleared]))
     """
 )
 
@@ -67,8 +73,8 @@ def start(root, n, turns):
     return workers
 
 
-def test_four_processes_save_promote_roll_back_and_delete(tmp_path):
-    workers = start(tmp_path, 4, 8)
+def test_eight_processes_save_promote_roll_back_delete_and_collect(tmp_path):
+    workers = start(tmp_path, 8, 5)
     results = []
     for worker in workers:
         out, _ = worker.communicate(timeout=60)
@@ -76,19 +82,19 @@ def test_four_processes_save_promote_roll_back_and_delete(tmp_path):
         results.append(json.loads(out))
     store = ModelStore(tmp_path)
     given = sorted(number for numbers, *_ in results for number in numbers)
-    assert given == list(range(1, 33)), "each number once, and none left out"
+    assert given == list(range(1, 41)), "each number once, and none left out"
     history = store.history("m")
     count = lambda kind: sum(change.kind == kind for change in history)
     assert [change.sequence for change in history] == list(range(1, len(history) + 1))
-    assert count("promoted") == sum(moves for _, moves, _, _ in results)
-    assert count("rolled_back") == sum(back for _, _, back, _ in results)
-    assert count("deleted") == sum(gone for *_, gone in results)
+    said = [sum(each) for each in zip(*(rest for _, *rest in results), strict=True)]
+    assert [count(kind) for kind in ("promoted", "rolled_back", "deleted", "alias_removed")] == said
+    assert said[0] == 40
     holder = None
     for change in history:
-        if change.kind in {"promoted", "rolled_back"}:
+        if change.kind in {"promoted", "rolled_back", "alias_removed"}:
             assert change.previous == holder
-            holder = change.version
-    assert store.aliases("m") == {"champion": holder}
+            holder = None if change.kind == "alias_removed" else change.version
+    assert store.aliases("m") == ({} if holder is None else {"champion": holder})
     for version in store.versions("m"):  # deleting equal content of others took nothing away
         assert store.load(version)
 

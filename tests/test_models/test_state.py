@@ -4,16 +4,24 @@ import shutil
 import tempfile
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mlkit.errors import AliasConflictError, VersionInUseError, VersionNotFoundError
-from mlkit.models import ModelStore
+from mlkit.errors import (
+    AliasConflictError,
+    SignatureError,
+    VersionInUseError,
+    VersionNotFoundError,
+)
+from mlkit.models import ModelStore, signed_by
 
 NAMES = st.sampled_from(["churn", "a/b"])
 ALIASES = st.sampled_from(["champion", "challenger"])
 NUMBERS = st.integers(1, 6)
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+NEED = signed_by(KEY.public_key())
 
 
 class Stores(RuleBasedStateMachine):
@@ -24,6 +32,7 @@ class Stores(RuleBasedStateMachine):
         self.saved = {}  # name -> number -> content, None once deleted
         self.held = {}  # (name, alias) -> holders, the present one last
         self.kinds = {}  # name -> what happened
+        self.signed = set()
 
     def teardown(self):
         shutil.rmtree(self.root)
@@ -67,6 +76,46 @@ class Stores(RuleBasedStateMachine):
             assert change.version == held[-1]
             self.kinds[name].append("rolled_back")
 
+    @rule(name=NAMES, alias=ALIASES)
+    def remove_alias(self, name, alias):
+        held = self.held.get((name, alias), [])
+        if not held:
+            with pytest.raises(VersionNotFoundError):
+                self.store.remove_alias(name, alias)
+        else:
+            change = self.store.remove_alias(name, alias)
+            assert (change.version, change.previous, change.alias) == (held[-1], held[-1], alias)
+            held.clear()
+            self.kinds[name].append("alias_removed")
+
+    @rule(name=NAMES, number=NUMBERS)
+    def sign(self, name, number):
+        if not self.live(name, number):
+            with pytest.raises(VersionNotFoundError):
+                self.store.sign(f"{name}@{number}", KEY)
+        else:
+            self.store.sign(f"{name}@{number}", KEY)
+            if (name, number) not in self.signed:
+                self.signed.add((name, number))
+                self.kinds[name].append("signed")
+
+    @rule(name=NAMES, number=NUMBERS)
+    def travel(self, name, number):
+        if not self.live(name, number):
+            return
+        with tempfile.TemporaryDirectory() as path:
+            self.store.export(f"{name}@{number}", path + "/package.tar")
+            self.store.import_(path + "/package.tar")  # it is here already
+            other = ModelStore(path + "/other")
+            came = self.store.copy(f"{name}@{number}", other)
+            assert came.number == number
+            assert other.load(came) == self.saved[name][number]
+            assert (len(other.history(name)) == 2) == ((name, number) in self.signed)
+
+    @rule()
+    def collect(self):
+        assert self.store.collect_garbage(older_than=0) == ((), 0), "there is never any left"
+
     @rule(name=NAMES, number=NUMBERS)
     def delete(self, name, number):
         if not self.live(name, number):
@@ -98,7 +147,13 @@ class Stores(RuleBasedStateMachine):
             now = {alias: held[-1] for (n, alias), held in self.held.items() if n == name and held}
             assert self.store.aliases(name) == now
             assert [change.kind for change in self.store.history(name)] == self.kinds[name]
+            for number in live:
+                if (name, number) in self.signed:
+                    assert self.store.get(f"{name}@{number}", require=NEED).number == number
+                else:
+                    with pytest.raises(SignatureError):
+                        self.store.get(f"{name}@{number}", require=NEED)
 
 
-Stores.TestCase.settings = settings(max_examples=25, stateful_step_count=20)
+Stores.TestCase.settings = settings(max_examples=15, stateful_step_count=20)
 TestStores = Stores.TestCase
