@@ -13,18 +13,27 @@ from mlkit.repro._compare import as_array, frozen
 from mlkit.repro._generators import loaded_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Mismatch", "Step", "Trace", "threaded", "tracing"]
 
 
 class Step(NamedTuple):
-    """One operation: its name, the module it ran in (empty outside of one), what kind of tensors it wrote, a digest."""
+    """One operation: its name, the module it ran in (empty outside of one), what it wrote, a digest of that.
+
+    `written` has dtype and shape of each tensor.
+    """
 
     op: str
     module: str
-    kind: str
+    written: tuple[tuple[Any, Any], ...]
     content: bytes
+
+    @property
+    def kind(self) -> str:
+        """The dtypes and shapes as text: `"float32[4, 8]"`."""
+        kinds = [f"{dtype}{list(shape)}" for dtype, shape in self.written]
+        return ", ".join(kinds).replace("torch.", "")
 
 
 class Mismatch(NamedTuple):
@@ -51,21 +60,24 @@ class Trace:
         self.kept: Any = None
         self._reference, self._keep = reference, keep
         self._count = 0
+        self._content = _hasher()
 
-    def add(self, torch: Any, op: str, module: str, values: list[Any]) -> None:
-        """Take note of one operation."""
+    def add(self, operation: Operation, module: str, values: list[Any]) -> None:
+        """Take note of an operation and of the tensors that it wrote."""
         call, self._count = self._count, self._count + 1
         if call == self._keep:
             self.kept = frozen(values)
         if self.mismatch is not None:
             return
-        step = Step(op, module, _kind(values), _content(torch, values))
+        written = tuple([(tensor.dtype, tensor.shape) for tensor in values])
+        content = b"" if operation.views else b"".join(map(self._content, values))
+        step = (operation.name, module, written, content)
         if self._reference is None:
-            self.steps.append(step)
+            self.steps.append(Step._make(step))
             return
         expected = self._reference[call] if call < len(self._reference) else None
         if step != expected:
-            self.mismatch = Mismatch(call, expected, step, frozen(values), _users_line())
+            self.mismatch = Mismatch(call, expected, Step._make(step), frozen(values), _users_line())
 
     def finish(self) -> None:
         """Take note that the call is over: it may have stopped short of the reference."""
@@ -103,6 +115,7 @@ def tracing(trace: Trace) -> Iterator[None]:
 
     running: list[str] = []
     names: dict[int, str] = {}
+    known: dict[int, Operation] = {}  # by identity: hashing an operation runs Python code
 
     def enter(module: Any, _: Any) -> None:
         if not running:  # the outermost module names the ones inside it
@@ -120,10 +133,12 @@ def tracing(trace: Trace) -> Iterator[None]:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             result = func(*args, **(kwargs or {}))
-            name = func._schema.name  # noqa: SLF001 - the schema is how torch names an operation
-            if not name.partition("::")[2].startswith(_UNINITIALISED):
-                values = [*_tensors(torch, result), *_written(torch, func, args, kwargs or {})]
-                trace.add(torch, name, running[-1] if running else "", values)
+            operation = known.get(id(func)) or known.setdefault(id(func), Operation.of(func))
+            if not operation.uninitialised:
+                values = [result] if type(result) is torch.Tensor else _tensors(torch, result)
+                if operation.writes:
+                    values += _written(torch, operation.writes, args, kwargs or {})
+                trace.add(operation, running[-1] if running else "", values)
             return result
 
     before = hooks.register_module_forward_pre_hook(enter)
@@ -149,39 +164,69 @@ def _tensors(torch: Any, value: Any) -> list[Any]:
     return []
 
 
-def _written(torch: Any, func: Any, args: Any, kwargs: Any) -> list[Any]:
-    """Return the arguments that an operation writes to without returning them (`_foreach_add_`)."""
-    schema = func._schema  # noqa: SLF001
-    if schema.returns or not schema.is_mutable:
-        return []
-    found = []
-    for position, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[position] if position < len(args) else kwargs.get(argument.name)
-            found += _tensors(torch, value)
-    return found
+class Operation(NamedTuple):
+    """What the schema of an operation says.
+
+    `views`: its outputs are other views of its arguments' memory, which was compared when it was written. `writes`:
+    the arguments, by position and name, that it writes to without returning them (`_foreach_add_`).
+    """
+
+    name: str
+    uninitialised: bool
+    views: bool
+    writes: tuple[tuple[int, str], ...]
+
+    @classmethod
+    def of(cls, func: Any) -> Operation:
+        schema = func._schema  # noqa: SLF001 - the schema is how torch names an operation
+        aliases = [one.alias_info for one in schema.returns]
+        written = [
+            (position, argument.name)
+            for position, argument in enumerate(schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        return cls(
+            schema.name,
+            uninitialised=schema.name.partition("::")[2].startswith(_UNINITIALISED),
+            views=bool(aliases)
+            and all(one is not None and not one.is_write for one in aliases)
+            and not schema.name.endswith("lift_fresh"),  # where data enters torch
+            writes=() if schema.returns else tuple(written),
+        )
 
 
-def _kind(values: list[Any]) -> str:
-    """Return dtypes and shapes as one text, kept once however often it occurs."""
-    text = ", ".join([f"{tensor.dtype}{list(tensor.shape)}" for tensor in values])
-    return sys.intern(text.replace("torch.", ""))
+def _written(
+    torch: Any, writes: tuple[tuple[int, str], ...], args: Any, kwargs: Any
+) -> list[Any]:
+    """Return the tensors that an operation wrote to."""
+    return [
+        tensor
+        for position, name in writes
+        for tensor in _tensors(
+            torch, args[position] if position < len(args) else kwargs.get(name)
+        )
+    ]
 
 
-def _content(torch: Any, values: list[Any]) -> bytes:
-    """Return a digest of all bytes; a fast one, for it is never stored and nobody forges it."""
+def _hasher() -> Callable[[Any], bytes]:
+    """Return what digests all bytes of a tensor; fast, for the digest is never stored and nobody forges it."""
     import numpy as np
     from mmh3 import mmh3_x64_128_digest
 
-    return b"".join(
-        [
-            mmh3_x64_128_digest(np.ascontiguousarray(as_array(torch, tensor)).data)
-            for tensor in values
-            if tensor.layout is torch.strided
-            and tensor.device.type != "meta"
-            and not tensor.is_quantized
-        ]
-    )
+    def content(tensor: Any) -> bytes:
+        try:
+            array = tensor.detach().numpy()
+        except (TypeError, RuntimeError):  # not on the CPU, not dense, or of a type that NumPy lacks
+            torch = sys.modules["torch"]
+            dense = tensor.layout is torch.strided and not tensor.is_quantized
+            if not dense or tensor.device.type == "meta":
+                return b""
+            array = as_array(torch, tensor)
+        if not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array)
+        return mmh3_x64_128_digest(array)
+
+    return content
 
 
 def _users_line() -> str:
