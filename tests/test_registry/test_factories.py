@@ -429,3 +429,13 @@ def test_what_a_model_inside_needs_is_named():
         "many[1].x: a value for 'x' is needed",
         "many[1].y: expected int, got '2'",
     ]
+
+
+def test_a_key_that_does_not_fit_is_what_is_shown():
+    @kinds.register("keys", replace=True)
+    def make(sizes: dict[Literal["small", "large"], int]) -> Keep:
+        return Keep()
+
+    assert problems({"type": "keys", "sizes": {"lrage": 1}}) == [
+        "sizes.lrage: expected 'small' or 'large', got 'lrage'; did you mean 'large'?"
+    ]

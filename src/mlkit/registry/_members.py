@@ -117,7 +117,8 @@ def wanted(shape: Shape) -> str:
     """Say what *shape* takes."""
     if isinstance(shape, Node):
         kind = qualified(shape.kind) if shape.kind else base_name(shape.registry.base)
-        return f"a mapping with a 'type' from registry {shape.registry.name!r}, or a {kind}"
+        live = "a live object" if kind == "object" else f"a {kind}"
+        return f"a mapping with a 'type' from registry {shape.registry.name!r}, or {live}"
     if isinstance(shape, Values):
         return "a mapping of specs"
     return "plain data" if isinstance(shape, Plain | Choose) else "a list of specs"

@@ -275,7 +275,7 @@ def _mismatches(value: Any, rows: Iterable[Any]) -> list[Mismatch]:
             name = str(row["loc"][-1])
             missing.append(Mismatch((*path, name), f"a value for {name!r} is needed", []))
             continue
-        inputs[path] = found
+        inputs[path] = row["loc"][-2] if row["loc"][-1] == "[key]" else found
         places.setdefault(path, []).append(row)
     return missing + [_mismatch(path, inputs[path], here) for path, here in places.items()]
 
