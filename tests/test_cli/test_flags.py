@@ -135,6 +135,18 @@ def test_diff_says_who_moves(here, capsys):
     assert "7.5 % of units" in out
 
 
+def test_diff_of_a_split_in_another_order(here, capsys):
+    (here / "turned.json").write_text(OLD.replace('["on", 10], ["off", 90]', '["off", 90], ["on", 10]'))  # fmt: skip
+    _, out, _ = run(capsys, "diff", "old.json", "turned.json", "--context", PRO)
+    assert out.splitlines() == [
+        "new-tokeniser: changed, 20 % of units change variant (exactly)",
+        "  off -> on: 10 %",
+        "  on -> off: 10 %",
+        "  0 % would do for the same shares: keep the order of the split",
+        "  targeting differs",
+    ]
+
+
 def test_diff_exit_status(here, capsys):
     assert run(capsys, "diff", "old.json", "old.json") == (0, "", "")
     for words in (

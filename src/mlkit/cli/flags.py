@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
+_GRAIN = 1e-8  # a few of 2**32 hashes, by which the edges of two splits can miss each other
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's words.
@@ -196,7 +198,7 @@ def _tell(one: FlagDiff) -> None:
     )
     say(f"{one.key}: {one.change}, {_percent(one.moved)} of units change variant ({about})")
     for (before, after), share in one.flows.items():
-        if before != after:
+        if before != after and share >= _GRAIN:
             say(f"  {_name(before)} -> {_name(after)}: {_percent(share)}")
     if one.revalued:
         say(f"  {_percent(one.revalued)} keep their variant and get another value")
@@ -227,9 +229,11 @@ def _name(variant: str | None) -> str:
 
 def _percent(share: float) -> str:
     shown = f"{100 * share:.4g}"
-    if share > 0 and float(shown) < 0.001:
+    if share < _GRAIN:
+        return "0 %"
+    if float(shown) < 0.001:
         return "less than 0.001 %"
-    return f"{'almost ' if shown == '100' and share < 1 - 1e-9 else ''}{shown} %"
+    return f"{'almost ' if shown == '100' and share < 1 - _GRAIN else ''}{shown} %"
 
 
 def _ids(file: str) -> list[str]:
