@@ -9,6 +9,7 @@ keys (P-256, P-384, P-521); we know Ed25519 too, in the same envelope.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 from mlkit._optional import require
@@ -334,9 +335,8 @@ def _made(proof: bytes, payload: bytes, pem: bytes) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    public = load_pem_public_key(pem)
+    public = _loaded(pem)
     try:
         if isinstance(public, ed25519.Ed25519PublicKey):
             public.verify(proof, _message(payload))
@@ -348,6 +348,14 @@ def _made(proof: bytes, payload: bytes, pem: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+@lru_cache(maxsize=64)
+def _loaded(pem: bytes) -> Any:
+    """Return a public key; parsing one takes as long as verifying with it."""
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    return load_pem_public_key(pem)
 
 
 def _message(payload: bytes) -> bytes:
