@@ -194,7 +194,7 @@ def _change(key: str, before: Snapshot, after: Snapshot) -> str:
 
 
 def _by_size(item: tuple[Flow, float]) -> tuple[float, str]:
-    return -item[1], str(item[0])
+    return -round(item[1], 8), str(item[0])  # what differs by a few hashes is equal
 
 
 def _revalued(
