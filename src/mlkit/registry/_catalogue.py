@@ -15,6 +15,7 @@ from mlkit.errors import (
     RegistryFrozenError,
     UnknownNameError,
 )
+from mlkit.registry._choice import ranked
 from mlkit.registry._entry import PLAIN, Entry, Record, parse_ref, same_owner
 from mlkit.registry._override import OVERRIDE, overridden
 from mlkit.registry._owner import same_definition, target_of
@@ -192,8 +193,6 @@ class Catalogue:
         plugins = self._scan()
         memory = self._candidates
         if not memory:
-            from mlkit.registry._choice import ranked
-
             found = [newest(versions) for _, versions in self.table.pairs()]
             if plugins is not None:
                 ours = self.table.names
