@@ -17,6 +17,7 @@ from mlkit.errors import (
 )
 from mlkit.resilience._ambient import AMBIENT, Ambient, inherited
 from mlkit.resilience._backoff import pause_after
+from mlkit.resilience._machine import OK
 from mlkit.resilience._plan import RESOLUTION
 from mlkit.resilience._verdict import FALL, RAISE, RETRY, Verdict, pushback
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from mlkit.resilience._plan import Plan
 
-__all__ = ["SPENT", "Attempts", "Spent", "Trial", "forget_frames", "is_final"]
+__all__ = ["SPENT", "Attempts", "Spent", "Trial", "first_failed", "forget_frames", "is_final"]
 
 _MARK = "_mlkit_retried_by"
 _FINAL = "_mlkit_final"
@@ -182,6 +183,18 @@ class Attempts:
         return None
 
 
+def first_failed(
+    plan: Plan, since: int, ring: Any, error: Exception, began: float = 0.0
+) -> tuple[Attempts, float | None]:
+    """Judge the first attempt of a call, which nothing surrounds; return what comes next."""
+    if plan.breaker is not None:
+        duration = current().monotonic() - began if began else 0.0
+        plan.breaker.failed(ring, error, duration=duration)
+    until = began + plan.deadline if plan.deadline is not None else inf
+    attempts = Attempts(plan, since, until=(until, plan.deadline or inf), began=began)
+    return attempts, attempts.pause(error)
+
+
 @final
 class Trial:
     """One attempt, as a context manager: admitted by the breaker, within its time, judged on every way out.
@@ -295,12 +308,18 @@ class Trial:
         if self._inside is not None and self._token is not None:
             self._inside.over = True
             AMBIENT.reset(self._token)
-        breaker = self._plan.breaker
-        if breaker is None or self._ticket is None:
+        plan, ticket = self._plan, self._ticket
+        breaker = plan.breaker
+        if breaker is None or ticket is None:
+            return
+        ring = plan.machine.ring
+        quick = self._verdict and error is None and self.limit is None and plan.simple
+        if quick and ring is not None and ring is ticket:
+            ring.append(OK)  # nearly always; `settle` would come to the same
             return
         duration = current().monotonic() - self._began if self._began else 0.0
         if isinstance(error, Exception):
-            breaker.failed(self._ticket, error, duration=duration)
+            breaker.failed(ticket, error, duration=duration)
             return
         verdict = self._verdict if error is None else None
         if self.limit is not None and (
@@ -309,7 +328,7 @@ class Trial:
             # Late. An answer is given out all the same; a call that is cancelled now is one that hung until the
             # timeout or deadline of a policy around it, whose timer fires first.
             verdict = False
-        breaker.settle(self._ticket, verdict, duration=duration)
+        breaker.settle(ticket, verdict, duration=duration)
 
 
 def _handled_above(error: BaseException) -> bool:

@@ -20,8 +20,8 @@ from mlkit._arguments import one_of
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._ambient import AMBIENT
 from mlkit.resilience._asked import AskedRows, AskedWhole, RowArguments
-from mlkit.resilience._attempts import SPENT, forget_frames, is_final
-from mlkit.resilience._bind import again_sync, first_failed, unexpected_coroutine
+from mlkit.resilience._attempts import SPENT, first_failed, forget_frames, is_final
+from mlkit.resilience._bind_sync import again_sync, unexpected_coroutine
 from mlkit.resilience._machine import OK
 from mlkit.resilience._plan import ALWAYS_CLOSED
 from mlkit.resilience._provenance import LISTENING, Answer
