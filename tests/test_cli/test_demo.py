@@ -91,6 +91,29 @@ def test_mlflow_has_the_run_with_params_metrics_and_model(told, monkeypatch) -> 
     assert files["model/weights.safetensors"] > 10_000
 
 
+def test_mlflows_own_client_opens_the_versions(told) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    from mlkit.integrations.mlflow_models import MlflowModelStore
+    from mlkit.models import ModelStore
+
+    out, report = told
+    uri = f"sqlite:///{out / 'mlflow.db'}"
+    client = mlflow.MlflowClient(uri, uri)
+    ours = ModelStore(out / "models")
+    assert ours.aliases("digits") == {"challenger": 2, "champion": 1}
+    for alias, number in ours.aliases("digits").items():
+        seen = client.get_model_version_by_alias("digits", alias)
+        assert int(seen.version) == number
+        assert seen.tags["mlkit.digest"] == ours.get(f"digits@{alias}").digest
+        run = client.get_run(seen.run_id)  # the one that trained it
+        assert run.data.tags["model.ref"] == f"digits@{number}"
+        assert report["mlflow"]["registry"][f"digits@{alias}"] == f"version {number}"
+    registry = MlflowModelStore(uri, cache=out / "fetched")
+    assert registry.verify() == (2, 4, ())
+    whys = [change.why for change in registry.history("digits") if change.kind == "promoted"]
+    assert whys == ["the first version", "more accurate on requests it has not seen"]
+
+
 def test_there_is_a_picture(told) -> None:
     picture = (told[0] / "rollout.png").read_bytes()
     assert picture.startswith(b"\x89PNG")

@@ -171,25 +171,3 @@ def test_compare_and_export(place, capsys):
     status, out, _ = run(capsys, "export", "store", "digits@2", "two.tar", "--json")
     assert (status, json.loads(out)["ref"]) == (0, "digits@2")
     assert ModelStore("other").import_("two.tar").ref == "digits@2"
-
-
-def test_over_mlflow_it_is_the_same(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("mlflow")
-    from mlkit.integrations.mlflow_models import MlflowModelStore
-
-    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    store = MlflowModelStore(uri)
-    store.save("digits", b"1")
-    store.save("digits", b"2")
-    assert run(capsys, "promote", uri, "digits@1")[0] == 0
-    assert run(capsys, "promote", f"mlflow:{uri}", "digits@2", "--expect", "1")[0] == 0
-    assert run(capsys, "promote", uri, "digits@1", "--expect", "1")[0] == 4
-    status, out, _ = run(capsys, "rollback", uri, "digits")
-    assert (status, out) == (0, "digits@champion points at version 1 (was 2)\n")
-    assert run(capsys, "list", uri)[1].splitlines()[0].endswith("champion")
-    assert run(capsys, "verify", uri)[1] == "2 versions, 4 files: all is what was saved\n"
-    assert run(capsys, "verify", uri, "--signed-by", "x.pem")[0] == 1
-    assert run(capsys, "export", uri, "digits@2", tmp_path / "two")[0] == 0
-    assert ModelStore(tmp_path / "folder").import_(tmp_path / "two").ref == "digits@2"

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlkit.cli import main
 from mlkit.errors import (
     AliasConflictError,
     ConfigurationError,
@@ -486,6 +487,29 @@ def test_a_server_over_http_does_the_same(server, place):
         path.unlink()
     with pytest.raises(IntegrityError, match=r"weights\.safetensors"):
         store.load("ranker@2")
+
+
+def test_the_command_line_does_the_same(place, capsys, monkeypatch):
+    def run(*words):
+        status = main(["models", *map(str, words)])
+        seen = capsys.readouterr()
+        return status, seen.out
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    store = open_store(place)
+    uri = store.uri
+    store.save("digits", b"1")
+    store.save("digits", b"2")
+    assert run("promote", uri, "digits@1")[0] == 0
+    assert run("promote", f"mlflow:{uri}", "digits@2", "--expect", "1")[0] == 0
+    assert run("promote", uri, "digits@1", "--expect", "1")[0] == 4
+    status, out = run("rollback", uri, "digits")
+    assert (status, out) == (0, "digits@champion points at version 1 (was 2)\n")
+    assert run("list", uri)[1].splitlines()[0].endswith("champion")
+    assert run("verify", uri)[1] == "2 versions, 4 files: all is what was saved\n"
+    assert run("verify", uri, "--signed-by", "x.pem")[0] == 1
+    assert run("export", uri, "digits@2", place / "two")[0] == 0
+    assert ModelStore(place / "folder").import_(place / "two").ref == "digits@2"
 
 
 def test_a_server_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):

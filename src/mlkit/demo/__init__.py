@@ -65,15 +65,16 @@ def run_demo(out: str, *, seed: int = 7, as_json: bool = False) -> int:
         say("waiting for MLflow to have everything")
         require("mlflow", extra="demo", feature="the demo")  # seconds, in which the shipper goes on
         delivery = story.finish(run)
+    say("entering the versions into MLflow's registry")
+    registered = story.register(training, folder)
     # The first request that everybody's ramp sent to the new version.
     traced = next(
         one for one in serving.served if one.tier == "v2" and one.request >= max(story.RAMP)
     )
     found = story.trace(traced, digits, training, folder)
     report.draw(serving, folder / "rollout.png")
-    summary = report.summarise(
-        training, serving, found, report.read_back(folder, training), delivery
-    )
+    mlflow = report.read_back(folder, training, registered)
+    summary = report.summarise(training, serving, found, mlflow, delivery)
     summary["seconds"] = current().monotonic() - begin
     (folder / "report.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
     print(json.dumps(summary, indent=1) if as_json else report.render(summary, shown, previous))

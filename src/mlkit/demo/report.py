@@ -43,8 +43,8 @@ def fingerprint_of(training: Training, serving: Serving) -> str:
     )
 
 
-def read_back(out: Path, training: Training) -> dict[str, Any]:
-    """Ask MLflow, with its own client, what it knows of the run that trained the new version."""
+def read_back(out: Path, training: Training, registered: Mapping[str, str]) -> dict[str, Any]:
+    """Ask MLflow, with its own client, what it knows of the run that trained the new version, and of the versions."""
     mlflow = require("mlflow", extra="demo", feature="reading the run back")
     client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")
@@ -56,7 +56,14 @@ def read_back(out: Path, training: Training) -> dict[str, Any]:
         "final_loss": run.data.metrics["loss"],
         "losses": len(client.get_metric_history(run.info.run_id, "loss")),
         "model_files": [file.path for file in client.list_artifacts(run.info.run_id, "model")],
+        "registry": {ref: _seen(client, ref, digest) for ref, digest in registered.items()},
     }
+
+
+def _seen(client: Any, ref: str, digest: str) -> str:
+    """Return what MLflow's own client finds by an alias, checked against the digest."""
+    found = client.get_model_version_by_alias(*ref.split("@"))
+    return f"version {found.version}" if found.tags["mlkit.digest"] == digest else "NOT TRUE"
 
 
 def summarise(
@@ -141,6 +148,7 @@ def render(report: Mapping[str, Any], out: Path, previous: str | None) -> str:
             for claim, passed in trace["checks"].items()
         ),
         f"mlflow       run {mlflow['run_id']}: {mlflow['losses']} losses, {', '.join(mlflow['model_files'])}",
+        f"             registry: {', '.join(f'{ref} is {found}' for ref, found in mlflow['registry'].items())}",
         f"fingerprint  {report['fingerprint']}{same}",
         "",
         f"in {out}:  report.json  rollout.png  flags.json  models/  runs/  mlflow.db",

@@ -34,7 +34,16 @@ if TYPE_CHECKING:
     from mlkit.resilience import Answer
     from mlkit.tracking import Delivery, Run
 
-__all__ = ["Served", "Serving", "Trace", "Training", "serve", "trace", "train_and_store"]
+__all__ = [
+    "Served",
+    "Serving",
+    "Trace",
+    "Training",
+    "register",
+    "serve",
+    "trace",
+    "train_and_store",
+]
 
 EPOCHS = 30
 WAVE = 50  # requests in flight at once
@@ -399,6 +408,26 @@ def start(out: Path) -> Run:
     return start_run(
         "digits", name="demo", root=out / "runs", sinks=[f"mlflow:sqlite:///{out / 'mlflow.db'}"]
     )
+
+
+def register(training: Training, out: Path) -> dict[str, str]:
+    """Enter the versions and their promotions into MLflow's registry, and return what its aliases point at."""
+    from tempfile import TemporaryDirectory
+
+    from mlkit.integrations.mlflow_models import MlflowModelStore
+
+    registry = MlflowModelStore(f"sqlite:///{out / 'mlflow.db'}", cache=out / "cache")
+    numbers = {}
+    with TemporaryDirectory() as folder:
+        for version in training.store.versions("digits"):
+            # The same digest there; its files are those of the run that made it.
+            exported = training.store.export(version, f"{folder}/{version.number}")
+            numbers[version.number] = registry.import_(exported, why="from the folder store").number
+    for change in training.store.history("digits"):
+        if change.kind == "promoted" and change.alias is not None:
+            registry.promote("digits", numbers[change.version], to=change.alias, why=change.why)
+    digests = {version.number: version.digest for version in registry.versions("digits")}
+    return {f"digits@{alias}": digests[n] for alias, n in registry.aliases("digits").items()}
 
 
 def finish(run: Run) -> Delivery:
