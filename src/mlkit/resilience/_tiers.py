@@ -266,7 +266,8 @@ def constant(value: _R | Callable[..., _R], *, name: str = "constant") -> Tier[.
 
 def _as_function(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return *fn*; a fallback that cannot be seen to be awaited or read, as a function that can."""
-    from mlkit.resilience._fallback import BoundFallback, Fallback
+    from mlkit.resilience._fallback import Fallback
+    from mlkit.resilience._method import BoundFallback
 
     inner = fn.__func__ if isinstance(fn, BoundFallback) else fn
     if not isinstance(inner, Fallback) or (inner is fn and inner.stream is None):
