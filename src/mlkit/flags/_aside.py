@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Aside"]
 
-_MAX, _MAX_BYTES = 2_000, 2**20
+_MAX, _MAX_BYTES = 2_000, 2**19
 # A closer look takes about 40 ns a byte, and 10 us for saying what is wrong; a hint at what was meant takes ten times that.
 _ROOM, _EACH = 256 * 2**10, 2**9
 _HINTS = 20

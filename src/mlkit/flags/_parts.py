@@ -21,8 +21,8 @@ __all__ = ["MAX_BYTES", "Parts", "column", "split"]
 
 MAX_BYTES = 8 * 2**20
 MAX_HEAD_BYTES = 256 * 2**10
-# Ten thousand flags have some hundred thousand members. A flag that is too large is one bad flag, up to here.
-_MEMBERS, _MEMBERS_PER_FLAG = 200_000, 100
+# Ten thousand flags have some hundred thousand members; a file without flags that has many of them is something else.
+_MEMBERS, _MEMBERS_PER_FLAG = 2**15, 100
 _CHUNK = 2**16
 _INNER = bytes(range(0x80, 0xC0))
 
