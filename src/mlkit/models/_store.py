@@ -59,6 +59,7 @@ class ModelStore:
     ```text
     blobs/sha256/ab/abcd...   weights, and one JSON document per version; named by their content, never changed
     models/churn.jsonl        the history of a model: one chained line per change; what has happened is what it says
+    sealed/sha256/...         the same, sealed with a key
     lock, tmp/                held by a writer; files not yet finished
     ```
 
@@ -67,7 +68,7 @@ class ModelStore:
     a damaged history). Writers, in any number of threads and processes of one machine, take turns; between machines as
     far as the file system gives `flock` (NFSv4 does).
 
-    Thread-safe, fork-safe and picklable. Building one touches no file.
+    Thread-safe, fork-safe and, without *keys*, picklable. Building one touches no file.
 
     Args:
         path: The folder; created by the first `save`.
