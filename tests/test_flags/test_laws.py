@@ -190,18 +190,103 @@ def test_values_cannot_be_changed_into_the_flags(value):
     assert same(got, value)
 
 
-def test_one_bad_flag_changes_no_other_answer():
-    good = {
-        "state": "ENABLED",
-        "variants": VARIANTS,
-        "defaultVariant": "c",
-        "targeting": {"fractional": [["a", 1], ["b", 1]]},
-    }
-    alone = Flags.from_dict({"flags": {"f": good}}).str("f", default="x")
-    together = Flags.from_dict({"flags": {"bad": {"state": "ON"}, "f": good, "worse": None}})
-    assert {problem.flag for problem in together.problems} == {"bad", "worse"}
-    many = [f"u{i}" for i in range(100)]
-    assert together.str("f", default="x").assign(many).values == alone.assign(many).values
+@given(bad=json_values(max_leaves=8), place=st.integers(0, 2), unit=units, context=contexts)
+def test_one_bad_flag_changes_no_other_answer(bad, place, unit, context):
+    split = {"if": [{"==": [{"var": "plan"}, "pro"]}, "a", {"fractional": [["a", 1], ["b", 1]]}]}
+    good = {"state": "ENABLED", "variants": VARIANTS, "defaultVariant": "c"}
+    alone = {"f": {**good, "targeting": split}, "g": {**good, "variants": {"c": {"x": [1]}}}}
+    keys = [*alone]
+    keys.insert(place, "bad")
+    together = {key: alone.get(key, bad) for key in keys}
+    try:
+        one, two = Flags.from_dict({"flags": alone}), Flags.from_dict({"flags": together})
+    except FlagFileError:
+        return  # not JSON that a file can hold: half a surrogate pair, an integer of 5,000 digits
+    for flags in (one, two):
+        flags.explain("f", "u1")  # what it may keep must not matter either
+    for kind, key, default in (("str", "f", "x"), ("json", "g", {})):
+        answers = [
+            getattr(flags, kind)(key, default=default).details(unit, **context)
+            for flags in (one, two)
+        ]
+        assert answers[0]._replace(digest="") == answers[1]._replace(digest="")
+
+
+edits = st.lists(
+    st.tuples(st.integers(0, 1_300), st.sampled_from(["on", "off", "gone", "bad", "ruled"])),
+    max_size=6,
+)
+
+
+@given(reloads=st.lists(edits, min_size=1, max_size=4))
+@settings(max_examples=8)
+def test_flags_that_were_reloaded_are_those_of_a_fresh_load(reloads, tmp_path_factory):
+    """Whatever a reload takes over from the one before: more flags than are hashed at once, edited anywhere."""
+    path = tmp_path_factory.mktemp("flags") / "flags.json"
+    plain = {"state": "ENABLED", "variants": {"on": True, "off": False}, "defaultVariant": "on"}
+    flags = {f"f{i}": plain for i in range(1_200)}
+    path.write_text(json.dumps({"flags": flags}))
+    followed = Flags.from_file(path)
+    for index, edit in enumerate(reloads):
+        for number, what in edit:
+            flags[f"f{number}"] = {
+                **plain,
+                "defaultVariant": what if what in plain["variants"] else "on",
+            }
+            if what == "gone":
+                del flags[f"f{number}"]
+            elif what == "bad":
+                flags[f"f{number}"] = {**plain, "state": number}
+            elif what == "ruled":
+                flags[f"f{number}"] = {
+                    **plain,
+                    "targeting": {"if": [{"==": [{"var": "n"}, number]}, "off"]},
+                }
+        path.write_text(json.dumps({"flags": flags}, indent=index % 2 or None))
+        followed.reload()
+    for key in [key for key, flag in flags.items() if flag["state"] != "ENABLED"]:
+        del flags[key]  # a fresh load has no last good one of these
+    path.write_text(json.dumps({"flags": flags}))
+    followed.reload()
+    fresh = Flags.from_file(path)
+    assert followed.digest == fresh.digest
+    assert followed.problems == fresh.problems == ()
+    for number in {number for edit in reloads for number, _ in edit}:
+        one, two = (each.bool(f"f{number}", default=False) for each in (followed, fresh))
+        assert one.details("u", n=number) == two.details("u", n=number)
+
+
+comparisons = st.one_of(
+    st.tuples(st.sampled_from(["==", "===", "!=", "!=="]), st.sampled_from(["plan", "n"]), st.sampled_from(["pro", "1", ""])),
+    st.tuples(st.sampled_from(["<", "<=", ">", ">="]), st.sampled_from(["plan", "n"]), st.sampled_from([0, 1, 2.5, -3])),
+    st.tuples(st.just("in"), st.sampled_from(["plan", "n"]), st.sampled_from([["pro", "1"], []])),
+).map(lambda each: {each[0]: [{"var": each[1]}, each[2]]})  # fmt: skip
+conditions = st.recursive(
+    comparisons | st.booleans() | st.just({"sem_ver": [{"var": "plan"}, "=", "1.0.0"]}) | st.just({"var": "n"}),
+    lambda inner: st.one_of(
+        st.tuples(st.sampled_from(["and", "or"]), st.lists(inner, min_size=1, max_size=4)).map(lambda each: {each[0]: each[1]}),
+        inner.map(lambda each: {"!": [each]}),
+        st.lists(inner, min_size=1, max_size=5).map(lambda each: {"if": each}),
+    ),
+    max_leaves=10,
+)  # fmt: skip
+
+
+@given(
+    condition=conditions,
+    plan=json_values(max_leaves=2),
+    n=json_values(max_leaves=2),
+    given_both=st.booleans(),
+)
+def test_what_is_put_together_decides_like_its_parts(condition, plan, n, given_both):
+    """Parts that are closures, one inside the other, are the slow model."""
+    context = {"plan": plan, "n": n} if given_both else {"plan": plan}
+    rule = {"if": [condition, "a", "b"]}
+    together = made(rule).str("f", default="x")(**context)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlkit.flags._logic._FUSED", frozenset())
+        apart = made(rule).str("f", default="x")(**context)
+    assert together == apart
 
 
 def test_numpy_units_and_columns():
