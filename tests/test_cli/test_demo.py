@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,13 +92,15 @@ def test_mlflow_has_the_run_with_params_metrics_and_model(told, monkeypatch) -> 
     assert files["model/weights.safetensors"] > 10_000
 
 
-def test_mlflows_own_client_opens_the_versions(told) -> None:
+def test_mlflows_own_client_opens_the_versions(told, tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     from mlkit.integrations.mlflow_models import MlflowModelStore
     from mlkit.models import ModelStore
 
     out, report = told
-    uri = f"sqlite:///{out / 'mlflow.db'}"
+    # MLflow keeps connections to a file by its path, also when a later demo has replaced it.
+    shutil.copy(out / "mlflow.db", tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     client = mlflow.MlflowClient(uri, uri)
     ours = ModelStore(out / "models")
     assert ours.aliases("digits") == {"challenger": 2, "champion": 1}
@@ -108,7 +111,7 @@ def test_mlflows_own_client_opens_the_versions(told) -> None:
         run = client.get_run(seen.run_id)  # the one that trained it
         assert run.data.tags["model.ref"] == f"digits@{number}"
         assert report["mlflow"]["registry"][f"digits@{alias}"] == f"version {number}"
-    registry = MlflowModelStore(uri, cache=out / "fetched")
+    registry = MlflowModelStore(uri, cache=tmp_path / "fetched")
     assert registry.verify() == (2, 4, ())
     whys = [change.why for change in registry.history("digits") if change.kind == "promoted"]
     assert whys == ["the first version", "more accurate on requests it has not seen"]
