@@ -47,6 +47,8 @@ def unlimited_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
 
     def direct(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring  # the window of the closed breaker is the ticket
+        if ring is None:
+            plan.refuse()
         if ring is None or surroundings() is not None or budget.level < budget.full:
             return _run_sync(plan, fn, args, kwargs)
         since = spent.number

@@ -53,6 +53,7 @@ class Plan:
     """
 
     __slots__ = (
+        "_rejections",
         "_retries",
         "breaker",
         "budget",
@@ -102,6 +103,7 @@ class Plan:
         self.decides = policy.on is not transient or policy.verdict is not None
         self.retryable: Callable[[Exception], Any] = policy._retryable  # noqa: SLF001
         self._retries: Counter | None = None
+        self._rejections: Counter | None = None
 
     @property
     def retries(self) -> Counter:
@@ -110,10 +112,17 @@ class Plan:
             self._retries = self.policy._limits.counter("retries", self.name)  # noqa: SLF001 - one object in two files
         return self._retries
 
+    @property
+    def rejections(self) -> Counter:
+        """What counts the calls that the breaker refused; not there before the first."""
+        if self._rejections is None:
+            self._rejections = self.policy._limits.counter("rejections", self.name)  # noqa: SLF001 - as above
+        return self._rejections
+
     def refuse(self) -> None:
         """Raise `BreakerOpenError` if a call cannot be admitted now; nothing has been done for it yet."""
         if self.breaker is not None and (wait := self.breaker.blocked()) is not None:
-            self.policy._limits.count("rejections", self.name)  # noqa: SLF001 - one object in two files
+            self.rejections.add()
             raise BreakerOpenError(self.breaker.name, "the breaker is open", retry_after=wait)
 
     def succeeded(self, ticket: object, duration: float) -> None:
@@ -134,7 +143,7 @@ class Plan:
             return self.machine.ring
         ticket = self.breaker.acquire()
         if ticket is None:
-            self.policy._limits.count("rejections", self.name)  # noqa: SLF001 - as above
+            self.rejections.add()
             wait = self.breaker.blocked()
             raise BreakerOpenError(self.breaker.name, "the breaker is open", retry_after=wait)
         return ticket
