@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
-from contextlib import contextmanager
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit import telemetry
 from mlkit._arguments import seconds
-from mlkit._clock import current
-from mlkit._suggest import did_you_mean
-from mlkit.errors import ConfigurationError, FlagFileError
-from mlkit.flags._chronicle import Chronicle, degraded
-from mlkit.flags._evidence import Case
+from mlkit.errors import FlagFileError
+from mlkit.flags._chronicle import Chronicle
+from mlkit.flags._course import Course, Sides
 from mlkit.flags._guard import Mean
-from mlkit.flags._plan import seed_of
-from mlkit.flags._progress import (
-    ACTIVE,
-    Decision,
-    State,
-    as_bool,
-    as_metrics,
-    further,
-    one_of,
-)
+from mlkit.flags._progress import Decision, as_bool, as_metrics
 from mlkit.flags._question import Trial
-from mlkit.flags._ramp import WEIGHTS, Ramp, apply_ramp, marks, replace_flag
+from mlkit.flags._ramp import replace_flag
 from mlkit.flags._requests import Requests
 from mlkit.flags._served import Models, Served
 from mlkit.flags._shadow import Shadow, ShadowReport
+from mlkit.flags._witness import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from mlkit.flags._definition import Definition
-    from mlkit.flags._document import Change
     from mlkit.flags._model import ModelFlag
     from mlkit.flags._plan import Plan
     from mlkit.flags._store import Store
 
 __all__ = ["Rollout"]
-
-_SYNC_EVERY = 1.0  # seconds between two looks at what other processes saw
 
 
 @final
@@ -93,88 +74,50 @@ class Rollout:
     def __init__(
         self, flag: ModelFlag, store: Store, candidate: str, *, incumbent: str | None, plan: Plan
     ) -> None:
-        key = flag.key
-        definition = store.document.definitions.get(key)
-        if definition is None:
-            near = did_you_mean(key, store.document.definitions).removeprefix("; ")
-            raise ConfigurationError("rollout of flag", key, "a flag that can be read", hint=near)
-        variants = definition.variants
-        one_of("rollout(candidate)", candidate, variants)
-        ramp = marks(store.current.definitions.get(key, definition))
-        # Whom a finished rollout brought in is who serves now, whatever the flag's default variant.
-        finished = ramp.get("share") == 1.0 and ramp.get("candidate") != candidate
-        serving = ramp.get("candidate") if finished else definition.default_variant
-        incumbent = one_of(
-            "rollout(incumbent=...)", serving if incumbent is None else incumbent, variants
-        )
-        if incumbent == candidate:
-            raise ConfigurationError(
-                "rollout(incumbent=...)", incumbent, "another variant than the candidate"
-            )
-        self.key, self.candidate, self.incumbent = key, candidate, incumbent
-        self.steps, self._plan, self._flag, self._store = plan.steps, plan, flag, store
-        self._variants = frozenset(variants)
-        self._seed = seed_of(plan.seed, definition, candidate, incumbent)
+        sides = Sides(store, flag.key, candidate, incumbent)
+        sides.check_free(store)
+        self.key, self.candidate, self.incumbent = sides.key, sides.candidate, sides.incumbent
+        self.steps, self._flag, self._store = plan.steps, flag, store
+        chronicle = Chronicle(self.key, candidate, plan)
+        self._shares_evidence = chronicle.folder is not None
+        self._witness = Witness(self.key, plan.guard, chronicle.folder)
         metrics = () if plan.guard is None else plan.guard.metrics
         self._bounds = {one.name: (one.low, one.high) for one in metrics if isinstance(one, Mean)}
-        self._requests = Requests(store, key, self._variants)
-        self.models = Models(plan.load, plan.unload)
-        self._shadow = Shadow(key, plan.shadow, plan.compare)
-        self._fell_back = telemetry.Counter("flags_fallbacks_total", flag=key)
-        self._lock = threading.Lock()
-        self._syncing = threading.Lock()
-        self._synced, self._pause = current().monotonic(), _SYNC_EVERY
-        self._decided: dict[int, Decision] = {}
-        self._origin = os.urandom(6).hex()
-        self._case = None if plan.guard is None else Case(plan.guard, self._origin)
-        self._state = State("ready", -1, current().monotonic())
-        self._state = self._told(definition) or self._state
-        owner = store.rollouts.get(key)
-        ours = (ramp.get("candidate"), ramp.get("incumbent")) == (candidate, incumbent)
-        if ramp.get("status") == "ramping" and (owner is not None or not ours):
-            raise ConfigurationError(
-                "rollout of flag",
-                key,
-                f"a flag without a rollout under way; that of {ramp['candidate']!r} is at "
-                f"{ramp.get('share', 0):g}",
-                hint="roll it back or bring it to 1.0 first",
-            )
-        self._chronicle = Chronicle(key, candidate, plan)
-        self._folder = self._chronicle.folder
+        self._guarded = plan.guard is not None
+        self._requests = Requests(store, self.key, sides.variants)
+        self.models = models = Models(plan.load, plan.unload)
+        self._shadow = Shadow(self.key, plan.shadow, plan.compare)
+        self._fell_back = telemetry.Counter("flags_fallbacks_total", flag=self.key)
+
+        def retire() -> None:
+            others = sides.variants - {candidate}
+            models.retire({_uri(flag, store, name) for name in others})
+
+        self._course = Course(self, store, sides, plan, self._witness, chronicle, retire)
         store.join(self)
         telemetry.register(self)
-        _follow_changes(self, store)
-        told = "it was saved in the file"
-        if self._folder is not None and self._follow(self._folder.state(), quietly=True):
-            told = "it was kept in the folder"
-        if self._state.status != "ready":
-            store.claim(self, force=True)
-            self._apply("started", told, self._state)
-        if self._folder is not None:
-            self._folder.tidy()
+        self._course.begin()
         self.sync()
 
     @property
     def status(self) -> str:
         """`"ready"`, `"ramping"`, `"full"` (at the last step), `"rolled_back"` or `"killed"`; the last two are final."""
-        return self._state.status
+        return self._course.state.status
 
     @property
     def share(self) -> float:
         """The candidate's share of the units, within [0, 1]."""
-        return self._share(self._state)
+        return self._course.share
 
     @property
     def evidence(self) -> Mapping[str, float]:
         """The guard's figures now; an `e_value` that reaches its `threshold` rolls back."""
-        with self._lock:
-            return MappingProxyType({} if self._case is None else self._case.figures())
+        return self._witness.figures()
 
     @property
     def history(self) -> tuple[Decision, ...]:
         """Every decision that changed something, oldest first."""
-        with self._lock:
-            return tuple(decision for _, decision in sorted(self._decided.items()))
+        return self._course.history()
 
     @property
     def shadowing(self) -> ShadowReport:
@@ -192,25 +135,7 @@ class Rollout:
         Raises:
             OSError: If the folder cannot be written; nothing has changed then.
         """
-        with self._together():
-            now = current().monotonic()
-            with self._lock:
-                state = self._state
-                held = self._held(now - state.since) or self._claim()
-            if not held:
-                before, step = state, state.step + 1
-                status = "full" if step == len(self.steps) - 1 else "ramping"
-                state = State(status, step, now, state.turn + 1)
-                if self._folder is not None:  # not under the lock: requests would wait for the disk
-                    self._folder.keep_state(self._record(state, "advance was called"))
-                with self._lock:
-                    if self._state is before:
-                        self._state = state
-                    else:  # whoever ended it now waits to say so in the folder
-                        held, state = "something else was decided meanwhile", self._state
-        if held:
-            return self._decision("held", held, state)
-        return self._apply("advanced", "advance was called", state)
+        return self._course.advance()
 
     def rollback(self, reason: str) -> Decision:
         """Take the candidate from every unit, for good.
@@ -221,7 +146,7 @@ class Rollout:
         Returns:
             The decision; `"held"` if the rollout has already ended.
         """
-        return self._end("rolled_back", "rollback", reason)
+        return self._course.end("rolled_back", "rollback", reason)
 
     def kill(self, reason: str) -> Decision:
         """Disable the whole flag: every caller gets the default of its handle, whatever the rules say.
@@ -232,7 +157,7 @@ class Rollout:
         Returns:
             The decision; `"held"` if it was killed before.
         """
-        return self._end("killed", "kill", reason)
+        return self._course.end("killed", "kill", reason)
 
     def save(self) -> None:
         """Write the flag as it is now to the file it came from, replacing the file in one step.
@@ -290,7 +215,7 @@ class Rollout:
             ...     served.variant, served.run(lambda model: model + 1)
             ('v1', 2)
         """
-        share = self._weight(self._state)
+        share = self._course.weight
         ramp = self._requests.by_ramp(unit, attributes)
         details = self._flag.details(unit, **attributes)
         return Served(self, unit, details, share, ramp=ramp)
@@ -339,38 +264,15 @@ class Rollout:
         `observe` and `serve` do so by themselves, at most once a second, and at once where the evidence of this process would
         do; only what all have seen decides. Trouble with the folder is a `DegradedWarning`.
         """
-        folder = self._folder
-        if folder is None or not self._syncing.acquire(blocking=False):
-            return
-        try:
-            self._synced = current().monotonic()
-            self._follow(folder.state())
-            if self._case is None:
-                return
-            with self._lock:
-                state = self._case.state()
-            # Written before the others' is read: of two that do so at once, one has seen all that the other has.
-            if state["n"]:
-                folder.keep_evidence(self._origin, state)
-            for news in folder.news(self._origin):
-                try:
-                    self._take_in(news)
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    degraded("cannot take in the evidence of another process", self.key, error)
-            self._pause = max(_SYNC_EVERY, 20.0 * (current().monotonic() - self._synced))
-        except (OSError, ValueError) as error:
-            degraded("cannot share its evidence", self.key, error)
-        finally:
-            self._syncing.release()
-        self._judge()
+        if self._witness.share(self._course.follow):
+            self._judge()
 
     def state(self) -> dict[str, Any]:
         """Return what this process has seen, as JSON data for `merge` elsewhere; empty without a guard.
 
         It holds 64 bits of a hash for each unit, not the units.
         """
-        with self._lock:
-            return {} if self._case is None else self._case.state()
+        return self._witness.state()
 
     def merge(self, state: Mapping[str, Any]) -> None:
         """Take in the `state` of another process, or of one before a restart; may roll back.
@@ -383,17 +285,7 @@ class Rollout:
         Raises:
             ConfigurationError: If it is not such a state, or of another guard.
         """
-        if state:
-            try:
-                self._take_in(state)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                text = f"{type(error).__name__}: {error}"
-                raise ConfigurationError(
-                    "Rollout.merge(state)",
-                    type(state).__name__,
-                    "the state of an equal guard",
-                    hint=text,
-                ) from error
+        self._witness.merge(state)
         self._judge()
 
     def samples(self) -> list[telemetry.Sample]:
@@ -419,22 +311,22 @@ class Rollout:
         """Take in how a request went, and return whether it is time for `sync`; for `mlkit.flags` itself."""
         figures = as_metrics(metrics, self._bounds)
         known = self._requests.unit(unit)
-        if variant not in (self.candidate, self.incumbent) or self._case is None:
+        course = self._course
+        if (
+            variant not in (self.candidate, self.incumbent)
+            or not self._guarded
+            or not course.active
+        ):
             return False
-        with self._lock:
-            state = self._state
-            if state.status not in ACTIVE:
-                return False
-            share = self._weight(state) if share is None else share
-            trial = Trial(variant == self.candidate, ok, latency, share, known, figures, ramp)
-            found = self._case.add(trial)
-            # With a folder, only what all have seen decides: several processes would have several chances to err.
-            ended = self._guilty(found) if self._folder is None else None
-            due = current().monotonic() - self._synced >= self._pause
-        if ended is not None:
-            self._close_case(found, ended)
-            return False
-        return self._folder is not None and (due or found is not None)
+        share = course.weight if share is None else share
+        trial = Trial(variant == self.candidate, ok, latency, share, known, figures, ramp)
+        found = self._witness.add(trial)
+        if self._shares_evidence:
+            # Only what all have seen decides: several processes would have several chances to err.
+            return found is not None or self._witness.due()
+        if found is not None:
+            course.convict(found)
+        return False
 
     def fell_back(self, error: str) -> None:
         """Count that the candidate failed and the incumbent answered; for `mlkit.flags` itself."""
@@ -443,7 +335,7 @@ class Rollout:
 
     def shadowed(self, call: Callable[[Any], Any], answer: Any) -> None:
         """Run the candidate on what the incumbent has answered, if it is due; for `mlkit.flags` itself."""
-        if self._state.status not in ACTIVE or not self._shadow.due():
+        if not self._course.active or not self._shadow.due():
             return
         uri = self.uri(self.candidate)
 
@@ -458,7 +350,7 @@ class Rollout:
 
     def ashadowed(self, call: Callable[[Any], Awaitable[Any]], answer: Any) -> None:
         """As `shadowed`, for a coroutine function; for `mlkit.flags` itself."""
-        if self._state.status not in ACTIVE or not self._shadow.due():
+        if not self._course.active or not self._shadow.due():
             return
         uri = self.uri(self.candidate)
 
@@ -473,166 +365,19 @@ class Rollout:
 
     def uri(self, variant: str) -> str:
         """Return the URI of a variant's model; for `mlkit.flags` itself."""
-        bound = self._flag.bind(self._store.current)
-        if bound.definition is None or variant not in bound.definition.variants:
-            return variant
-        return bound.answer(variant, "STATIC").value
+        return _uri(self._flag, self._store, variant)
 
     def after_fork(self) -> None:
         """Make a child's copy usable, whatever a thread of the parent was doing; for `mlkit.flags` itself."""
-        self._lock = threading.Lock()
-        self._syncing = threading.Lock()
+        self._course.after_fork()
+        self._witness.after_fork()
         self.models.after_fork()
         self._shadow.after_fork()
-        if self._case is not None and self._plan.guard is not None and self._folder is not None:
-            before, self._origin = self._case.state(), os.urandom(6).hex()
-            self._case = Case(self._plan.guard, self._origin)
-            self._case.merge(before)
-            self._folder.forget()
-
-    # --- inside --------------------------------------------------------------------------------------------------
-
-    def _held(self, waited: float) -> str:
-        state, least = self._state, self._plan.min_step
-        if state.status not in ACTIVE:
-            return f"the rollout is {state.status}"
-        if state.status == "full":
-            return "there is no further step"
-        if state.status == "ramping" and waited < least:
-            return f"the step has lasted {waited:.3g} s of {least:g} s"
-        return ""
-
-    def _end(self, status: str, verb: str, reason: str) -> Decision:
-        if not isinstance(reason, str) or not reason:
-            raise ConfigurationError(f"{verb}(reason)", reason, "a non-empty text")
-        with self._lock:
-            state = self._state
-            held = f"the rollout is {state.status}" if state.status in {"killed", status} else ""
-            held = held or self._claim(force=status == "killed")
-            if not held:
-                state = self._state = state._replace(status=status, turn=state.turn + 1)
-        if held:
-            return self._decision("held", held, state)
-        return self._apply(status, reason, state)
-
-    def _guilty(self, found: str | None) -> State | None:
-        """Roll back if the guard has found something, and return the state; the lock is held."""
-        if found is None or self._state.status not in ACTIVE or self._claim():
-            return None
-        state = self._state = self._state._replace(status="rolled_back", turn=self._state.turn + 1)
-        return state
 
     def _judge(self) -> None:
-        with self._lock:
-            found = None if self._case is None else self._case.enough()
-            ended = self._guilty(found)
-        if ended is not None:
-            self._close_case(found, ended)
-
-    def _close_case(self, found: str | None, state: State) -> None:
-        threshold = self.evidence[f"{found}.threshold"]
-        reason = f"{found} has an e-value of at least {threshold:g}; {self._plan.guard}"
-        self._apply("rolled_back", reason, state)
-
-    def _claim(self, *, force: bool = False) -> str:
-        """Make this the rollout of its flag, or return why it cannot be."""
-        other = self._store.claim(self, force=force)
-        if other is None:
-            return ""
-        if self.status == "ready":
-            return f"the rollout of {other.candidate!r} is under way"
-        return f"the rollout of {other.candidate!r} has taken its place"
-
-    def _apply(self, action: str, reason: str, state: State) -> Decision:
-        before = self._store.current.digest
-        change = self._store.patch(self.key, self._patch)
-        decision = self._decision(action, reason, state)
-        if change is not None:  # a listener may have changed the flags again
-            decision = decision._replace(digest=change.after)
-        with self._lock:
-            self._decided[state.turn] = decision
-        if state.status not in ACTIVE:
-            self.models.retire({self.uri(name) for name in self._variants - {self.candidate}})
-            self._chronicle.end(self._record(state, reason))
-        facts: dict[str, str | float | bool | None] = dict(decision.evidence)
-        facts |= {"candidate": self.candidate, "share": decision.share, "reason": reason}
-        facts["audit"] = self._chronicle.write(decision, before)
-        telemetry.emit(f"flags.rollout.{action}", self.key, digest=decision.digest, **facts)
-        return decision
-
-    def _record(self, state: State, reason: str) -> dict[str, Any]:
-        clock = current()
-        return {
-            "candidate": self.candidate,
-            "incumbent": self.incumbent,
-            "status": state.status,
-            "share": self._share(state),
-            "since": clock.time() - (clock.monotonic() - state.since),
-            "reason": reason,
-        }
-
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        """No other process decides meanwhile, and what they decided is followed."""
-        if self._folder is None:
-            yield
-            return
-        with self._folder.lock():
-            self._follow(self._folder.state())
-            yield
-
-    def _follow(self, told: Mapping[str, Any] | None, *, quietly: bool = False) -> bool:
-        """Go as far as another process or the file is, and return whether that was further."""
-        if not told or told.get("candidate") != self.candidate:
-            return False
-        clock = current()
-        began, now = told.get("since"), clock.time()
-        lasted = max(0.0, now - began) if isinstance(began, (int, float)) else 0.0
-        since = clock.monotonic() - lasted
-        with self._lock:
-            state = further(self._state, self.steps, told.get("status"), told.get("share"), since)
-            if state is None or (not quietly and self._claim(force=state.status == "killed")):
-                return False
-            self._state = state
-        if not quietly:
-            reason = str(told.get("reason") or "it was saved in the file")
-            self._apply("followed", f"decided elsewhere: {reason}", state)
-        return True
-
-    def _told(self, definition: Definition) -> State | None:
-        saved = marks(definition)
-        if (saved.get("candidate"), saved.get("incumbent")) != (self.candidate, self.incumbent):
-            return None
-        now = current().monotonic()
-        return further(self._state, self.steps, saved.get("status"), saved.get("share"), now)
-
-    def follow_file(self) -> None:
-        """Go as far as the file is; for `mlkit.flags` itself."""
-        definition = self._store.document.definitions.get(self.key)
-        if definition is not None and self._told(definition) is not None:
-            self._follow(marks(definition))
-
-    def _take_in(self, state: Mapping[str, Any]) -> None:
-        with self._lock:
-            if self._case is not None:
-                self._case.merge(state)
-
-    def _decision(self, action: str, reason: str, state: State) -> Decision:
-        digest = self._store.current.digest
-        return Decision(current().time(), action, self._share(state), reason, self.evidence, digest)
-
-    def _share(self, state: State) -> float:
-        return self.steps[state.step] if state.step >= 0 and state.status in ACTIVE else 0.0
-
-    def _weight(self, state: State) -> float:
-        """Return the share as it is served, in whole weights."""
-        return round(self._share(state) * WEIGHTS) / WEIGHTS
-
-    def _patch(self, definition: Definition) -> Definition:
-        # The store's lock is held, and ours must not be taken under it; `follow_file` takes the state over afterwards.
-        state = self._told(definition) or self._state
-        ramp = Ramp(self.candidate, self.incumbent, self._share(state), state.status, self._seed)
-        return apply_ramp(definition, ramp)
+        found = self._witness.enough()
+        if found is not None:
+            self._course.convict(found)
 
     def __repr__(self) -> str:
         return (
@@ -640,16 +385,8 @@ class Rollout:
         )
 
 
-def _follow_changes(rollout: Rollout, store: Store) -> None:
-    """Have a rollout told of each change of its flags, for as long as it lives."""
-    alive = weakref.ref(rollout)
-
-    def follow(change: Change) -> None:
-        del change
-        one = alive()
-        if one is None:
-            stop()
-        else:
-            one.follow_file()
-
-    stop = store.listen(follow)
+def _uri(flag: ModelFlag, store: Store, variant: str) -> str:
+    bound = flag.bind(store.current)
+    if bound.definition is None or variant not in bound.definition.variants:
+        return variant
+    return bound.answer(variant, "STATIC").value
