@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,6 +67,27 @@ def test_a_flipped_byte_anywhere_is_found_and_its_file_named(made, data):
     finally:
         path.write_bytes(content)
     read_all(made.path)
+
+
+def test_no_byte_of_any_file_can_change_unseen(tmp_path):
+    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    store = make(tmp_path / "s")
+    store.sign("m@2", key)
+    files = files_of(store)
+    assert len(files) == 6, "two documents, two weights, a signature, a history"
+    assert not store.verify().broken
+    for path in files:
+        content = path.read_bytes()
+        path.chmod(0o644)
+        for offset in range(0, len(content), 5 if len(content) > 200 else 1):
+            path.write_bytes(
+                content[:offset] + bytes([content[offset] ^ 0x04]) + content[offset + 1 :]
+            )
+            broken = ModelStore(store.path).verify().broken
+            assert broken, (path, offset)
+            assert any(one.file.startswith(str(path)) for one in broken)
+        path.write_bytes(content)
+    assert not store.verify().broken
 
 
 def test_every_byte_of_the_history_is_covered(tmp_path):

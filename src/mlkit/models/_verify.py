@@ -84,7 +84,8 @@ def verify(
         for version in versions:
             n_versions += 1
             weights = version._facts.payload  # noqa: SLF001 - what the history says that they are
-            found = [problem(digest) for digest in (version.digest, weights)]
+            signatures = state.signatures(version.number)
+            found = [problem(digest) for digest in (version.digest, weights, *signatures)]
             wrong = [error for error in found if error is not None]
             if wrong and version.number not in catalog.state(name).versions:
                 continue  # deleted since we looked
