@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 
 from mlkit.errors import ChecksFailedError
-from mlkit.models import ModelStore, ModelVersion
+from mlkit.models import ModelStore, ModelVersion, PairedGate
 
 
 class Line:
@@ -44,29 +44,34 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = ModelStore(folder, who="example")
 
-        def precise_enough(candidate: ModelVersion) -> bool | str:
-            error = candidate.metrics["error"]
-            return error < 0.5 or f"error {error:.2f} is not below 0.5"
+        def load(version: ModelVersion | str) -> Line:
+            return store.load(version, build=lambda spec: {"line": Line}[spec["type"]]())
 
-        for run, n_rows in (("run-a", 300), ("run-b", 2)):
+        def errors(version: ModelVersion) -> np.ndarray:
+            return np.abs(np.polyval(load(version).weights, x[test]) - y[test])
+
+        for run, n_rows in (("run-a", 3), ("run-b", 300), ("run-c", 2)):
             model = Line().fit(x[train][:n_rows], y[train][:n_rows])
-            error = model.error(x[test], y[test])
-            version = store.save(
-                "line", model, spec={"type": "line"}, run=run, metrics={"error": error}
-            )
+            metrics = {"error": model.error(x[test], y[test])}
+            version = store.save("line", model, spec={"type": "line"}, run=run, metrics=metrics)
+            if version.number == 1:
+                store.promote("line", version, why="the first")
+                continue
+            # On the same rows, and by an interval: luck passes 5 times in 100.
+            champion = store.get("line@champion")
+            gate = PairedGate("error", errors, against=champion, higher_is_better=False)
             try:
-                store.promote("line", version, to="champion", checks=[precise_enough])
-                print(f"{version.ref} from {run}: promoted, error {error:.2f}")
+                change = store.promote("line", version, expect=champion, checks=[gate])
+                print(f"{version.ref}: {change.evidence['error']['why']}")
             except ChecksFailedError as refusal:
                 print(refusal)
 
-        store.promote("line", 2, to="champion", why="somebody was in a hurry")
-        store.rollback("line", "champion", expect=2, why="answers were off")
+        store.promote("line", 3, why="somebody was in a hurry")
+        store.rollback("line", expect=3, why="answers were off")
+        print(store.compare("line@2", "line@3"))
         champion = store.get("line@champion")
-        served = store.load(champion, build=lambda spec: {"line": Line}[spec["type"]]())
-        print(
-            f"champion: {champion.ref}, made by {champion.run}, error {served.error(x[test], y[test]):.2f}"
-        )
+        error = load(champion).error(x[test], y[test])
+        print(f"champion: {champion.ref}, made by {champion.run}, error {error:.2f}")
         for change in store.history("line"):
             print(f"  {change.sequence}. {change.kind} {change.version} {change.why}".rstrip())
 
