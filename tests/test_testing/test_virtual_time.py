@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 
@@ -216,6 +217,20 @@ def test_a_thread_can_answer_a_virtual_loop() -> None:
         assert clock.run(main()) == "done"
 
 
-def test_time_does_not_go_back() -> None:
+@pytest.mark.parametrize("wrong", [-1, math.nan, math.inf])
+def test_time_does_not_go_back_and_does_not_end(wrong: float) -> None:
     with pytest.raises(ConfigurationError, match="does not go back"):
-        VirtualTime().advance(-1)
+        VirtualTime().advance(wrong)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_nobody_sleeps_for_ever(wrong: float) -> None:
+    with virtual_time(start=0.0) as clock:
+        condition = threading.Condition()
+        with pytest.raises(ValueError, match="a finite number of seconds"):
+            clock.sleep(wrong)
+        with pytest.raises(ValueError, match="a finite number of seconds"):
+            asyncio.run(clock.asleep(wrong))
+        with condition, pytest.raises(ValueError, match="a finite number of seconds"):
+            clock.wait(condition, wrong)
+        assert (clock.monotonic(), clock.sleeps) == (0.0, [])

@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import contextmanager
 from contextvars import copy_context
+from math import inf
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, final
 
 from mlkit._clock import replaced
@@ -71,16 +72,16 @@ class VirtualTime:
         Args:
             seconds: By how much, at least 0.
         """
-        if seconds < 0:
+        if not 0 <= seconds < inf:
             raise ConfigurationError(
-                "advance(seconds)", seconds, "a number of at least 0: time does not go back"
+                "advance(seconds)", seconds, "a finite number of at least 0: time does not go back"
             )
         with self._lock:
             self._now += seconds
 
     def sleep(self, seconds: float) -> None:
         """Block until *seconds* of virtual time have passed."""
-        self.sleeps.append(seconds)
+        self.sleeps.append(_ends("sleep(seconds)", seconds))
         with self._waiting(self._now + seconds) as deadline:
             while self._now < deadline:
                 alone = self._autojump and len(self._deadlines) == 1
@@ -96,7 +97,7 @@ class VirtualTime:
         """
         import asyncio
 
-        self.sleeps.append(seconds)
+        self.sleeps.append(_ends("asleep(seconds)", seconds))
         if isinstance(getattr(asyncio.get_running_loop(), "_selector", None), _VirtualSelector):
             await asyncio.sleep(seconds)
             return
@@ -114,7 +115,7 @@ class VirtualTime:
         if timeout is None or timeout <= 0:
             return condition.wait(timeout)
         rang, over = threading.Event(), threading.Event()
-        with self._waiting(self._now + timeout) as deadline:
+        with self._waiting(self._now + _ends("wait(timeout)", timeout)) as deadline:
             alarm = (condition, deadline, rang, over)
             threading.Thread(target=self._ring, args=alarm, daemon=True).start()
             try:
@@ -214,6 +215,13 @@ class VirtualTime:
 
     def __repr__(self) -> str:
         return f"<VirtualTime {self._now:.6g} s>"
+
+
+def _ends(where: str, seconds: float) -> float:
+    """Return *seconds*; raise if they never end: the time would jump there, and never come back."""
+    if not seconds < inf:  # NaN as well
+        raise ConfigurationError(where, seconds, "a finite number of seconds")
+    return seconds
 
 
 @final
