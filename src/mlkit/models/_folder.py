@@ -109,6 +109,9 @@ class Folder:
 
     __slots__ = ("clock", "keys", "root", "timeout")
     root: str
+    timeout: float | None
+    clock: Clock | None
+    keys: KeyProvider | None
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Package", "Parts", "parts_of", "read_package", "read_parts", "to_folder", "to_tar"]
 
 MAX_BUNDLES = 64
-_MAX_VERSION = 1 << 20
+_MAX_VERSION = 2 << 20  # a line of the history has at most half of that
 _MAX_EVIDENCE = 20
 _MAX_NUMBER = 10**9
 _MAX_WHO = 1000
