@@ -106,7 +106,7 @@ plans = st.none() | st.sampled_from(["pro", "free", "日本", ""]) | texts
     ),
     data=st.data(),
 )
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_every_container_gives_what_calls_give(rule, generation, rows, data):
     flag = made(rule, generation)
     # Enough ordinary rows for the vectorised path beside the odd ones.

@@ -269,10 +269,16 @@ def _in_order(codes: NDArray[np.int32], answers: list[Details[T]]) -> Assignment
     """Number the answers by first occurrence, and drop those that a split offered and nobody got."""
     import numpy as np
 
-    n = len(codes)
-    first = np.full(len(answers), n, dtype=np.intp)
-    first[codes[::-1]] = np.arange(n - 1, -1, -1)  # of several values for one place the last stays
+    n, known = len(codes), len(answers)
+    if known <= _FEW:
+        there = [codes == code for code in range(known)]
+        first = np.array([one.argmax() if one.any() else n for one in there], dtype=np.intp)
+    else:
+        first = np.full(known, n, dtype=np.intp)
+        first[codes[::-1]] = np.arange(n - 1, -1, -1)  # of several values for one the last stays
     order = np.argsort(first, kind="stable")[: np.count_nonzero(first < n)]
+    if len(order) == known and (order == np.arange(known)).all():
+        return Assignment(codes, tuple(answers))
     renumbered = np.zeros(max(len(answers), 1), dtype=np.int32)
     renumbered[order] = np.arange(len(order), dtype=np.int32)
     return Assignment(renumbered[codes], tuple(answers[code] for code in order.tolist()))
