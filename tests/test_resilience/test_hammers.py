@@ -193,11 +193,6 @@ def _flip(breaker):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.xfail(
-    strict=True,
-    reason="a lock that another thread holds at the moment of a fork stays taken in the child: Breaker, Budget (its own "
-    "and that of the names), Limits, Store. telemetry, flags and registry make theirs anew in os.register_at_fork",
-)
 def test_a_forked_child_waits_for_no_thread_that_it_does_not_have():
     breaker = Breaker(min_calls=2, window=4, cooldown=1e-9, name="forked")
     budget, calls, over = Budget(0.5, 5), telemetry.Counter("calls"), threading.Event()

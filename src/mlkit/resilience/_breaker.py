@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -11,6 +10,7 @@ from mlkit._arguments import fraction, whole
 from mlkit._arguments import seconds as a_duration
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError, RejectedError
+from mlkit.resilience._locks import fork_safe_lock
 from mlkit.resilience._machine import (
     BAD,
     OK,
@@ -206,7 +206,7 @@ class Breaker:
             rules, lambda: current(clock).monotonic()
         )  # a method would hold it in a cycle
         self._name = name
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._storage = storage
         self._seen = self._alone_until = -inf
         register(self)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from mlkit._arguments import fraction, whole
 from mlkit.errors import ConfigurationError
+from mlkit.resilience._locks import fork_safe_lock
 from mlkit.telemetry import Sample, register
+
+if TYPE_CHECKING:
+    import threading
 
 __all__ = ["Budget"]
 
@@ -86,7 +89,7 @@ class Budget:
         self.name, self._label = name, None
         self._share = round(self.ratio * _TOKEN)
         self.full = self.level = self.burst * _TOKEN
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         if name is None:
             return self
         with _naming:
@@ -138,7 +141,7 @@ class Budget:
 
 
 _named: weakref.WeakValueDictionary[str, Budget] = weakref.WeakValueDictionary()
-_naming = threading.Lock()
+_naming = fork_safe_lock()
 
 
 def _rebuild(ratio: float, burst: int, name: str | None) -> Budget:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from typing import TYPE_CHECKING, Protocol, final
 
 from mlkit._clock import current
 from mlkit.errors import BulkheadFullError, RateLimitedError
+from mlkit.resilience._locks import fork_safe_lock
 from mlkit.telemetry import Counter, Sample, register
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Limits:
         self._running = 0
         self._burst = max(1.0, rate or 1.0)
         self._level, self._filled = self._burst, 0.0
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._counters: dict[tuple[str, str], Counter] = {}
         self.abandoned = 0
         """Threads that were left behind and have not ended."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
 
 from mlkit._arguments import seconds
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError
+from mlkit.resilience._locks import fork_safe_lock
 from mlkit.resilience._machine import BreakerRecord
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class MemoryStorage:
     __slots__ = ("_lock", "_records")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._records: dict[str, BreakerRecord] = {}
 
     @property

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current
 from mlkit.errors import DegradedWarning, DigestError
 from mlkit.resilience._kinds import is_array, is_tensor
 from mlkit.resilience._leaves import is_table
+from mlkit.resilience._locks import fork_safe_lock
 from mlkit.resilience._rows import copied, parts_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Store:
     ) -> None:
         self._max_age, self._key, self._maxsize, self.name = max_age, key, maxsize, name
         self._kept: dict[Hashable, tuple[float, Any]] = {}
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self._warned = False
 
     @property

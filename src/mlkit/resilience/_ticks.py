@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import threading
 from itertools import count
 from typing import TYPE_CHECKING, final
 
+from mlkit.resilience._locks import fork_safe_lock
 from mlkit.telemetry import register
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Ticks:
 
     def __init__(self, counter: Counter) -> None:
         self._count, self._counter, self._noted = count(), counter, 0
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
         self.tick = self._count.__next__
         register(self)
 

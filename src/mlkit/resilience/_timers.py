@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio  # noqa: TID253 - nobody imports this module before something async is guarded
-import threading
 import weakref
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from mlkit._clock import SYSTEM, current
 from mlkit.errors import DeadlineExceededError
+from mlkit.resilience._locks import fork_safe_lock
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -89,7 +89,7 @@ class Clockwork:
             weakref.WeakKeyDictionary()
         )
         self._last: Timers | None = None
-        self._lock = threading.Lock()
+        self._lock = fork_safe_lock()
 
     def start(self, entry: Entry, limit: float, loop: asyncio.AbstractEventLoop) -> Timers | None:
         """Call `entry.due()` in *limit* seconds, in the running *loop*; return what `stop` needs."""
