@@ -273,22 +273,36 @@ conditions = st.recursive(
     ),
     max_leaves=5,
 )  # fmt: skip
-values = st.sampled_from(
-    ["pro", "pro", "1", "", "free", "1.0.0", 0, 1, 1.0, 2.5, 3, True, None, float("nan"), [1]]
-)
+VALUES = ["pro", "1", "", "free", "1.0.0", 0, 1, 1.0, 2.5, 3, True, None, float("nan"), [1]]
 
 
-@given(condition=conditions, plan=values, n=values, given_both=st.booleans())
-@settings(max_examples=150)
-def test_what_is_put_together_decides_like_its_parts(condition, plan, n, given_both):
-    """Parts that are closures, one inside the other, are the slow model."""
-    context = {"plan": plan, "n": n} if given_both else {"plan": plan}
+def decided_by_both(condition, context):
+    """Return the answer of a rule that is put together, and of closures, one inside the other: the slow model."""
     rule = {"if": [condition, "a", "b"]}
     together = made(rule).str("f", default="x")(**context)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlkit.flags._logic._FUSED", frozenset())
-        apart = made(rule).str("f", default="x")(**context)
+        return together, made(rule).str("f", default="x")(**context)
+
+
+@given(
+    condition=conditions,
+    plan=st.sampled_from(VALUES),
+    n=st.sampled_from(VALUES),
+    both=st.booleans(),
+)
+def test_what_is_put_together_decides_like_its_parts(condition, plan, n, both):
+    together, apart = decided_by_both(condition, {"plan": plan, "n": n} if both else {"plan": plan})
     assert together == apart
+
+
+@pytest.mark.parametrize("name", ["==", "===", "!=", "!==", "<", "<=", ">", ">=", "in"])
+def test_each_comparison_that_is_put_together(name):
+    constants = [["pro", "1"], []] if name == "in" else [1, 2.5] if name[0] in "<>" else ["pro", ""]
+    for constant in constants:
+        for value in VALUES:
+            together, apart = decided_by_both({name: [{"var": "n"}, constant]}, {"n": value})
+            assert together == apart, (constant, value)
 
 
 def test_numpy_units_and_columns():
