@@ -330,6 +330,24 @@ def test_contexts_merge(client):
     assert client.get_string_value("context-aware", "", wrong) == "EXTERNAL"
 
 
+def test_domains_have_their_own_flags(client):
+    """1.1.3: a provider may be bound to a domain; clients of no known domain get the default one."""
+    seen = []
+    api.set_provider_and_wait(Provider(other := Flags.in_memory({"boolean-flag": False})), "trial")
+    trial, unknown = api.get_client("trial"), api.get_client("nobody")
+    answers = [one.get_boolean_value("boolean-flag", False) for one in (client, trial, unknown)]
+    assert answers == [True, False, True]
+    for one in (client, trial):
+        name = one.domain
+        one.add_handler(
+            ProviderEvent.PROVIDER_CONFIGURATION_CHANGED,
+            lambda details, name=name: seen.append((name, details.flags_changed)),
+        )
+    other.replace({"flags": {}})
+    until(lambda: seen)
+    assert seen == [("trial", ["boolean-flag"])]
+
+
 def test_hooks_see_all_stages(client):
     seen = []
 
