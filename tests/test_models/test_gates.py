@@ -95,6 +95,18 @@ class TestFalsePromotions:
         assert rate(hits(0.02, 0.02, n=100), versions) <= ALPHA + 0.01
         assert rate(hits(0.03, 0.08), versions, margin=0.05) <= ALPHA + 0.01
 
+    @pytest.mark.parametrize("better", [True, False])
+    def test_bounded_scores_of_any_shape(self, versions, better):
+        def rare(
+            rng,
+        ):  # a few examples make nearly all of the mean: the tail that other bounds do not see
+            hit = rng.random(150) < 0.03
+            return np.full(150, 0.03), hit.astype(float)
+
+        settings = {"bounds": (0.0, 1.0), "method": "bounded", "higher_is_better": better}
+        assert rate(rare, versions, trials=400, **settings) <= ALPHA
+        assert rate(rare, versions, trials=400, method="t", higher_is_better=False) > ALPHA
+
     def test_latency(self, versions):
         rng = np.random.default_rng(5)
         old, new = versions
@@ -129,6 +141,15 @@ class TestPower:
         assert rate(normal(0.0), versions, trials=200, margin=0.5) > 0.99
         assert rate(hits(0.10, 0.02), versions, trials=200) > 0.95
         assert rate(hits(0.02, 0.02, n=2000), versions, trials=100, margin=0.03) > 0.95
+
+    def test_what_is_bounded_is_found_too(self, versions):
+        def draw(rng):
+            common = rng.beta(2, 2, 1000)
+            return common, np.clip(common + rng.normal(0.05, 0.1, 1000), 0, 1)
+
+        settings = {"bounds": (0.0, 1.0), "trials": 50}
+        assert rate(draw, versions, margin=0.02, **settings) > 0.95
+        assert rate(draw, versions, **settings) > 0.3
 
     def test_fast_enough_passes(self, versions):
         rng = np.random.default_rng(5)
@@ -244,6 +265,7 @@ class TestRefusals:
         [
             (np.ones((10, 10)), {}, "one axis"),
             (np.full(100, 0.5), {"method": "exact"}, "0 or 1"),
+            (np.full(100, 1.5), {"bounds": (0, 1)}, "scores in"),
         ],
     )
     def test_scores_that_are_no_scores(self, versions, candidate, settings, said):
@@ -258,9 +280,11 @@ class TestRefusals:
         for settings in (
             {"alpha": 0.5}, {"alpha": 0}, {"alpha": True}, {"margin": -1}, {"margin": math.nan},
             {"min_examples": 1}, {"method": "wilcoxon"}, {"n_resamples": 10}, {"seed": -1},
-            {"against": "ranker@1"},
+            {"against": "ranker@1"}, {"method": "bounded"}, {"bounds": (1, 0)}, {"bounds": 3},
         ):  # fmt: skip
-            with pytest.raises(ConfigurationError, match=next(iter(settings))):
+            with pytest.raises(
+                ConfigurationError, match=next(iter(settings)).replace("method", "(method|bounds)")
+            ):
                 PairedGate("x", len, **{"against": old, **settings})
         for settings in (
             {}, {"limit": 1, "max_ratio": 1}, {"max_ratio": 1}, {"limit": 1, "against": old},
