@@ -135,6 +135,15 @@ def test_states_defaults_values_and_kinds():
     assert (one.moved, one.notes) == (0.0, ("metadata 'owner' is new: 'ann'",))
 
 
+def test_a_models_uri_in_the_metadata_of_the_set_counts():
+    def ranked(uri):
+        flag = {"state": "ENABLED", "variants": {"v1": "1"}, "defaultVariant": "v1"}
+        return Flags.from_dict({"metadata": {"model.v1": uri, "team": uri}, "flags": {"f": flag}})
+
+    (one,) = diff(ranked("models:/a/1"), ranked("models:/a/2"))
+    assert one.notes == ("metadata 'model.v1': 'models:/a/1' -> 'models:/a/2'",)
+
+
 def test_added_removed_and_unreadable():
     (one,) = diff(Flags.in_memory(), made())
     assert (one.change, one.moved, one.flows) == ("added", 1.0, {(None, "c"): 1.0})

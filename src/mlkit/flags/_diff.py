@@ -324,7 +324,16 @@ def _notes(key: str, before: Snapshot, after: Snapshot) -> Iterator[str]:
             yield f"evaluator {_shown(name)} differs"
     if one.generation != two.generation:
         yield f"bucketing: {one.generation} -> {two.generation}"
-    yield from _differing("metadata", one.body.metadata, two.body.metadata)
+    yield from _differing("metadata", _own_metadata(one), _own_metadata(two))
+
+
+def _own_metadata(definition: Definition) -> dict[str, Any]:
+    """Return a flag's metadata, with the URIs of models that it has from its set."""
+    uris = {f"model.{name}" for name in definition.variants}
+    own = definition.body.metadata
+    return {
+        name: value for name, value in definition.metadata.items() if name in own or name in uris
+    }
 
 
 def _differing(what: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Iterator[str]:
