@@ -279,11 +279,6 @@ def test_what_is_decorated_keeps_its_kind(kind):
     assert inspect.signature(guarded) == inspect.signature(kind)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="whoever asks (asyncio, inspect, Starlette, FastAPI) takes an async Fallback for a plain callable, runs it in a "
-    "thread and awaits nothing; its __call__, or _is_coroutine and _is_coroutine_mark, could say what it is",
-)
 @pytest.mark.parametrize("bound", [False, True])
 def test_a_framework_sees_that_an_async_fallback_is_to_be_awaited(bound):
     from starlette.background import BackgroundTask
@@ -307,9 +302,6 @@ def test_a_framework_sees_that_an_async_fallback_is_to_be_awaited(bound):
     assert asked == [3]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a budget that nobody passed makes settings that are equal unequal"
-)
 @pytest.mark.parametrize("what", ["retry", "policy"])
 def test_equal_settings_are_equal(what):
     def make():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from types import CoroutineType
 from typing import (
@@ -86,6 +87,8 @@ class Fallback(Generic[_P, _R_co]):
         "_batches",
         "_chained",
         "_counters",
+        "_is_coroutine",
+        "_is_coroutine_mark",
         "_names",
         "_run",
         "_rungs",
@@ -105,6 +108,8 @@ class Fallback(Generic[_P, _R_co]):
     is_async: bool
     stream: str | None
     __wrapped__: Callable[..., Any]
+    _is_coroutine: object
+    _is_coroutine_mark: object
 
     def __init__(
         self,
@@ -126,6 +131,8 @@ class Fallback(Generic[_P, _R_co]):
         self._chained = tuple(
             one.name for one in tiers if isinstance(one.fn, (Fallback, BoundFallback))
         )
+        if self.is_async and stream is None:
+            _mark_awaited(self)
         if tiers[0].fn is not None:
             self.__wrapped__ = tiers[0].fn  # for `inspect.signature`
         self._batches = None if per_row is False else _batches(per_row, tiers[0])
@@ -439,6 +446,16 @@ class _NotStraight:
     """The state of a tier that cannot be asked without more ado."""
 
     ring = None
+
+
+def _mark_awaited(chain: Fallback[..., Any]) -> None:
+    """Let `inspect` and `asyncio` see that it is awaited: frameworks run what is not in a thread, and await nothing."""
+    import asyncio.coroutines  # is there already where something async is guarded
+    import inspect
+
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(chain)
+    chain._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)  # noqa: SLF001 - what asyncio looks for
 
 
 def _rung(one: Tier[..., Any], ticks: Ticks) -> _Rung:

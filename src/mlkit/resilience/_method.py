@@ -35,6 +35,14 @@ class BoundFallback(Generic[_Q, _T]):
         return function
 
     @property
+    def _is_coroutine(self) -> object:
+        return getattr(self._function, "_is_coroutine", None)
+
+    @property
+    def _is_coroutine_mark(self) -> object:
+        return getattr(self._function, "_is_coroutine_mark", None)
+
+    @property
     def __name__(self) -> str:
         """The name of the fallback."""
         found: str = self._function.name

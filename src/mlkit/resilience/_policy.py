@@ -52,13 +52,14 @@ class Retry(Frozen):
         full_jitter(0.1, cap=2)
     """
 
-    __slots__ = ("attempts", "backoff", "budget", "max_wait", "stop")
+    __slots__ = ("_own", "attempts", "backoff", "budget", "max_wait", "stop")
 
     attempts: int
     backoff: Backoff
     budget: Budget | None
     stop: Stop | None
     max_wait: float
+    _own: bool
 
     def __init__(
         self,
@@ -69,7 +70,8 @@ class Retry(Frozen):
         stop: Stop | None = None,
         max_wait: float = 60.0,
     ) -> None:
-        if budget is _OWN_BUDGET:
+        own = budget is _OWN_BUDGET
+        if own:
             budget = Budget()
         elif budget is not None and not isinstance(budget, Budget):
             raise ConfigurationError("Retry(budget=...)", budget, "a Budget, or None")
@@ -79,7 +81,14 @@ class Retry(Frozen):
             budget=budget,
             stop=None if stop is None else stop_of("Retry(stop=...)", stop),
             max_wait=seconds("Retry(max_wait=...)", max_wait, zero=True),
+            _own=own,
         )
+
+    def _fields(self) -> dict[str, Any]:
+        fields = super()._fields()
+        if self._own:  # a budget of its own is no setting, but what it counts
+            del fields["budget"]
+        return fields
 
 
 @final
