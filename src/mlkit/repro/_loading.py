@@ -134,7 +134,7 @@ class Keyed(Generic[_T_co]):
             raise IndexError(f"index {number} is out of range for a dataset of {count} items")
         number %= count  # -1 is the last item, with the last item's draws
         here = self._seeds / epoch / number
-        before = take()
+        before = take(copy=True)
         try:
             _seed_globals(here)
             _rekey_held(self._held, here)

@@ -144,7 +144,7 @@ class isolated:  # noqa: N801 - reads as the statement it is: `with isolated(7):
         self._taken: list[Snapshot] = []
 
     def __enter__(self) -> None:
-        before = take()
+        before = take(copy=True)
         if self._seeds is not None:
             try:
                 seed_all(self._seeds)
