@@ -88,7 +88,7 @@ class Fallback(Generic[_P, _R_co]):
         "_chained",
         "_counters",
         "_is_coroutine",
-        "_is_coroutine_mark",
+        "_is_coroutine_marker",
         "_names",
         "_run",
         "_rungs",
@@ -109,7 +109,7 @@ class Fallback(Generic[_P, _R_co]):
     stream: str | None
     __wrapped__: Callable[..., Any]
     _is_coroutine: object
-    _is_coroutine_mark: object
+    _is_coroutine_marker: object
 
     def __init__(
         self,

@@ -39,8 +39,8 @@ class BoundFallback(Generic[_Q, _T]):
         return getattr(self._function, "_is_coroutine", None)
 
     @property
-    def _is_coroutine_mark(self) -> object:
-        return getattr(self._function, "_is_coroutine_mark", None)
+    def _is_coroutine_marker(self) -> object:
+        return getattr(self._function, "_is_coroutine_marker", None)
 
     @property
     def __name__(self) -> str:
