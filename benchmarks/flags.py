@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.flags_peers import PEERS, SAME_HASH, STATIC, THREE, flagd_document
+from benchmarks.flags_peers import PEERS, SAME_HASH, STATIC, THREE, close, flagd_document
 from mlkit.flags import Flags
 
 if TYPE_CHECKING:
@@ -29,11 +29,12 @@ def run(bench: Bench) -> None:
         flags = Flags.from_dict(flagd_document(1))
         recorded = Flags.from_dict(flagd_document(1))
         with recorded.record_exposures():
-            _static(bench, flags, recorded)
-            _provider(bench, flags)
-            _three(bench, flags, recorded)
-            _split(bench, flags, recorded)
+            for work in (_static, _three, _split):
+                work(bench, flags, recorded)
+                close()
+        _provider(bench, flags)
         _many(bench)
+        close()
         _assign(bench, flags, 5_000 if bench.quick else 100_000)
         _load(bench, 300 if bench.quick else 10_000)
     finally:

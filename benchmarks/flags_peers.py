@@ -28,7 +28,14 @@ THREE = {
 }
 SPLIT = {"if": [{"==": [{"var": "plan"}, "pro"]}, {"fractional": [["on", 10], ["off", 90]]}, "off"]}
 RULE = {**STATIC, "targeting": {"if": [THREE, "on", "off"]}}
+_OPEN: list[Callable[[], object]] = []
 KEPT = tempfile.TemporaryDirectory(prefix="mlkit-flags-peers-")
+
+
+def close() -> None:
+    """End the threads of the libraries that were made to answer, so that they do not run beside the next."""
+    while _OPEN:
+        _OPEN.pop()()
 
 
 def flagd_document(n_rules: int) -> dict[str, Any]:
@@ -69,6 +76,7 @@ def openfeature_flagd(n_rules: int) -> Ask:
         offline_flag_source_path=str(path),
     )
     api.set_provider_and_wait(provider, domain=f"flagd-{n_rules}")
+    _OPEN.append(api.clear_providers)
     client = api.get_client(f"flagd-{n_rules}")
     return lambda questions: [
         client.get_boolean_details(key, False, EvaluationContext(unit, attributes)).value  # noqa: FBT003
@@ -160,6 +168,7 @@ def unleash(n_rules: int) -> Ask:
         refresh_interval=10**6,
     )
     client.initialize_client(fetch_toggles=False)
+    _OPEN.append(client.destroy)
     return lambda questions: [
         client.is_enabled(key, _properties(unit, attributes)) for key, unit, attributes in questions
     ]
@@ -190,6 +199,7 @@ def configcat(n_rules: int) -> Ask:
     client = configcatclient.get(
         f"configcat-sdk-1/{n_rules:022d}/{n_rules:022d}", ConfigCatOptions(flag_overrides=overrides)
     )
+    _OPEN.append(client.close)
     return lambda questions: [
         client.get_value_details(key, False, User(unit, custom=attributes)).value  # noqa: FBT003
         for key, unit, attributes in questions

@@ -188,11 +188,14 @@ def parse(data: bytes, source: str, last: Document | None) -> Document:
     made: dict[str, Definition] = {}
     read: dict[bytes, Body] = {}
     for key, text in zip(parts.flags, texts, strict=True):
-        body = known.get(text) or read.get(text) or glance(text)
+        body = known.get(text) or read.get(text)
+        if body is None:
+            fresh = glance(text)
+            body = None if fresh is None else _as_before(old, key, fresh)
         if body is None or not body.plain:
             try:
                 if body is None:
-                    body = aside.look(text, parts.flags[key])
+                    body = _as_before(old, key, aside.look(text, parts.flags[key]))
                 made[key] = _again(old, key, body, shared) or Definition(key, body, shared)
             except RuleError as error:
                 aside.add(key, text, error)
@@ -226,6 +229,12 @@ def _texts(parts: Parts, size: int) -> Iterable[bytes]:
     from mlkit.flags._body import MAX_FLAG_BYTES
 
     return (bytes(memoryview(raw)[: MAX_FLAG_BYTES + 1]) for raw in parts.flags.values())
+
+
+def _as_before(old: Definitions, key: str, body: Body) -> Body:
+    """Return the body that *key* had if only spaces changed, so that it need not be compared at length."""
+    before = old.bodies.get(key)
+    return before if before is not None and before.text == body.text else body
 
 
 def _again(old: Definitions, key: str, body: Body, shared: Shared) -> Definition | None:
