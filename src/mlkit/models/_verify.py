@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlkit.models._folder import Folder
     from mlkit.models._version import ModelVersion
 
-__all__ = ["Broken", "Verification", "verify"]
+__all__ = ["Broken", "Verification", "broken_by", "verify"]
 
 
 class Broken(NamedTuple):
@@ -79,7 +79,7 @@ def verify(
         except VersionNotFoundError:
             raise
         except ModelStoreError as error:
-            broken.append(_broken(name, error))
+            broken.append(broken_by(name, error))
             continue
         for version in versions:
             n_versions += 1
@@ -95,7 +95,7 @@ def verify(
                     check(version)
                 except ModelStoreError as error:
                     wrong = [error]
-            broken += [_broken(version.ref, error) for error in wrong]
+            broken += [broken_by(version.ref, error) for error in wrong]
     return Verification(n_versions, len(seen), tuple(broken))
 
 
@@ -106,7 +106,13 @@ def _check_document(version: ModelVersion, weights: str) -> None:
         raise IntegrityError(where, expected=f"weights {weights}", got=named)
 
 
-def _broken(ref: str, error: ModelStoreError | OSError) -> Broken:
+def broken_by(ref: str, error: ModelStoreError | OSError) -> Broken:
+    """Return what an error says of a version.
+
+    Args:
+        ref: The version or model.
+        error: What reading it raised.
+    """
     if isinstance(error, IntegrityError):
         return Broken(ref, error.path, f"expected {error.expected}, found {error.got}")
     if isinstance(error, SealError):

@@ -36,6 +36,8 @@ __all__ = ["Cache", "digest_of", "pack", "place_of"]
 _PLACE = re.compile(r"(?:^|/)mlkit/([0-9a-f]{64})/?$")
 _SUFFIXES = {"torch": "safetensors", "numpy": "safetensors", "pickle": "pickle"}
 _DOCUMENT = "document.json"
+# MLflow has no code for it: a folder says the first two, a server the others.
+_MISSING = re.compile(r"No such artifact|No such file|\b404 Client Error|error code 404\b")
 
 
 def place_of(digest: str) -> str:
@@ -195,6 +197,4 @@ def _is_missing(error: BaseException) -> bool:
 
     if isinstance(error, FileNotFoundError):
         return True
-    said = str(error)
-    missing = "No such artifact" in said or "No such file" in said or "404" in said
-    return error_code(error) is not None and missing
+    return error_code(error) is not None and _MISSING.search(str(error)) is not None

@@ -151,7 +151,8 @@ class History:
                 clock.sleep(_POLL)
             tags = {_TAG: self._name, "mlflow.source.name": "mlkit"}
             run = client.create_run(experiment, tags=tags, run_name="history")
-            return str(run.info.run_id)
+            # Where two writers took a third for dead, both read which run it is now.
+            return self._find_run(experiment) or str(run.info.run_id)
 
     def experiment_id(self) -> str:
         """Return the id of the experiment, which exists."""

@@ -11,7 +11,8 @@ from mlkit.errors import (
     AliasConflictError,
     ChecksFailedError,
     ConfigurationError,
-    IntegrityError,
+    ModelStoreError,
+    StoreUnavailableError,
     VersionInUseError,
     VersionNotFoundError,
 )
@@ -26,6 +27,7 @@ from mlkit.models import Broken, Change, Check, ModelStore, ModelVersion, Verifi
 from mlkit.models._checks import ask, named, refusals
 from mlkit.models._formats import check_trust
 from mlkit.models._names import check_alias, check_name, check_text
+from mlkit.models._verify import broken_by
 from mlkit.models._version import MAX_DOCUMENT, parse_payload, read_document
 from mlkit.telemetry import emit
 
@@ -408,9 +410,10 @@ class MlflowModelStore:
                     Cache(folder, self._server).fetch(
                         self._catalogue.version(found), found.location
                     )
-                except IntegrityError as error:
-                    ref, wrong = f"{found.name}@{found.number}", f"found {error.got}"
-                    broken.append(Broken(ref, error.path, f"expected {error.expected}, {wrong}"))
+                except StoreUnavailableError:
+                    raise
+                except ModelStoreError as error:
+                    broken.append(broken_by(f"{found.name}@{found.number}", error))
         return Verification(len(ours), 2 * len(ours), tuple(broken))
 
     def export(self, ref: str | ModelVersion, path: str | os.PathLike[str]) -> str:
