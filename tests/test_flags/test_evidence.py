@@ -6,8 +6,12 @@ import itertools
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mlkit.flags import ErrorRate, Flags, Guard, Latency
+from mlkit.flags import ErrorRate, Flags, Guard, Latency, Mean
+from mlkit.flags._evidence import Case, together
+from mlkit.flags._question import Trial
 
 FLAG = {
     "state": "ENABLED",
@@ -96,3 +100,39 @@ def test_metrics_of_one_name_have_figures_of_their_own():
         == evidence["error_rate_2.threshold"]
         == pytest.approx(2 / 0.0475)
     )
+
+
+@given(
+    crowd=st.lists(
+        st.lists(
+            st.tuples(
+                st.booleans(), st.booleans(), st.none() | st.integers(0, 12), st.floats(0, 1)
+            ),
+            max_size=25,
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    begun=st.sampled_from([0, 990]),
+)
+def test_states_put_together_are_worth_what_they_were(crowd, begun):
+    guard = Guard(ErrorRate(max_ratio=1.5), ErrorRate(max_rate=0.1), Mean("score", max_drop=0.1))
+    states = []
+    for index, trials in enumerate(crowd):
+        case = Case(guard, f"process-{index}")
+        for _ in range(begun * (index % 2)):  # some are in a later window than others
+            case.add(Trial(False, True, None, 0.5, None, {}, True))
+        for candidate, ok, unit, score in trials:
+            case.add(Trial(candidate, ok, None, 0.5, unit, {"score": score}, True))
+        states.append(case.state())
+    one, other, twice = (Case(guard, "reader") for _ in range(3))
+    for state in states:
+        one.merge(state)
+    small = together(states)
+    for state in small:
+        other.merge(state)
+    for state in (*states, *small):  # who has seen them already
+        twice.merge(state)
+    assert other.figures() == pytest.approx(one.figures())
+    assert twice.figures() == pytest.approx(one.figures())
+    assert together(small) == small
