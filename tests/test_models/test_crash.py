@@ -68,10 +68,11 @@ SCRIPT = textwrap.dedent(
 
     def prepare(path):
         store = opened(path, "a")
-        for number, word in enumerate(["zero", "one", "two"]):
+        for number, word in enumerate(["zero", "one", "two"][: 1 if what == "reseal" else 3]):
             store.save("m", word.encode(), spec={"a": number})
-        store.promote("m", 2)
-        store.promote("m", 3)
+        if what != "reseal":
+            store.promote("m", 2)
+            store.promote("m", 3)
         if what == "collect":
             for number in range(3):
                 (Path(path) / "tmp" / f"left-{number}").write_bytes(b"left")
@@ -105,9 +106,10 @@ SCRIPT = textwrap.dedent(
             return False
 
     def on_disk(path):
-        return sorted(
-            str(file.relative_to(path)) for file in Path(path).rglob("*") if file.is_file() and file.name != "lock"
-        )
+        return {
+            os.path.join(folder, name)[len(path):]
+            for folder, _, names in os.walk(path) for name in names if name != "lock"
+        }
 
     def sabotage(point, how):
         left = [point]
@@ -141,8 +143,9 @@ SCRIPT = textwrap.dedent(
     done = OPERATIONS[what](opened(root + "/after"))
     before, after = observe(root + "/before"), observe(root + "/after")
     assert HARMLESS or before != after
-    assert not HARMLESS or len(done.files) >= 6, "there was something to do"
+    assert not HARMLESS or len(done.files) >= 2, "there was something to do"
     collect(root + "/after")
+    left = on_disk(root + "/after")
     def attempt(path, point, how):
         child = os.fork()
         if child == 0:
@@ -176,11 +179,11 @@ SCRIPT = textwrap.dedent(
             collect(path)
             assert observe(path) == after, (how, point, found)
             assert not HARMLESS or OPERATIONS[what](opened(path)).files == ()
-            assert on_disk(path) == on_disk(root + "/after"), f"{how} {point}: nothing is left behind"
+            assert on_disk(path) == left, f"{how} {point}: nothing is left behind"
             shutil.rmtree(path)
         sys.exit("it never came to an end")
 
-    print(json.dumps({how: run(how) for how in ("killed", "middle", "fails", "full")}))
+    print(json.dumps({how: run(how) for how in sys.argv[3:]}))
     """
 )
 SAVES = ["first", "save", "again", "signed save", "sealed save", "import"]
@@ -199,8 +202,18 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("what", SAVES + OTHERS)
 def test_at_every_point(folder, what):
+    ways = ["killed", "fails"]
+    if what in {
+        "save",
+        "signed save",
+        "sealed save",
+        "import",
+        "sign",
+        "promote",
+    }:  # of each way to write, one
+        ways += ["middle", "full"]
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), what],
+        [sys.executable, "-c", SCRIPT, str(folder), what, *ways],
         capture_output=True,
         text=True,
         timeout=100,
@@ -210,9 +223,6 @@ def test_at_every_point(folder, what):
     assert seen["killed"]["before"] >= 3, "the points of failure were really there"
     assert seen["killed"]["after"] >= (what not in {"collect", "reseal"})
     assert seen["fails"]["before"] >= 3
-    if what == "collect":
-        assert seen["middle"]["points"] == 0, "it writes nothing"
-    else:
-        n_writes = 2 if what in SAVES or what == "sign" else 1
-        assert seen["middle"]["before"] >= n_writes
+    if "middle" in seen:
+        assert seen["middle"]["before"] >= (1 if what == "promote" else 2)
         assert seen["full"]["before"] >= 1
