@@ -354,7 +354,7 @@ def test_what_is_no_path_is_said_so(store, to, tmp_path):
     for wrong in (tmp_path / "none", 7, "", "a\0b"):
         with pytest.raises(ConfigurationError, match=r"import_\(path\)"):
             to.import_(wrong)
-    for wrong in (7, "", b"bytes"):
+    for wrong in (7, "", b"bytes", tmp_path / "none" / "p", tmp_path / "none" / "p.tar"):
         with pytest.raises(ConfigurationError, match=r"export\(path\)"):
             store.export("team/m@2", wrong)
     with pytest.raises(ConfigurationError, match=r"copy\(to"):

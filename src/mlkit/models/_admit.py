@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from mlkit.errors import IntegrityError, NumberTakenError
+from mlkit.models._folder import READABLE, WRITABLE
 from mlkit.models._payload import HashedFile
 from mlkit.models._signing import description, files_of
 
@@ -46,7 +47,7 @@ def admit(
     folder, catalog, policy = stores
     name, number, facts = package.name, package.number, package.facts
     log = catalog.log(name)
-    with folder.fit("a folder that can be read"):
+    with folder.fit(READABLE):
         taken = _taken(package, log.read(), renumber=renumber)
     bundles = package.bundles if taken == number else []
     for requirement in (policy.requirement, require):
@@ -95,7 +96,7 @@ def _file(
     stack: ExitStack, folder: Folder, pieces: Any, *, most: int | None = None
 ) -> tuple[str, str, int]:
     """Write a temporary file and return its path, digest and size; it is gone at the end, if it is still there."""
-    with folder.fit("a folder that can be written"):
+    with folder.fit(WRITABLE):
         path = folder.temporary()
     stack.callback(_remove, path)
     size = 0

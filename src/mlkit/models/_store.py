@@ -821,6 +821,8 @@ class ModelStore:
 
         checked_requirement("export(require=...)", require)
         target = _checked_target("export(path)", path)
+        if not os.path.isdir(os.path.dirname(target)):  # noqa: PTH112, PTH120 - a path is text here
+            raise ConfigurationError("export(path)", path, "a path in a folder that exists")
         version = self._catalog.resolve("export(ref)", ref)
         self._policy.check(version, require)
         parts = self._parts(version)
