@@ -447,7 +447,9 @@ def test_explain_says_when_a_units_turn_is():
         with virtual_time() as clock:  # 1,700,000,000, half the way
             note = str(flags.explain("f", unit))
             assert "50 % of the way" in note
-            turn = datetime.fromisoformat(note.split("its turn is at ")[1].split(",", maxsplit=1)[0])
+            turn = datetime.fromisoformat(
+                note.split("its turn is at ")[1].split(",", maxsplit=1)[0]
+            )
             if turn.timestamp() > clock.time():
                 clock.advance(turn.timestamp() - 1 - clock.time())
                 assert flag(unit) == 1
