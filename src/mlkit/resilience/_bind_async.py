@@ -132,6 +132,7 @@ def unlimited_async(
     ) -> _R:
         """As in `again_sync`: one link for all attempts."""
         inside = Ambient(inf, inf, True)  # noqa: FBT003 - as in `Trial`
+        inside.budget = budget
         token = enter(inside)
         try:
             while True:
@@ -150,7 +151,7 @@ def unlimited_async(
                         raise
                 else:
                     ring.append(OK)
-                    plan.earn()
+                    budget.earn()
                     return answer
         finally:
             inside.over = True

@@ -49,8 +49,10 @@ def unlimited_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
         ring = machine.ring  # the window of the closed breaker is the ticket
         if ring is None:
             plan.refuse()
-        if ring is None or surroundings() is not None or budget.level < budget.full:
+        if ring is None or surroundings() is not None:
             return _run_sync(plan, fn, args, kwargs)
+        if budget.level < budget.full:
+            return _owing_sync(plan, fn, ring, args, kwargs)
         since = spent.number
         try:
             answer = fn(*args, **kwargs)
@@ -107,6 +109,31 @@ def _timed_sync(plan: Plan, fn: Callable[_P, _R]) -> Callable[_P, _R]:
     return timed
 
 
+def _owing_sync(
+    plan: Plan, fn: Callable[..., _R], ring: Any, args: Any, kwargs: dict[str, Any]
+) -> _R:
+    """As `direct`, while the budget is not full: policies inside must see who earns for the call."""
+    inside = Ambient()
+    inside.budget = plan.budget
+    token, since = AMBIENT.set(inside), SPENT.number
+    try:
+        answer = fn(*args, **kwargs)
+    except Exception as error:
+        attempts, pause = first_failed(plan, since, ring, error)
+        if pause is None:
+            raise
+    else:
+        if type(answer) is CoroutineType:
+            raise unexpected_coroutine(plan, answer)
+        ring.append(OK)
+        plan.budget.earn()
+        return answer
+    finally:
+        inside.over = True
+        AMBIENT.reset(token)
+    return again_sync(plan, attempts, pause, partial(fn, *args, **kwargs))
+
+
 def _run_sync(plan: Plan, fn: Callable[..., _R], args: Any, kwargs: dict[str, Any]) -> _R:
     if plan.machine.ring is None:
         plan.refuse()
@@ -134,6 +161,7 @@ def again_sync(plan: Plan, attempts: Attempts, pause: float | None, call: Callab
         return _again_tried(plan, attempts, pause, call)
     # Nothing is around the call, and nobody needs the time: one link says for all of its attempts what they are.
     inside = Ambient(inf, inf, True)  # noqa: FBT003 - as in `Trial`
+    inside.budget = plan.budget
     token = AMBIENT.set(inside)
     try:
         while True:
@@ -155,7 +183,7 @@ def again_sync(plan: Plan, attempts: Attempts, pause: float | None, call: Callab
                 if type(answer) is CoroutineType:
                     raise unexpected_coroutine(plan, answer)
                 ring.append(OK)
-                plan.earn()
+                plan.budget.earn()
                 return answer
     finally:
         inside.over = True
