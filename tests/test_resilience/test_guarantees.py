@@ -27,7 +27,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -676,4 +676,5 @@ class Ladder(RuleBasedStateMachine):
         assert {name: len(calls) for name, calls in self.asked.items()} == asked
 
 
+Ladder.TestCase.settings = settings(stateful_step_count=25)
 TestLadder = Ladder.TestCase
