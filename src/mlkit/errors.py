@@ -19,7 +19,8 @@ MlkitError
 ├── ReproError
 │   ├── FingerprintError (TypeError)         content that cannot be hashed faithfully
 │   ├── RngStateError (ValueError)           a saved generator state does not fit this process
-│   └── ManifestError (ValueError)           a manifest cannot be read or captured
+│   ├── ManifestError (ValueError)           a manifest cannot be read or captured
+│   └── TraceError (ValueError)              the file of a recorded trace cannot be read
 ├── InferenceError
 │   ├── CollateError (ValueError)            rows cannot be put into one batch
 │   ├── OutputShapeError (ValueError)        the model returned another number of rows than it was given
@@ -131,6 +132,7 @@ __all__ = [
     "SpecProblem",
     "StoreLockedError",
     "StoreUnavailableError",
+    "TraceError",
     "TrackingError",
     "TrackingWarning",
     "UnknownFormatError",
@@ -446,6 +448,10 @@ class RngStateError(ReproError, ValueError):
 
 class ManifestError(ReproError, ValueError):
     """A manifest cannot be read or captured."""
+
+
+class TraceError(ReproError, ValueError):
+    """The file of a recorded trace cannot be read."""
 
 
 # --- inference

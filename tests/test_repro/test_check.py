@@ -262,7 +262,7 @@ def test_errors_of_the_function_come_out():
         {"runs": True},
         {"runs": 2.0},
         {"vary": ["thread"]},
-        {"vary": "order"},
+        {"vary": "seed"},
         {"vary": [3]},
     ],
     ids=str,

@@ -6,13 +6,15 @@ nothing but the standard library.
 
 from __future__ import annotations
 
-from mlkit.repro._check import Divergence, check
+from mlkit.repro._check import check
 from mlkit.repro._determinism import Finding, audit, deterministic
 from mlkit.repro._difference import Difference
+from mlkit.repro._divergence import Divergence
 from mlkit.repro._fingerprint import fingerprint
 from mlkit.repro._invariance import InvarianceReport, batch_invariance
 from mlkit.repro._loading import Keyed, KeyedSampler, loader_kwargs
 from mlkit.repro._manifest import Manifest
+from mlkit.repro._recorder import TraceRecorder, compare, record
 from mlkit.repro._recording import Recording
 from mlkit.repro._rerun import RerunVerdict
 from mlkit.repro._results import ResultDifference
@@ -34,13 +36,16 @@ __all__ = [
     "RngState",
     "SeedReport",
     "Seeds",
+    "TraceRecorder",
     "audit",
     "batch_invariance",
     "check",
+    "compare",
     "deterministic",
     "fingerprint",
     "isolated",
     "loader_kwargs",
+    "record",
     "rng_state",
     "seed_all",
     "seed_everything",

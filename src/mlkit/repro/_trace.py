@@ -7,15 +7,27 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from mlkit.errors import FingerprintError
 from mlkit.repro._compare import as_array, frozen
 from mlkit.repro._generators import loaded_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Mismatch", "Step", "Trace", "threaded", "tracing"]
+__all__ = [
+    "Mismatch",
+    "Operation",
+    "Sink",
+    "Step",
+    "Trace",
+    "hasher",
+    "kind_of",
+    "tracing",
+    "users_line",
+]
 
 
 class Step(NamedTuple):
@@ -32,8 +44,12 @@ class Step(NamedTuple):
     @property
     def kind(self) -> str:
         """The dtypes and shapes as text: `"float32[4, 8]"`."""
-        kinds = [f"{dtype}{list(shape)}" for dtype, shape in self.written]
-        return ", ".join(kinds).replace("torch.", "")
+        return kind_of(self.written)
+
+
+def kind_of(written: tuple[tuple[Any, Any], ...]) -> str:
+    """Return dtypes and shapes as text."""
+    return ", ".join([f"{dtype}{list(shape)}" for dtype, shape in written]).replace("torch.", "")
 
 
 class Mismatch(NamedTuple):
@@ -44,6 +60,16 @@ class Mismatch(NamedTuple):
     got: Step | None
     values: Any
     line: str
+
+
+class Sink(Protocol):
+    """What takes the operations of a block as they come."""
+
+    def add(self, operation: Operation, module: str, values: list[Any]) -> None:
+        """Take note of an operation and of the tensors that it wrote."""
+
+    def finish(self) -> None:
+        """Take note that the block ended without an error."""
 
 
 class Trace:
@@ -60,24 +86,49 @@ class Trace:
         self.kept: Any = None
         self._reference, self._keep = reference, keep
         self._count = 0
-        self._content = _hasher()
+        self._paused = False
+        self._content = hasher()
 
     def add(self, operation: Operation, module: str, values: list[Any]) -> None:
         """Take note of an operation and of the tensors that it wrote."""
+        if self._paused:
+            return
+        written = tuple([(tensor.dtype, tensor.shape) for tensor in values])
+        content = b"" if operation.views else b"".join(map(self._content, values))
+        self._take((operation.name, module, written, content), values)
+
+    def note(self, op: str, value: object) -> None:
+        """Take note of a value that no operation of torch made, if it has a fingerprint."""
+        from mlkit.repro._fingerprint import fingerprint
+
+        try:
+            with self.paused():  # the fingerprint of a tensor takes operations, too
+                content = fingerprint(value)
+        except FingerprintError:
+            return
+        self._take((op, "", (), content.encode()), [value])
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take no note of the operations of the block."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def _take(self, step: tuple[Any, ...], values: list[Any]) -> None:
         call, self._count = self._count, self._count + 1
         if call == self._keep:
             self.kept = frozen(values)
         if self.mismatch is not None:
             return
-        written = tuple([(tensor.dtype, tensor.shape) for tensor in values])
-        content = b"" if operation.views else b"".join(map(self._content, values))
-        step = (operation.name, module, written, content)
         if self._reference is None:
             self.steps.append(Step._make(step))
             return
         expected = self._reference[call] if call < len(self._reference) else None
         if step != expected:
-            self.mismatch = Mismatch(call, expected, Step._make(step), frozen(values), _users_line())
+            self.mismatch = Mismatch(call, expected, Step._make(step), frozen(values), users_line())
 
     def finish(self) -> None:
         """Take note that the call is over: it may have stopped short of the reference."""
@@ -89,26 +140,12 @@ class Trace:
 
 
 @contextmanager
-def threaded(threads: int | None) -> Iterator[None]:
-    """Let torch use another number of threads in the block, if it is loaded and one is given."""
-    torch = loaded_torch()
-    if threads is None or torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def tracing(trace: Trace) -> Iterator[None]:
+def tracing(trace: Sink) -> Iterator[None]:
     """Add every operation of torch that runs in the block to *trace*; none if it is not loaded."""
     torch = loaded_torch()
     if torch is None:
         yield
+        trace.finish()
         return
     from torch.nn.modules import module as hooks
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -195,20 +232,16 @@ class Operation(NamedTuple):
         )
 
 
-def _written(
-    torch: Any, writes: tuple[tuple[int, str], ...], args: Any, kwargs: Any
-) -> list[Any]:
+def _written(torch: Any, writes: tuple[tuple[int, str], ...], args: Any, kwargs: Any) -> list[Any]:
     """Return the tensors that an operation wrote to."""
     return [
         tensor
         for position, name in writes
-        for tensor in _tensors(
-            torch, args[position] if position < len(args) else kwargs.get(name)
-        )
+        for tensor in _tensors(torch, args[position] if position < len(args) else kwargs.get(name))
     ]
 
 
-def _hasher() -> Callable[[Any], bytes]:
+def hasher() -> Callable[[Any], bytes]:
     """Return what digests all bytes of a tensor; fast, for the digest is never stored and nobody forges it."""
     import numpy as np
     from mmh3 import mmh3_x64_128_digest
@@ -216,7 +249,10 @@ def _hasher() -> Callable[[Any], bytes]:
     def content(tensor: Any) -> bytes:
         try:
             array = tensor.detach().numpy()
-        except (TypeError, RuntimeError):  # not on the CPU, not dense, or of a type that NumPy lacks
+        except (
+            TypeError,
+            RuntimeError,
+        ):  # not on the CPU, not dense, or of a type that NumPy lacks
             torch = sys.modules["torch"]
             dense = tensor.layout is torch.strided and not tensor.is_quantized
             if not dense or tensor.device.type == "meta":
@@ -229,16 +265,20 @@ def _hasher() -> Callable[[Any], bytes]:
     return content
 
 
-def _users_line() -> str:
+def users_line() -> str:
     """Return `file:line` of the innermost frame that is neither torch's nor ours."""
+    frame = sys._getframe(1)  # noqa: SLF001 - CPython's documented way to the caller
+    while frame.f_back is not None and not _is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
+
+
+@cache
+def _is_users(file: str) -> bool:
     from pathlib import Path
 
-    torch_folder = str(Path(sys.modules["torch"].__file__ or "").parent)
-    own_folder = str(Path(__file__).parent)
-    frame = sys._getframe(1)  # noqa: SLF001 - CPython's documented way to the caller
-    while frame.f_back is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((torch_folder, own_folder)) and not name.endswith("contextlib.py"):
-            break
-        frame = frame.f_back
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    torch = loaded_torch()
+    folders = [str(Path(__file__).parent)]
+    if torch is not None:
+        folders.append(str(Path(torch.__file__ or "").parent))
+    return not file.startswith(tuple(folders)) and not file.endswith("contextlib.py")
