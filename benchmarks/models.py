@@ -200,7 +200,7 @@ def _large(bench: Bench, root: Path, mlflow: Any) -> None:
     else:
         bench.skipped(f"save {n_megabytes} MiB", "mlflow.pytorch", "not installed")
     loads = {name.replace(" + fsync", ""): contender() for name, contender in saves.items()}
-    rounds = 3 if bench.quick else 7
+    rounds = 3 if bench.quick else 4
     for work, contenders, equal in (
         (f"load {n_megabytes} MiB", loads, _same_tensors),
         (f"save {n_megabytes} MiB", saves, lambda a, b: _same_tensors(a(), b())),
