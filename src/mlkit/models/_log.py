@@ -27,7 +27,7 @@ LOG_FORMAT = 1
 MAX_LINE = 1 << 20
 _MAX_LOG = 1 << 28
 # Between two marks: a reader goes over few lines, and all marks together stay small beside the lines.
-_MARK_AFTER = 32
+_MARK_AFTER, _MARK_SHARE = 16, 64
 _REPAIRS = Counter("models_log_repairs_total")
 register(_REPAIRS)
 
@@ -86,7 +86,7 @@ class Log:
         for event in events:
             after = self._next(after, event)
         lines = after.data[state.end :]
-        if after.n_changes - state.marked_at >= max(_MARK_AFTER, after.n_changes // _MARK_AFTER):
+        if after.n_changes - state.marked_at >= max(_MARK_AFTER, after.n_changes // _MARK_SHARE):
             after = after.marked(marked(after.data, after) + b"\n", MAX_LINE)
             lines = after.data[state.end :]
         if after.end > _MAX_LOG:

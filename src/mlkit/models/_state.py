@@ -320,7 +320,8 @@ def marked(data: bytes, state: State) -> bytes:
         data: The lines before it.
         state: What they add up to.
     """
-    body = dump(state.to_mark())
+    said = state.to_mark()
+    body = dump(said | {"steps": _packed(said["steps"])})
     return MARK + _sum_of_mark(data, body) + b'","state":' + body + TAIL
 
 
@@ -340,7 +341,7 @@ def read_mark(data: bytes, begin: int, end: int) -> State | None:
 
     try:
         said = json.loads(body)
-        begins = accumulate(said["steps"])
+        begins = accumulate(_unpacked(said["steps"], begin))
         numbers = chain.from_iterable(range(first, end) for first, end in said["runs"])
         state = State(
             data,
@@ -356,6 +357,36 @@ def read_mark(data: bytes, begin: int, end: int) -> State | None:
         return None
     state.marked_at = state.n_changes
     return state
+
+
+def _packed(steps: list[int]) -> str:
+    """Return numbers below 2**32 as text; the lines of a history are alike, so a thousand take little more than 1 kB."""
+    import sys
+    import zlib
+    from array import array
+    from binascii import b2a_base64
+
+    numbers = array("I", steps)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return b2a_base64(zlib.compress(numbers.tobytes()), newline=False).decode("ascii")
+
+
+def _unpacked(text: str, n_bytes: int) -> Iterable[int]:
+    """Return the numbers that were packed, of which there are fewer than bytes before the mark."""
+    import sys
+    import zlib
+    from array import array
+    from binascii import a2b_base64
+
+    numbers = array("I")
+    try:
+        numbers.frombytes(zlib.decompressobj().decompress(a2b_base64(text), n_bytes))
+    except zlib.error:
+        raise ValueError("steps") from None
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
 
 
 def _runs(numbers: Iterable[int]) -> list[list[int]]:
