@@ -71,6 +71,14 @@ def test_it_is_the_same_version(store, to, travel):
     assert to.aliases("team/m") == {}, "who holds an alias here is decided here"
 
 
+def test_what_a_signature_says_of_its_key_is_not_told_as_true(store, to, travel):
+    travel(store, "team/m@2", to)
+    made, came = store.history("team/m")[2], to.history("team/m")[1]
+    assert list(made.evidence) == ["signed_by"]
+    assert list(came.evidence) == ["says_signed_by"]
+    assert to.sign("team/m@2", KEY) == came, "and it holds, so it needs no second one"
+
+
 def test_numbers_go_on_after_it_and_come_back_to_nobody(store, to, travel):
     travel(store, "team/m@2", to)
     assert to.save("team/m", b"third").number == 3

@@ -66,7 +66,9 @@ def admit(
                 events.append(event | _imported(package, taken))
             known = policy.bundles(name, taken, state) if taken in state.saved else []
             new = [bundle for bundle in package.bundles if taken == number and bundle not in known]
-            events += [event | {"version": taken} | policy.keep(bundle) for bundle in new]
+            events += [
+                event | {"version": taken} | policy.keep(bundle, made_here=False) for bundle in new
+            ]
             return (log.append(state, *events) if events else state), taken
 
 

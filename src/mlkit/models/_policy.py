@@ -125,11 +125,12 @@ class Policy:
                 return state.last_signed(version.number, claimed(bundle))
             return log.append(state, event | self.keep(bundle)).last_change()
 
-    def keep(self, bundle: bytes) -> dict[str, Any]:
+    def keep(self, bundle: bytes, *, made_here: bool = True) -> dict[str, Any]:
         """Put a bundle where blobs are, and return what the event says of it. The caller holds the lock.
 
         Args:
             bundle: A signature.
+            made_here: Whether the key is known to have made it, or the bundle only says so.
         """
         with self._folder.fit(WRITABLE):
             path = self._folder.temporary()
@@ -140,7 +141,8 @@ class Policy:
         finally:
             with suppress(OSError):
                 os.unlink(path)  # noqa: PTH108 - it has become a blob, or is one more file in tmp/
-        return {"kind": "signed", "bundle": digest, "evidence": {"signed_by": claimed(bundle)}}
+        evidence = {"signed_by" if made_here else "says_signed_by": claimed(bundle)}
+        return {"kind": "signed", "bundle": digest, "evidence": evidence}
 
     def has(self, name: str, number: int, state: State, requirement: Requirement) -> bool:
         """Return whether a version meets a requirement.

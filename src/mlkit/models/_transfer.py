@@ -30,7 +30,7 @@ __all__ = ["Package", "Parts", "parts_of", "read_package", "read_parts", "to_fol
 
 MAX_BUNDLES = 64
 _MAX_VERSION = 2 << 20  # a line of the history has at most half of that
-_MAX_EVIDENCE = 20
+_MAX_CHANGES, _MAX_EVIDENCE = 1000, 20
 _MAX_NUMBER = 10**9
 _MAX_WHO = 1000
 _LIMITS = {
@@ -86,7 +86,7 @@ def parts_of(
     name, number, facts = version
     history = [
         change._asdict() for change in changes if number in {change.version, change.previous}
-    ]
+    ][-_MAX_CHANGES:]
     files = {
         "document.json": document,
         "history.json": dump(history),
