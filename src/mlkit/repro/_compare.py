@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections import OrderedDict
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mlkit._suggest import clip
@@ -97,6 +94,7 @@ def _ulps(first: Any, second: Any) -> int | None:
 def frozen(value: Any) -> Any:
     """Return *value* with arrays and tensors copied, so that later in-place changes do not reach it."""
     import copy
+    from collections import OrderedDict
 
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
@@ -149,6 +147,9 @@ def _floats_differ(first: float, second: float, path: str) -> Difference | None:
 
 def _parts(first: Any, second: Any) -> list[tuple[str, Any, Any]] | str | None:
     """Return the parts of two containers with their steps; a text if they do not match; None if they are none."""
+    import dataclasses
+    from collections.abc import Mapping
+
     if isinstance(first, Mapping):
         if list(first) != list(second):  # the order counts: parameters are numbered by it
             return f"keys {clip(list(first), 60)} became {clip(list(second), 60)}"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit._arguments import whole
@@ -87,9 +84,13 @@ class TraceRecorder:
 
     def finish(self) -> None:
         """Write down that the block ended: called at its end."""
+        import json
+
         self._file.write(json.dumps({"end": self._count}) + "\n")
 
     def _write(self, op: str, module: str, kind: str, content: str, values: list[Any]) -> None:
+        import json
+
         call, self._count = self._count, self._count + 1
         kept = _plain_values(values, limit=None if call == self._keep else _SMALL)
         self._file.write(json.dumps([op, module, kind, content, users_line(), kept]) + "\n")
@@ -126,6 +127,9 @@ def record(path: str | os.PathLike[str], *, keep: int | None = None) -> Iterator
     Note:
         One line of about 150 bytes an operation, besides the time that `check` takes.
     """
+    import json
+    from pathlib import Path
+
     wanted = None if keep is None else whole("record(keep=...)", keep)
     with Path(path).open("w", encoding="ascii") as file:
         file.write(json.dumps({"schema": _SCHEMA, "setting": _setting()}) + "\n")
@@ -148,6 +152,8 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Di
     Note:
         Reads both once, line by line, in constant memory.
     """
+    from pathlib import Path
+
     with Path(first).open("rb") as one, Path(second).open("rb") as other:
         pair = _Steps(one, str(first)), _Steps(other, str(second))
         setting = _settings_differ(pair[0].setting, pair[1].setting)
@@ -199,6 +205,8 @@ class _Steps:
         return _Line._make(found)
 
     def _read(self) -> Any:
+        import json
+
         text = self._file.readline()
         try:
             return json.loads(text)
@@ -243,6 +251,8 @@ def _settings_differ(one: dict[str, str], other: dict[str, str]) -> str:
 
 def _setting() -> dict[str, str]:
     """Return what two processes are most likely to have different."""
+    import platform
+
     torch = loaded_torch()
     return {
         "hash seed": os.environ.get("PYTHONHASHSEED", "random"),
@@ -254,6 +264,8 @@ def _setting() -> dict[str, str]:
 
 def _plain_values(values: list[Any], limit: int | None) -> list[Any] | None:
     """Return values as JSON data, or None if they are larger than *limit* bytes or of no such form."""
+    import json
+
     torch, numpy = loaded_torch(), sys.modules.get("numpy")
     plain = []
     for value in values:

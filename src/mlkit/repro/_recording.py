@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current
@@ -11,6 +10,7 @@ from mlkit.repro._results import kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -43,6 +43,8 @@ class Recording:
         path: str | os.PathLike[str],
         change: Callable[[Manifest, dict[str, Any]], Manifest],
     ) -> None:
+        from pathlib import Path
+
         asked = Path(path).absolute()
         before, _, instead = os.environ.get(REDIRECT, "").partition("\n")
         self.path = Path(instead) if instead and Path(before) == asked else asked

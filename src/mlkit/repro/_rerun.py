@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mlkit._suggest import clip
 from mlkit.errors import ConfigurationError, ManifestError
-from mlkit.repro._environment import HIDDEN, VARIABLES
 from mlkit.repro._recording import REDIRECT
 from mlkit.repro._results import ResultDifference, compare_results
 
@@ -117,6 +113,11 @@ def run_again(
         ConfigurationError: If the record has no results to compare with, or the command cannot be known.
         ManifestError: If the command fails, takes too long or makes no record.
     """
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from mlkit.repro._environment import HIDDEN
+
     facts: dict[str, Any] = manifest._facts  # noqa: SLF001 - the block's own
     if not _results(manifest):
         expected = "a record with results"
@@ -149,6 +150,8 @@ def run_again(
 
 def _environment(manifest: Manifest) -> dict[str, str]:
     """Return the variables of this process, with those that change results as they were recorded."""
+    from mlkit.repro._environment import VARIABLES
+
     recorded: dict[str, str] = manifest._identity["environment"].get("variables", {})  # noqa: SLF001
     return {name: value for name, value in os.environ.items() if name not in VARIABLES} | recorded
 
@@ -156,6 +159,8 @@ def _environment(manifest: Manifest) -> dict[str, str]:
 def _finished(
     words: list[str], directory: Any, environment: dict[str, str], timeout: float | None
 ) -> int:
+    import subprocess
+
     try:
         with subprocess.Popen(  # noqa: S603 - the user asked for this command
             words, cwd=directory, env=environment, start_new_session=True
