@@ -89,6 +89,65 @@ def test_it_travels_in_a_checkpoint_that_runs_no_code():
     assert pickle.loads(pickle.dumps(state)) == state
 
 
+@pytest.mark.parametrize("name", ["state.pt", "state.pth"])
+def test_a_file_in_torchs_format_is_read_without_running_code(tmp_path, name):
+    draw()
+    state = rng_state()
+    state.save(tmp_path / name)
+    expected = draw()
+    assert RngState.from_dict(torch.load(tmp_path / name, weights_only=True)) == state
+    RngState.load(tmp_path / name).restore()
+    assert draw() == expected
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+def test_a_damaged_file_in_torchs_format_is_refused(tmp_path):
+    path = tmp_path / "state.pt"
+    rng_state().save(path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:100], whole[:-200], b"{}", b"x" * 5000, pickle.dumps({"a": 1})):
+        path.write_bytes(content)
+        with pytest.raises(RngStateError, match=r"state\.pt"):
+            RngState.load(path)
+    torch.save({"rng": print}, path)  # would have to be imported
+    with pytest.raises(RngStateError, match=r"state\.pt"):
+        RngState.load(path)
+    torch.save({"weight": torch.zeros(2)}, path)
+    with pytest.raises(RngStateError, match="expected a state of schema"):
+        RngState.load(path)
+
+
+def test_the_usual_way_to_keep_numpys_state_is_refused_by_a_safe_load():
+    """NumPy's own tuple, which is what checkpoints hold: a safe load refuses it, and then training goes on from anywhere."""
+    buffer = io.BytesIO()
+    torch.save({"numpy": np.random.get_state()}, buffer)
+    buffer.seek(0)
+    with pytest.raises(pickle.UnpicklingError, match=r"weights_only|Weights only"):
+        torch.load(buffer, weights_only=True)
+
+
+def test_a_state_of_other_versions_says_which(tmp_path):
+    data = rng_state().to_dict()
+    assert data["versions"]["torch"] == torch.__version__
+    short = resealed(rng_state(), lambda g: g.update(torch="AAAA")).to_dict()
+    older = RngState.from_dict({**short, "versions": {"numpy": np.__version__, "torch": "1.0"}})
+    assert older == RngState.from_dict(short)  # who wrote it is not part of the state
+    before = rng_state()
+    with pytest.raises(RngStateError, match=r"torch 1\.0, where this process has 2\."):
+        pickle.loads(pickle.dumps(older)).restore()
+    assert rng_state() == before
+    for foreign in (3, None, {"torch": 5}):
+        assert RngState.from_dict({**data, "versions": foreign}) == rng_state()
+
+
+def test_data_that_no_state_holds_is_refused():
+    data = rng_state().to_dict()
+    for foreign in (object(), np.zeros(3), {1: 2}, {"words": {3, 4}}):
+        wrong = {**data, "generators": {**data["generators"], "python": foreign}}
+        with pytest.raises(RngStateError):
+            RngState.from_dict(wrong)
+
+
 def test_another_bit_generator_of_numpy_is_kept_too(tmp_path):
     with isolated():
         np.random.set_bit_generator(np.random.PCG64(5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
-from mlkit.errors import ConfigurationError, RngStateError
+from mlkit.errors import ConfigurationError, DigestError, RngStateError
 from mlkit.repro._generators import Snapshot, loaded_torch, take
 from mlkit.telemetry import emit
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["RngState", "rng_state"]
 
 _SCHEMA = "mlkit.rng-state/1"
+_TORCH_SUFFIXES = {".pt", ".pth"}
 
 
 @final
@@ -32,12 +33,14 @@ class RngState:
         True
     """
 
-    __slots__ = ("_generators",)
+    __slots__ = ("_generators", "_versions")
 
     _generators: dict[str, Any]
+    _versions: dict[str, str]
 
-    def __init__(self, generators: dict[str, Any]) -> None:
+    def __init__(self, generators: dict[str, Any], versions: dict[str, str] | None = None) -> None:
         object.__setattr__(self, "_generators", generators)
+        object.__setattr__(self, "_versions", _versions() if versions is None else versions)
 
     @property
     def generators(self) -> tuple[str, ...]:
@@ -56,7 +59,12 @@ class RngState:
         from copy import deepcopy
 
         generators = deepcopy(self._generators)
-        return {"schema": _SCHEMA, "generators": generators, "digest": self.digest}
+        return {
+            "schema": _SCHEMA,
+            "versions": dict(self._versions),
+            "generators": generators,
+            "digest": self.digest,
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RngState:
@@ -71,21 +79,26 @@ class RngState:
         return _from_plain(data, "RngState.from_dict(data)")
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the state to one JSON file; an old file is replaced in one step.
+        """Write the state to one file, without pickled objects; an old file is replaced in one step.
 
         Args:
-            path: The file.
+            path: The file: torch's format, for `torch.load(path, weights_only=True)`, if it ends in `.pt` or `.pth`;
+                else JSON.
 
         Raises:
             OSError: If it cannot be written.
+            MissingDependencyError: If it is to be torch's format, and torch is not installed.
         """
-        from mlkit.repro._files import write_json
+        from pathlib import Path
 
-        write_json(path, self.to_dict())
+        from mlkit.repro._files import write_json, write_torch
+
+        write = write_torch if Path(path).suffix in _TORCH_SUFFIXES else write_json
+        write(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> RngState:
-        """Return the state that `save` wrote.
+        """Return the state that `save` wrote, in either format.
 
         Args:
             path: The file.
@@ -94,9 +107,12 @@ class RngState:
             RngStateError: If the file is no such state, was changed, or is from a newer version.
             OSError: If it cannot be read.
         """
-        from mlkit.repro._files import read_json
+        from pathlib import Path
 
-        return _from_plain(read_json(path, RngStateError), str(path))
+        from mlkit.repro._files import read_json, read_torch
+
+        read = read_torch if Path(path).suffix in _TORCH_SUFFIXES else read_json
+        return _from_plain(read(path, RngStateError), str(path))
 
     def restore(self, *, strict: bool = True) -> None:
         """Put every generator back to this state: all of them or, on an error, none.
@@ -135,7 +151,7 @@ class RngState:
             before.restore()
             raise RngStateError(
                 f"the state does not fit this process, nothing was changed: {error}; restore it with the library "
-                f"versions it was saved with"
+                f"versions it was saved with{_told(self._versions)}"
             ) from error
         emit("repro.generators.restored", "rng_state", generators=", ".join(self.generators))
 
@@ -166,7 +182,7 @@ class RngState:
         return f"<RngState {short(self.digest)}: {', '.join(self.generators)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RngState, (self._generators,)
+        return RngState, (self._generators, self._versions)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError("RngState is immutable")
@@ -178,6 +194,29 @@ def rng_state() -> RngState:
     CUDA generators are held if CUDA has started; nothing here starts it.
     """
     return RngState(_plain(take()))
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of what the generators belong to, which decide how a state is laid out."""
+    import sys
+    from platform import python_version
+
+    modules = {name: sys.modules.get(name) for name in ("numpy", "torch")}
+    found = {
+        name: str(module.__version__) for name, module in modules.items() if module is not None
+    }
+    return {"python": python_version(), **found}
+
+
+def _told(versions: dict[str, str]) -> str:
+    """Return how *versions* differ from those of this process, to end a sentence with."""
+    here = _versions()
+    other = [
+        f"{name} {version[:40]}, where this process has {here[name][:40]}"
+        for name, version in versions.items()
+        if name in here and here[name] != version
+    ]
+    return f": {'; '.join(other)}" if other else ""
 
 
 def _plain(snapshot: Snapshot) -> dict[str, Any]:
@@ -230,8 +269,14 @@ def _from_plain(data: Any, source: str) -> RngState:
         raise RngStateError(f"{source}: the state has no 'python' and 'numpy' generators")
     from copy import deepcopy
 
-    state = RngState(deepcopy(generators))
-    if data.get("digest") != state.digest:
+    versions = data.get("versions")
+    told = versions if isinstance(versions, dict) else {}
+    state = RngState(deepcopy(generators), {str(name): str(one) for name, one in told.items()})
+    try:
+        digest = state.digest
+    except DigestError as error:
+        raise RngStateError(f"{source}: it holds something that no state holds: {error}") from None
+    if data.get("digest") != digest:
         raise RngStateError(f"{source}: the state was changed after it was saved; use another copy")
     return state
 
