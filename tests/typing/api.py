@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any, assert_type
+from typing import IO, Any, assert_type
 
 import numpy as np
 
@@ -12,7 +12,7 @@ import mlkit
 from mlkit.errors import RowError
 from mlkit.flags import Details, Flag, Flags, ModelFlag, Rollout
 from mlkit.inference import Batcher, map_batches
-from mlkit.models import ModelStore, ModelVersion
+from mlkit.models import Codec, Field, ModelStore, ModelVersion, Signature
 from mlkit.registry import Problem, Registry, Spec, spec_of
 from mlkit.repro import Manifest, Seeds, fingerprint, isolated, seed_all
 from mlkit.resilience import (
@@ -184,3 +184,28 @@ def a_store_gives_versions(store: ModelStore, build: Callable[[dict[str, Any]], 
     assert_type(version, ModelVersion)
     assert_type(store.load("net@1", build=build), Net)
     assert_type(store.versions("net"), list[ModelVersion])
+    assert_type(version.signature, Signature | None)
+    assert_type(Signature.infer([1.0]).inputs, tuple[Field, ...])
+    store.save("net", [1], trust=["mine.Scaler"], example=[1], output=len)
+    store.load("net@1", trust=7)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+class Rows:
+    """A codec as a user writes one."""
+
+    name = "rows"
+
+    def handles(self, model: object, /) -> bool:
+        return isinstance(model, list)
+
+    def write(self, model: Any, file: IO[bytes], /) -> None:
+        file.write(repr(model).encode())
+
+    def read(self, file: IO[bytes], /) -> Any:
+        return file.read()
+
+
+def a_store_takes_codecs() -> None:
+    codec: Codec = Rows()
+    assert_type(ModelStore("models", codecs=[codec, Rows()]), ModelStore)
+    ModelStore("models", codecs=[object()])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
