@@ -7,17 +7,17 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from mlkit.errors import IntegrityError, NumberTakenError
+from mlkit.models._bundle import description, files_of
 from mlkit.models._folder import READABLE, WRITABLE
 from mlkit.models._payload import HashedFile
-from mlkit.models._signing import description, files_of
 
 if TYPE_CHECKING:
     from mlkit.models._catalog import Catalog
     from mlkit.models._folder import Folder
+    from mlkit.models._package import Package
     from mlkit.models._policy import Policy
     from mlkit.models._signing import Requirement
     from mlkit.models._state import State
-    from mlkit.models._transfer import Package
 
 __all__ = ["admit"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar, final
 
 from mlkit.errors import ConfigurationError, IntegrityError, ModelStoreError, VersionNotFoundError
+from mlkit.models._bundle import files_of
 from mlkit.models._folder import READABLE, blob_path, sealed_path
 from mlkit.models._log import Log, name_of
 from mlkit.models._names import parse
-from mlkit.models._signing import files_of
 from mlkit.models._version import ModelVersion, parse_payload, read_document
 
 if TYPE_CHECKING:

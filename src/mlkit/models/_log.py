@@ -16,9 +16,10 @@ from typing import Any, final
 
 from mlkit.errors import ConfigurationError, IntegrityError, ModelStoreError
 from mlkit.models._folder import Folder, write_all
+from mlkit.models._marks import marked, read_mark
 from mlkit.models._names import is_name
 from mlkit.models._plain import dump
-from mlkit.models._state import HEAD, MARK, MIDDLE, TAIL, Folding, State, body_of, marked, read_mark
+from mlkit.models._state import HEAD, MARK, MIDDLE, TAIL, Folding, State, body_of
 from mlkit.telemetry import Counter, register
 
 __all__ = ["Log", "State", "name_of"]

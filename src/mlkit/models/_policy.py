@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit.errors import ConfigurationError, SignatureError
+from mlkit.models._bundle import MAX_BUNDLE, claimed, files_of, sign
 from mlkit.models._folder import WRITABLE, write_file
-from mlkit.models._signing import MAX_BUNDLE, Requirement, claimed, files_of, sign
+from mlkit.models._signing import Requirement
 from mlkit.models._state import facts_of
 
 if TYPE_CHECKING:

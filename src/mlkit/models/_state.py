@@ -7,17 +7,15 @@ matter begin, so that a mark can say it in a few bytes and a reader need not rea
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate, chain
 from types import NoneType
 from typing import Any, final, get_args
 
 from mlkit.models._codec import is_format
 from mlkit.models._folder import checked_digest
 from mlkit.models._names import check_alias
-from mlkit.models._plain import dump
 from mlkit.models._version import Change, Facts, Kind
 
-__all__ = ["HEAD", "MARK", "MIDDLE", "TAIL", "State", "body_of", "marked", "read_mark"]
+__all__ = ["HEAD", "MARK", "MIDDLE", "TAIL", "State", "body_of", "facts_of"]
 
 HEAD, MARK, MIDDLE, TAIL = b'{"sum":"', b'{"mark":"', b'","event":', b"}"
 _BODY = len(HEAD) + 64 + len(MIDDLE)
@@ -171,7 +169,7 @@ class State:
         return after
 
     def to_mark(self) -> dict[str, Any]:
-        """Return everything but the lines themselves, as plain data; `read_mark` is the way back."""
+        """Return everything but the lines themselves, as plain data, for a mark."""
         begins = list(self.saved.values())
         steps = [now - before for before, now in zip([0, *begins], begins, strict=False)]
         return {
@@ -313,82 +311,6 @@ def body_of(line: bytes) -> bytes:
     return line[_BODY : -len(TAIL)]
 
 
-def marked(data: bytes, state: State) -> bytes:
-    """Return the line that says what the lines before it add up to, without its end.
-
-    Args:
-        data: The lines before it.
-        state: What they add up to.
-    """
-    said = state.to_mark()
-    body = dump(said | {"steps": _packed(said["steps"])})
-    return MARK + _sum_of_mark(data, body) + b'","state":' + body + TAIL
-
-
-def read_mark(data: bytes, begin: int, end: int) -> State | None:
-    """Return the state after a mark, or None if the line is not what its writer wrote after these lines.
-
-    Args:
-        data: The history.
-        begin: Where the mark begins.
-        end: Where it ends, without its line end.
-    """
-    body = data[begin + len(MARK) + 64 + len(b'","state":') : end - len(TAIL)]
-    before = memoryview(data)[:begin]
-    if data[begin:end] != MARK + _sum_of_mark(before, body) + b'","state":' + body + TAIL:
-        return None
-    import json
-
-    try:
-        said = json.loads(body)
-        begins = accumulate(_unpacked(said["steps"], begin))
-        numbers = chain.from_iterable(range(first, end) for first, end in said["runs"])
-        state = State(
-            data,
-            end + 1,
-            said["sum"],
-            n_changes=said["changes"],
-            last=said["last"],
-            saved=dict(zip(numbers, begins, strict=True)),
-            signed={number: tuple(lines) for number, *lines in said["signed"]},
-            holders={alias: tuple(held) for alias, held in said["holders"].items()},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return None
-    state.marked_at = state.n_changes
-    return state
-
-
-def _packed(steps: list[int]) -> str:
-    """Return numbers below 2**32 as text; the lines of a history are alike, so a thousand take little more than 1 kB."""
-    import sys
-    import zlib
-    from array import array
-    from binascii import b2a_base64
-
-    numbers = array("I", steps)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return b2a_base64(zlib.compress(numbers.tobytes()), newline=False).decode("ascii")
-
-
-def _unpacked(text: str, n_bytes: int) -> Iterable[int]:
-    """Return the numbers that were packed, of which there are fewer than bytes before the mark."""
-    import sys
-    import zlib
-    from array import array
-    from binascii import a2b_base64
-
-    numbers = array("I")
-    try:
-        numbers.frombytes(zlib.decompressobj().decompress(a2b_base64(text), n_bytes))
-    except zlib.error:
-        raise ValueError("steps") from None
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers
-
-
 def _runs(numbers: Iterable[int]) -> list[list[int]]:
     """Return rising numbers as [first, end) pairs: almost always there is one."""
     runs: list[list[int]] = []
@@ -420,14 +342,6 @@ def facts_of(event: dict[str, Any]) -> Facts:
         {str(key): float(value) for key, value in dict(event["metrics"]).items()},
         {str(key): str(value) for key, value in dict(event["tags"]).items()},
     )
-
-
-def _sum_of_mark(before: bytes | memoryview, body: bytes) -> bytes:
-    from hashlib import sha256
-
-    hasher = sha256(before)
-    hasher.update(body)
-    return hasher.hexdigest().encode("ascii")
 
 
 def _event(body: bytes) -> dict[str, Any]:

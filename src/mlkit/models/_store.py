@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from mlkit.models._compare import Comparison
     from mlkit.models._garbage import Sweep
+    from mlkit.models._package import Package, Parts
     from mlkit.models._sealed import KeyProvider
     from mlkit.models._signing import Requirement
-    from mlkit.models._transfer import Package, Parts
     from mlkit.models._verify import Verification
 
 
@@ -863,7 +863,7 @@ class ModelStore:
             StoreLockedError: If another writer held the store for longer than *timeout*.
             OSError: If a file of it cannot be written, or the disk is full; nothing was imported.
         """
-        from mlkit.models._transfer import read_package, read_parts
+        from mlkit.models._package import read_package, read_parts
 
         checked_requirement("import_(require=...)", require)
         check_text("import_(why=...)", why)
@@ -900,7 +900,7 @@ class ModelStore:
             StoreLockedError: If another writer held the other store for longer than its *timeout*.
             OSError: If a file of it cannot be written, or the disk is full; nothing was copied.
         """
-        from mlkit.models._transfer import read_package
+        from mlkit.models._package import read_package
 
         if not isinstance(to, ModelStore):
             raise ConfigurationError("copy(to=...)", to, "a ModelStore")
