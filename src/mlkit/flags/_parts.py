@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BYTES", "Parts", "column", "split"]
 
-MAX_BYTES = 8 * 2**20
+MAX_BYTES = 6 * 2**20
 MAX_HEAD_BYTES = 256 * 2**10
 _MEMBERS, _MEMBERS_PER_FLAG = 2**15, 100
 _CHUNK = 2**16
