@@ -4,6 +4,7 @@ import base64
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,13 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from mlkit.errors import ConfigurationError, IntegrityError, SignatureError, VersionNotFoundError
+from mlkit.errors import (
+    ConfigurationError,
+    IntegrityError,
+    MissingDependencyError,
+    SignatureError,
+    VersionNotFoundError,
+)
 from mlkit.models import ModelStore, signed_by
 
 PEM = (Encoding.PEM, PrivateFormat.PKCS8)
@@ -348,3 +355,26 @@ def test_a_copied_folder_is_the_same_store(tmp_path, key):
     ModelStore(tmp_path / "a").save("m", b"x", sign=key)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert ModelStore(tmp_path / "b", require=signed_by(key.public_key())).load("m@1") == b"x"
+
+
+def test_without_cryptography_one_is_told_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    store = ModelStore(tmp_path)
+    store.save("m", b"x")
+
+    class Keys:
+        def current(self):
+            return "a", bytes(32)
+
+        def key(self, key_id):
+            return bytes(32)
+
+    for call in (
+        lambda: signed_by("public.pem"),
+        lambda: store.sign("m@1", "private.pem"),
+        lambda: store.save("m", b"x", sign="private.pem"),
+        lambda: ModelStore(tmp_path, keys=Keys()),
+    ):
+        with pytest.raises(MissingDependencyError, match=r"mlkit-blocks\[signing\]"):
+            call()
+    assert store.load("m@1") == b"x"
