@@ -87,5 +87,5 @@ def _run_of(server: Server, history: History, local: ModelVersion) -> Any:
         for key, value in local.metrics.items():
             with suppress(Exception):  # names that MLflow refuses are in the tags of the version
                 client.log_metric(run.info.run_id, key, value)
-        client.set_terminated(run.info.run_id)
+        client.update_run(run.info.run_id, status="FINISHED")  # set_terminated prints
         return run
