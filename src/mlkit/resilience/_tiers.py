@@ -103,7 +103,7 @@ class Tier(Generic[_P, _R]):
         accept: Gate | None = None,
         when: Switch | None = None,
         breaker: Breaker | None = None,
-        plan: Plan | None = None,
+        plan: Any = None,  # a Plan, or None; no part of what is public
     ) -> None:
         self.name, self.kind, self.run, self.make, self.fn = name, kind, run, make, fn
         self.is_async, self.accept, self.when, self.breaker = is_async, accept, when, breaker
