@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit._arguments import whole
 from mlkit.errors import ConfigurationError
+from mlkit.repro._batch_op import breaking_op
+from mlkit.repro._batches import Batches, at_size
 from mlkit.repro._generators import loaded_torch
 from mlkit.repro._seeding import isolated
 from mlkit.repro._seeds import Seeds, as_seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 __all__ = ["InvarianceReport", "batch_invariance"]
 
 
 class InvarianceReport(NamedTuple):
-    """How the bits of a row depend on its batch.
+    """How the bits of a row depend on its batch, on one machine and number of threads.
 
     Attributes:
         stable: For each batch size, whether every row had the same bits at every place among any neighbours.
         size_matters: Whether a row has other bits in a batch of another size, among the stable sizes.
         smallest: The smallest stable size greater than 1: run everything padded to it. If size does not matter, no
             padding is needed at all. None if no such size is stable.
-        threads: Torch's number of threads while it was measured; 0 without torch. It holds for this number only.
-        trials: How many batches were run at each size.
+        threads: Torch's number of threads that all of this holds for; 0 without torch.
+        trials: How many batches were run at each size, at least.
+        costs: For each stable size greater than 1, what running in batches padded to it costs as a multiple of
+            running as is, by the size of what comes: `costs[64][8] == 2.4` means that 8 rows padded to 64 take 2.4
+            times as long as 8 rows. By the fastest of the batches that were run; padding itself is not counted.
+        op: The first torch operation that gives a row other bits in another batch, with its module and your line.
+            None if bits do not depend on the batch, or if no operation of torch was seen to do it.
     """
 
     stable: Mapping[int, bool]
@@ -34,15 +41,38 @@ class InvarianceReport(NamedTuple):
     smallest: int | None
     threads: int
     trials: int
+    costs: Mapping[int, Mapping[int, float]]
+    op: str | None
+
+    def cheapest(self, size: int) -> int | None:
+        """Return the stable size to pad to that costs least for batches of *size* rows; None if there is none.
+
+        Args:
+            size: One of the sizes that were measured.
+
+        Raises:
+            ConfigurationError: If it was not measured.
+        """
+        if size not in self.stable:
+            expected = f"one of the sizes that were measured, {list(self.stable)}"
+            raise ConfigurationError("InvarianceReport.cheapest(size)", size, expected)
+        return min(self.costs, key=lambda fixed: self.costs[fixed][size], default=None)
 
     def __str__(self) -> str:
         unstable = [size for size, is_stable in self.stable.items() if not is_stable]
+        on = f", on {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
         if not self.size_matters and not unstable:
-            return f"a row's bits do not depend on its batch, for sizes {list(self.stable)}"
+            return f"a row's bits do not depend on its batch, for sizes {list(self.stable)}{on}"
+        because = f"; because of {self.op}" if self.op else ""
         if self.smallest is None:
-            return f"a row's bits depend on its batch at every size: {unstable}"
-        text = f"a row's bits do not depend on its batch if every batch has {self.smallest} rows"
-        return f"{text}; not so with {unstable}" if unstable else text
+            return f"a row's bits depend on its batch at every size: {unstable}{on}{because}"
+        text = (
+            f"a row's bits do not depend on its batch if every batch has {self.smallest} rows{on}"
+        )
+        if unstable:
+            text += f"; not so with {unstable}"
+        curve = [f"{cost:.2g}x for {size}" for size, cost in self.costs[self.smallest].items()]
+        return f"{text}{because}; it costs {', '.join(curve)}"
 
 
 def batch_invariance(
@@ -50,21 +80,25 @@ def batch_invariance(
     sample: Any,
     *,
     sizes: Iterable[int] = (1, 2, 4, 8, 16, 32, 64),
+    threads: Iterable[int] | None = None,
     trials: int = 16,
     seeds: Seeds | int = 0,
 ) -> InvarianceReport:
     """Measure whether a row's result depends on the other rows of its batch, and at which fixed size it does not.
 
-    At each size, some rows are put at the first, the last and random places of batches whose other rows are drawn
-    from the sample, and their results are compared bit by bit. Kernels choose their order of summation by the shape
-    of the batch, and the last rows may be computed by another code path than the first.
+    At each size, each of up to 32 rows of the sample travels at each place of a batch, among others each time, and
+    its results are compared bit by bit. Kernels choose their order of summation by the shape of the batch and the number of threads,
+    and the last rows may be computed by another code path than the first.
 
     Args:
         fn: Takes a batch, of shape `(n, ...)`, and returns an array or tensor, or a mapping or sequence of them, each
             with one row for each row of the batch. It must draw nothing (a model in `eval()`).
-        sample: Typical rows: a NumPy array or torch tensor of shape `(n, ...)`, at least 2 rows; more are better.
+        sample: Typical rows: a NumPy array or torch tensor of shape `(n, ...)`, at least 2 rows. The first 32 are
+            followed.
         sizes: The batch sizes to try, each `>= 1`.
-        trials: How many batches to run at each size, at least 2.
+        threads: Torch's numbers of threads to try, in order of preference: the report is about the first on which a
+            size greater than 1 is stable, or about the first if none is. None tries the present number, then 1.
+        trials: How many batches to run at each size at least, 2 or more: as many as followed rows are run anyway.
         seeds: What chooses the places and neighbours.
 
     Returns:
@@ -79,15 +113,17 @@ def batch_invariance(
         >>> report = batch_invariance(lambda batch: batch - batch.mean(axis=0), rows, sizes=[1, 2, 4])
         >>> report.stable
         {1: True, 2: False, 4: False}
-        >>> print(batch_invariance(lambda batch: batch * 2, rows, sizes=[1, 2, 4]))
-        a row's bits do not depend on its batch, for sizes [1, 2, 4]
+        >>> report = batch_invariance(lambda batch: batch * len(batch), rows, sizes=[1, 2, 4])
+        >>> report.size_matters, report.smallest
+        (True, 2)
 
     Note:
-        Runs *fn* `len(sizes) * trials` times. See Horace He, "Defeating Nondeterminism in LLM Inference", 2025.
+        Runs *fn* about 250 times with the defaults, for each number of threads that it has to try. Sets torch's number
+        of threads meanwhile. See Horace He, "Defeating Nondeterminism in LLM Inference", 2025.
     """
     if not callable(fn):
         raise ConfigurationError("batch_invariance(fn)", fn, "a callable of one batch")
-    rows = _rows(sample)
+    _check_rows(sample)
     wanted = sorted(
         {whole("batch_invariance(sizes=...)", size, low=1, high=2**20) for size in sizes}
     )
@@ -95,84 +131,88 @@ def batch_invariance(
         raise ConfigurationError("batch_invariance(sizes=...)", sizes, "at least one batch size")
     repeats = whole("batch_invariance(trials=...)", trials, low=2, high=10_000)
     base = as_seeds(seeds, "batch_invariance(seeds=...)")
-    seen: dict[int, dict[int, set[bytes]]] = {}
-    with isolated():
-        for size in wanted:
-            seen[size] = _measure(fn, sample, rows, size, repeats, seeds=base / size)
-    stable = {
-        size: all(len(bits) == 1 for bits in probes.values()) for size, probes in seen.items()
-    }
-    kept = [probes for size, probes in seen.items() if stable[size]]
-    matters = any(
-        len(set.union(*(probes[row] for probes in kept))) > 1 for row in (kept[0] if kept else ())
-    )
-    smallest = next((size for size in wanted if size > 1 and stable[size]), None)
-    torch = loaded_torch()
-    threads = 0 if torch is None else int(torch.get_num_threads())
-    return InvarianceReport(stable, matters, smallest, threads, repeats)
+    first: InvarianceReport | None = None
+    for count in _thread_counts(threads):
+        with isolated(), _threads(count):
+            found = {size: at_size(fn, sample, size, repeats, base / size) for size in wanted}
+            report = _report(fn, sample, found, threads=count, trials=repeats)
+        if report.smallest is not None:
+            return report
+        first = first or report
+    assert first is not None  # noqa: S101 - there is at least one number of threads
+    return first
 
 
-_PROBES = 4
-
-
-def _rows(sample: Any) -> int:
-    """Return how many rows the sample has."""
+def _check_rows(sample: Any) -> None:
     shape = getattr(sample, "shape", None)
     if shape is None or len(shape) < 1 or shape[0] < 2:
         expected = "an array or tensor of at least 2 rows"
         raise ConfigurationError("batch_invariance(sample)", sample, expected)
-    return int(shape[0])
 
 
-def _measure(
-    fn: Callable[[Any], Any], sample: Any, rows: int, size: int, trials: int, *, seeds: Seeds
-) -> dict[int, set[bytes]]:
-    """Return for each probe the different results that it had in batches of *size*."""
-    draw = seeds.numpy()
-    probes = list(range(min(_PROBES, rows)))
-    seen: dict[int, set[bytes]] = {probe: set() for probe in probes}
-    for trial in range(max(trials, 2 * len(probes)) if size == 1 else trials):
-        batch = draw.integers(rows, size=size)
-        # Each probe visits the first and the last place; the others take places at random.
-        first = probes[trial // 2 % len(probes)]
-        edge = 0 if trial % 2 == 0 else size - 1
-        places = {edge: first}
-        others = [probe for probe in probes if probe != first]
-        for place, probe in zip(draw.permutation(size).tolist(), others, strict=False):
-            places.setdefault(place, probe)
-        for place, probe in places.items():
-            batch[place] = probe
-        outputs = _outputs(fn(_taken(sample, batch)), size)
-        for place, probe in places.items():
-            seen[probe].add(b"|".join(output[place].tobytes() for output in outputs))
-    return {probe: bits for probe, bits in seen.items() if bits}
+def _thread_counts(threads: Iterable[int] | None) -> list[int]:
+    """Return the numbers of threads to try; 0 stands for a process without torch."""
+    torch = loaded_torch()
+    argument = "batch_invariance(threads=...)"
+    if threads is None:
+        return [0] if torch is None else list(dict.fromkeys([torch.get_num_threads(), 1]))
+    counts = [whole(argument, count, low=1, high=1024) for count in threads]
+    if not counts:
+        raise ConfigurationError(argument, threads, "at least one number of threads")
+    if torch is None:
+        expected = "None, while torch, whose threads they are, is not imported"
+        raise ConfigurationError(argument, threads, expected)
+    return list(dict.fromkeys(counts))
 
 
-def _taken(sample: Any, batch: Any) -> Any:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(sample, torch.Tensor):
-        return sample[torch.from_numpy(batch).to(sample.device)]
-    return sample[batch]
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use *count* threads inside."""
+    torch = loaded_torch()
+    if torch is None or torch.get_num_threads() == count:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _outputs(result: Any, size: int) -> list[Any]:
-    """Return every array of a result, checked to have one row for each row of the batch."""
-    from collections.abc import Mapping
-
-    import numpy as np
-
-    from mlkit.repro._compare import as_array
-
-    torch = sys.modules.get("torch")
-    if isinstance(result, Mapping):
-        return [array for key in result for array in _outputs(result[key], size)]
-    if isinstance(result, (list, tuple)) and result and not np.isscalar(result[0]):
-        return [array for item in result for array in _outputs(item, size)]
-    if torch is not None and isinstance(result, torch.Tensor):
-        array = as_array(torch, result)
-    else:
-        array = np.asarray(result)
-    if array.ndim < 1 or array.shape[0] != size:
-        expected = f"a function that returns {size} rows for a batch of {size}"
-        raise ConfigurationError("batch_invariance(fn)", f"shape {array.shape}", expected)
-    return [array]
+def _report(
+    fn: Callable[[Any], Any],
+    sample: Any,
+    found: dict[int, Batches],
+    *,
+    threads: int,
+    trials: int,
+) -> InvarianceReport:
+    stable = {size: batches.unstable is None for size, batches in found.items()}
+    kept = [size for size in found if stable[size]]
+    # A single row often takes a path of its own: if two other sizes differ too, they say more.
+    pairs = [
+        found[base].differs_from(found[size])
+        for base in (*kept[1:2], *kept[:1])
+        for size in kept
+        if size != base
+    ]
+    other_size = next((pair for pair in pairs if pair), None)
+    pair = next((one.unstable for one in found.values() if one.unstable), other_size)
+    costs = {
+        fixed: {
+            size: -(-size // fixed) * found[fixed].seconds / batches.seconds
+            for size, batches in found.items()
+        }
+        for fixed in kept
+        if fixed > 1
+    }
+    return InvarianceReport(
+        stable,
+        size_matters=other_size is not None,
+        smallest=next(iter(costs), None),
+        threads=threads,
+        trials=trials,
+        costs=costs,
+        op=breaking_op(fn, sample, *pair) if pair else None,
+    )
