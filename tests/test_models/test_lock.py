@@ -119,6 +119,25 @@ def test_a_child_that_was_forked_under_the_lock_does_not_let_it_go(tmp_path):
     assert ModelStore(tmp_path, timeout=0).promote("m", 1).version == 1
 
 
+def test_a_child_that_leaves_the_block_leaves_the_lock_to_its_parent(tmp_path):
+    store = ModelStore(tmp_path)
+    store.save("m", b"x")
+    end, begin = os.pipe()
+    with store._folder.lock():
+        child = os.fork()
+        if child:
+            assert os.read(end, 1) == b"!", "the child is out of the block, without an error"
+            with pytest.raises(StoreLockedError):
+                ModelStore(tmp_path, timeout=0).promote("m", 1)
+    if child == 0:
+        os.write(begin, b"!")
+        os._exit(0)
+    os.close(begin)
+    os.close(end)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert ModelStore(tmp_path, timeout=0).promote("m", 1).version == 1
+
+
 def test_threads_of_one_process_take_turns(tmp_path):
     store, done = ModelStore(tmp_path, timeout=None), []
     barrier = threading.Barrier(8)

@@ -26,6 +26,8 @@ from mlkit.errors import (
     VersionNotFoundError,
 )
 from mlkit.models import ModelStore, signed_by
+from mlkit.models._bundle import files_of, sign
+from mlkit.models._signing import signer
 
 PEM = (Encoding.PEM, PrivateFormat.PKCS8)
 
@@ -241,6 +243,20 @@ def test_no_change_to_a_bundle_gets_through_and_none_is_an_accident(tmp_path, ke
         assert len(str(caught.value)) <= 600
     put(store, "m", json.dumps(parsed, indent=2).encode())  # what is around the payload may differ
     assert ModelStore(tmp_path).load("m@1", require=need) == b"x"
+
+
+def test_the_name_that_was_signed_counts_even_if_the_files_are_the_same(tmp_path, key):
+    store = ModelStore(tmp_path)
+    store.save("m", b"x", sign=key)
+    facts = store._catalog.state("m").facts(1)
+    files = files_of("m", 1, facts)
+    for ref, passes in (("m@1", True), ("m@2", False), ("n@1", False), ("", False)):
+        put(store, "m", sign(ref, files, signer("test", key)))
+        if passes:
+            assert ModelStore(tmp_path).get("m@1", require=signed_by(key.public_key()))
+        else:
+            with pytest.raises(SignatureError):
+                ModelStore(tmp_path).get("m@1", require=signed_by(key.public_key()))
 
 
 def test_a_damaged_bundle_is_damage_and_named(tmp_path, key):
