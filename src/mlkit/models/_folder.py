@@ -14,7 +14,6 @@ from mlkit.errors import ConfigurationError, IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mlkit._clock import Clock
     from mlkit.models._sealed import KeyProvider, Sealer
 
 __all__ = [
@@ -103,14 +102,12 @@ class Folder:
     Args:
         root: The folder; it may be a symbolic link itself, and need not exist.
         timeout: How long to wait for the lock, in seconds; None for as long as it takes.
-        clock: What time is told by while waiting.
         keys: Where the keys of sealed files come from; what is written from now on is sealed. Not pickled.
     """
 
-    __slots__ = ("clock", "keys", "root", "timeout")
+    __slots__ = ("keys", "root", "timeout")
     root: str
     timeout: float | None
-    clock: Clock | None
     keys: KeyProvider | None
 
     def __init__(
@@ -118,10 +115,9 @@ class Folder:
         root: str,
         *,
         timeout: float | None = None,
-        clock: Clock | None = None,
         keys: KeyProvider | None = None,
     ) -> None:
-        self.root, self.timeout, self.clock, self.keys = root, timeout, clock, keys
+        self.root, self.timeout, self.keys = root, timeout, keys
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
         return Folder, (self.root,)

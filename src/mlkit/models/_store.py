@@ -116,7 +116,7 @@ class ModelStore:
         if timeout is not None:
             timeout = seconds("ModelStore(timeout=...)", timeout, zero=True)
         checked_keys("ModelStore(keys=...)", keys)
-        self._folder = Folder(_checked_path(path), timeout=timeout, clock=clock, keys=keys)
+        self._folder = Folder(_checked_path(path), timeout=timeout, keys=keys)
         self._who = None if who is None else check_text("ModelStore(who=...)", who)
         self._clock = clock
         self._codecs = checked_codecs("ModelStore(codecs=...)", codecs)
