@@ -63,6 +63,7 @@ class Requirement:
         self._groups = groups
 
     def __and__(self, other: Requirement) -> Requirement:
+        """Return the requirement of both."""
         if not isinstance(other, Requirement):
             return NotImplemented
         return Requirement(self._groups + other._groups)
