@@ -215,6 +215,7 @@ class Operation(NamedTuple):
 
     @classmethod
     def of(cls, func: Any) -> Operation:
+        """Return what the schema of torch's *func* says."""
         schema = func._schema  # noqa: SLF001 - the schema is how torch names an operation
         aliases = [one.alias_info for one in schema.returns]
         written = [
