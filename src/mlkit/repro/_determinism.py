@@ -53,6 +53,8 @@ class deterministic:  # noqa: N801 - reads as the statement it is: `with determi
     is imported already: `use_deterministic_algorithms`, `cudnn.deterministic`, `cudnn.benchmark`, and
     `CUBLAS_WORKSPACE_CONFIG` where CUDA is built in and not started yet. The switches are global to the process and
     its threads. The same bits on another number of threads are not promised: see `check(fn, vary=["threads"])`.
+    Meanwhile torch also fills memory that it allocates (`torch.empty`), which takes time; to go without, set
+    `torch.utils.deterministic.fill_uninitialized_memory = False`.
 
     Args:
         warn_only: Let an operation that has no deterministic form run with torch's warning instead of its error.
@@ -106,7 +108,7 @@ def audit() -> list[Finding]:
         ...     assert finding.code and finding.fix
     """
     findings = []
-    if sys.flags.hash_randomization and os.environ.get("PYTHONHASHSEED", "random") == "random":
+    if sys.flags.hash_randomization and _hash_seed_at_start() in {b"", b"random"}:
         findings.append(
             Finding(
                 "hash-seed",
@@ -123,6 +125,18 @@ def audit() -> list[Finding]:
         if name in sys.modules
     ]
     return findings
+
+
+def _hash_seed_at_start() -> bytes:
+    """Return PYTHONHASHSEED as the process began with it: setting it later changes no hash."""
+    try:
+        with open("/proc/self/environ", "rb") as environment:  # noqa: PTH123 - no Path at import
+            found = dict(
+                entry.partition(b"=")[::2] for entry in environment.read().split(b"\0") if entry
+            )
+    except OSError:  # no Linux: what the process says now has to do
+        return os.environ.get("PYTHONHASHSEED", "").encode()
+    return bytes(found.get(b"PYTHONHASHSEED", b""))
 
 
 def _audit_torch(torch: Any) -> list[Finding]:

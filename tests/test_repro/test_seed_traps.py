@@ -1,0 +1,263 @@
+"""What users of other libraries trip over when they seed and restore: the usual form falls in, ours does not."""
+
+# ruff: noqa: NPY002 - the global generators are what is tested
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+from mlkit.errors import ConfigurationError
+from mlkit.repro import (
+    Keyed,
+    KeyedSampler,
+    Seeds,
+    batch_invariance,
+    deterministic,
+    isolated,
+    loader_kwargs,
+    rng_state,
+    seed_all,
+)
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_trace():
+    with isolated():
+        yield
+
+
+def seed_by_hand(seed):
+    """Seed as Lightning, transformers, accelerate and most scripts do."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+TAKES_SEEDS = {
+    "Seeds": Seeds,
+    "seed_all": seed_all,
+    "isolated": isolated,
+    "Keyed": lambda seeds: Keyed([1, 2], seeds),
+    "KeyedSampler": lambda seeds: KeyedSampler(3, seeds),
+    "loader_kwargs": loader_kwargs,
+    "batch_invariance": lambda seeds: batch_invariance(abs, np.ones((2, 2)), seeds=seeds),
+}
+REFUSED = [-1, -(2**31), 2**128, 10**60, 1.0, 1.5, float("nan"), float("inf"), True, False, "7", "", b"7", [7], (7,),
+           {}, np.float64(7), np.bool_(True), np.array(7), np.array([7]), torch.tensor(7), object(), Seeds]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKES_SEEDS)
+def test_what_is_no_seed_is_refused_before_anything_happens(name):
+    before = rng_state()
+    for wrong in REFUSED:
+        with pytest.raises(ConfigurationError) as caught:
+            TAKES_SEEDS[name](wrong)
+        assert name in str(caught.value)
+        assert len(str(caught.value)) <= 600
+        assert rng_state() == before
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in TAKES_SEEDS if name not in {"Seeds", "isolated"}]
+)
+def test_none_is_a_seed_only_where_it_says_so(name):
+    before = rng_state()
+    with pytest.raises(ConfigurationError):
+        TAKES_SEEDS[name](None)
+    assert rng_state() == before
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.int64, np.uint64])
+def test_a_whole_number_of_numpy_is_the_number(kind):
+    assert Seeds(kind(7)) == Seeds(7)
+    assert Seeds(7) / kind(3) == Seeds(7) / 3
+    seed_all(kind(7))
+    first = random.random(), np.random.random(), float(torch.rand(()))
+    seed_all(7)
+    assert (random.random(), np.random.random(), float(torch.rand(()))) == first
+
+
+def test_a_seed_that_numpy_refuses_leaves_others_seeded_by_hand():
+    """2**40 seeds `random`, then NumPy raises; here it is a seed like any other."""
+    before = random.getstate()
+    with pytest.raises(ValueError, match="2\\*\\*32"):
+        seed_by_hand(2**40)
+    assert random.getstate() != before
+    for root in (2**32, 2**40, 2**64, 2**128 - 1):
+        assert set(seed_all(root).bits.values()) == {128}
+
+
+def test_seeds_that_python_takes_for_others():
+    assert random.Random(-1).random() == random.Random(1).random()
+    assert random.Random(True).random() == random.Random(1).random()
+    for wrong in (-1, True, 1.0):
+        with pytest.raises(ConfigurationError):
+            seed_all(wrong)
+
+
+def test_an_error_inside_does_not_leave_the_inner_generators():
+    """As in three well-known libraries, whose scopes have no `finally`."""
+
+    @contextmanager
+    def usual():
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        yield
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+    before = rng_state()
+    with pytest.raises(ValueError, match="inside"), usual():  # noqa: PT012
+        seed_by_hand(1)
+        raise ValueError("inside")
+    assert rng_state() != before
+    before = rng_state()
+    with pytest.raises(ValueError, match="inside"), isolated():  # noqa: PT012
+        seed_by_hand(1)
+        raise ValueError("inside")
+    assert rng_state() == before
+
+
+def test_a_nested_failure_restores_each_level():
+    before = rng_state()
+    levels = []
+
+    @isolated(1)
+    def outer():
+        random.random()
+        levels.append(rng_state())
+        try:
+            with isolated(2):
+                seed_by_hand(5)
+                with isolated(3):
+                    np.random.random()
+                    raise KeyboardInterrupt
+        finally:
+            levels.append(rng_state())
+            raise GeneratorExit
+
+    with pytest.raises(GeneratorExit):
+        outer()
+    assert levels[0] == levels[1]
+    assert rng_state() == before
+
+
+class TwoDevices:
+    """Stands for a CUDA that has started with two devices."""
+
+    def __init__(self):
+        self.default_generators = (torch.Generator(), torch.Generator())
+
+    def is_initialized(self):
+        return True
+
+
+def test_every_device_that_has_started_is_put_back(monkeypatch):
+    """Generators of the CPU stand for those of two devices; no device was at hand."""
+    devices = TwoDevices()
+    monkeypatch.setattr(torch.cuda, "is_initialized", devices.is_initialized)
+    monkeypatch.setattr(torch.cuda, "default_generators", devices.default_generators)
+    one, two = devices.default_generators
+    state = rng_state()
+    assert state.generators == ("numpy", "python", "torch", "torch cuda:0", "torch cuda:1")
+    kept = two.get_state()
+    with pytest.raises(SystemExit), isolated():  # noqa: PT012
+        torch.rand(3, generator=one)
+        torch.rand(3, generator=two)
+        raise SystemExit
+    assert rng_state() == state
+    torch.rand(3, generator=two)
+    assert state.diff(rng_state()) == ("torch cuda:1",)
+    state.restore()
+    assert torch.equal(two.get_state(), kept)
+
+
+def test_no_accelerator_is_started(monkeypatch):
+    """A build with CUDA: asking for all states would start every device, which a forked worker does not survive."""
+
+    def start(*_):
+        raise AssertionError("CUDA was started")
+
+    for module, name in (
+        (torch.cuda, "_lazy_init"),
+        (torch.cuda, "init"),
+        (torch.cuda, "get_rng_state_all"),
+        (torch.cuda, "get_rng_state"),
+        (torch.cuda, "is_available"),
+        (torch.cuda, "device_count"),
+    ):
+        monkeypatch.setattr(module, name, start)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with isolated(7):
+        seed_all(8, rank=1)
+    rng_state().restore()
+    assert Keyed([5, 6], 1).at(0)[1] == 6
+
+
+def test_deterministic_exports_nothing_that_only_slows_down():
+    """Another library exports CUDA_LAUNCH_BLOCKING=1 to all children, which has nothing to do with it."""
+    torch.use_deterministic_algorithms(False)  # torch itself sets a variable the first time
+    before = dict(os.environ)
+    with deterministic():
+        changed = {key for key in os.environ if os.environ[key] != before.get(key)}
+        assert changed <= {"CUBLAS_WORKSPACE_CONFIG"}
+    assert dict(os.environ) == before
+
+
+def test_a_hash_seed_set_inside_the_process_does_not_count():
+    code = (
+        "import os; os.environ['PYTHONHASHSEED'] = '0'\n"
+        "from mlkit.repro import audit\n"
+        "print('hash-seed' in {finding.code for finding in audit()})"
+    )
+    for given, expected in ((None, "True"), ("5", "False"), ("0", "False")):
+        environment = {} if given is None else {"PYTHONHASHSEED": given}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == expected, done.stderr
+
+
+class Rows:
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return float(np.random.random())
+
+
+def seed_the_worker(worker):
+    np.random.seed(42 + worker)
+
+
+def test_workers_seeded_by_their_number_repeat_every_epoch():
+    def two_epochs(data, **options):
+        loader = torch.utils.data.DataLoader(data, batch_size=4, num_workers=2, **options)
+        return [torch.cat(list(loader)).tolist() for _ in range(2)]
+
+    naive = two_epochs(Rows(), worker_init_fn=seed_the_worker)
+    assert naive[0] == naive[1]
+    for ours in (
+        two_epochs(Keyed(Rows(), 1), sampler=KeyedSampler(8, 2)),
+        two_epochs(Rows(), **loader_kwargs(3)),
+    ):
+        assert len({*ours[0], *ours[1]}) == 16
+
+
+def test_ranks_that_each_seed_their_sampler_do_not_share_the_epoch():
+    naive = [
+        torch.randperm(40, generator=torch.Generator().manual_seed(7 + rank)).tolist()[rank::4]
+        for rank in range(4)
+    ]
+    assert len({index for share in naive for index in share}) < 40
+    ours = [list(KeyedSampler(40, 7, rank=rank, world_size=4)) for rank in range(4)]
+    assert sorted(index for share in ours for index in share) == list(range(40))
