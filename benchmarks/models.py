@@ -38,7 +38,7 @@ def run(bench: Bench) -> None:
         "Baselines are the same bytes through the same library, hashed once on the way in and once on the way out, with "
         "one fsync: what no verified store can be without. torch, joblib and MLflow verify nothing and sync nothing. "
         "mlkit hashes in one more thread beside writing and copying, so a busy second core costs it more than the others; "
-        "peak memory beside the tensors is 8 MiB for a save, and one copy of the file, which the tensors then are, for a "
+        "peak memory beside the tensors is 2 MiB for a save, and one copy of the file, which the tensors then are, for a "
         "load of torch tensors."
     )
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["HashedFile", "in_memory", "open_payload", "private_copy"]
 
 T = TypeVar("T")
-_CHUNK = 4 << 20
+_CHUNK = 1 << 20  # what is copied, hashed and written in turn stays in the processor's cache
+_PART = 4 << 20
 _SMALL = 1 << 20  # below it one more thread costs more than it saves
 _MAX_SEND = 1 << 30  # Linux sends no more than 2 GiB at a time
 
@@ -243,7 +244,7 @@ def _sent(source: int, copy: int, n_bytes: int) -> str:
 
     def send(begin: int) -> int:
         """Copy the next chunk, and return where it ends."""
-        sent = os.sendfile(copy, source, begin, min(_CHUNK, n_bytes - begin))
+        sent = os.sendfile(copy, source, begin, min(_PART, n_bytes - begin))
         return begin + sent if sent else n_bytes  # it was cut off meanwhile: zeros, another digest
 
     hashed = _sha256()
