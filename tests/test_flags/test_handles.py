@@ -250,6 +250,34 @@ def test_trouble_is_counted_and_said_once_without_the_context():
     assert counted["flags_errors_total"] >= 21
 
 
+def test_every_evaluation_of_every_thread_is_counted():
+    flags = Flags.in_memory({"asked-by-many": 1})
+    handles = [flags.int("asked-by-many", default=0) for _ in range(2)]
+    barrier, interval = threading.Barrier(4), sys.getswitchinterval()
+
+    def work():
+        barrier.wait()
+        for _ in range(2_000):
+            for handle in handles:
+                handle()
+        handles[0].assign(["ann", "bob", "cem"])
+        with flags.override({"asked-by-many": 2}):
+            handles[1]()
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    name = ("flags_evaluations_total", (("flag", "asked-by-many"),))
+    for _ in range(2):  # reading it counts nothing
+        assert {sample[:2]: sample.value for sample in telemetry.collect()}[name] == 4 * 4_004
+
+
 def test_the_timestamp_is_the_clock_of_mlkit():
     rule = {"if": [{">=": [{"var": "$flagd.timestamp"}, 1_700_000_100]}, "on", "off"]}
     flags = Flags.from_dict(document(f={"variants": {"on": True, "off": False}, "targeting": rule}))

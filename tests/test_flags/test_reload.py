@@ -745,10 +745,11 @@ def decisions(flags):
 def spawned(path, results):
     """What a process started anew decides, before and after a change of the file."""
     with Flags.from_file(path, watch=True, interval=0.01) as flags:
-        results.put(decisions(flags))
-        before = flags.digest
-        until(lambda: flags.digest != before)
-        results.put(decisions(flags))
+        first = decisions(flags)
+        results.send(first)
+        # The digest that was told, not the one now: the file may have been changed since.
+        until(lambda: flags.digest != first[0], seconds=60.0)
+        results.send(decisions(flags))
 
 
 def test_spawned_processes_decide_alike(path):
@@ -756,20 +757,25 @@ def test_spawned_processes_decide_alike(path):
 
     path.write_text(json.dumps(SPLIT))
     context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    workers = [context.Process(target=spawned, args=(str(path), results)) for _ in range(2)]
-    for worker in workers:
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    workers = [context.Process(target=spawned, args=(str(path), said)) for _, said in pipes]
+    for worker, (_, said) in zip(workers, pipes, strict=True):
         worker.start()
-    first = {results.get() for _ in workers}
+        said.close()  # so that a worker that dies is the end of its pipe
+
+    def heard():
+        return {pipe.recv() for pipe, _ in pipes}
+
+    first = heard()
     assert first == {decisions(Flags.from_file(path))}
     changed = json.loads(json.dumps(SPLIT))
     changed["flags"]["ranker"]["targeting"]["fractional"] = [["v1", 10], ["v2", 90]]
     replace(path, json.dumps(changed))
-    second = {results.get() for _ in workers}
+    second = heard()
     assert second == {decisions(Flags.from_file(path))}
     assert first != second
     for worker in workers:
-        worker.join(20)
+        worker.join(60)
         assert worker.exitcode == 0
 
 
@@ -802,7 +808,7 @@ def test_a_server_that_forks_its_workers_beforehand(path, busy):
             if child == 0:
                 lines = [decide()]
                 os.write(said, b".")
-                end = time.monotonic() + 20
+                end = time.monotonic() + 60
                 while flags.digest == before and time.monotonic() < end:
                     time.sleep(0.002)
                 lines.append(decide())
@@ -828,7 +834,7 @@ def test_a_server_that_forks_its_workers_beforehand(path, busy):
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), str(path), str(busy)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]

@@ -15,6 +15,7 @@ from mlkit.flags._operators import limited
 from mlkit.flags._rule import Scope, arguments
 from mlkit.flags._scope import view
 from mlkit.flags._store import Declared
+from mlkit.flags._tally import Tally
 from mlkit.telemetry import Counter
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def explain(
             hint=broken or near.removeprefix("; ") or f"there are {listing(known)}",
         )
     kind = _AnyKind()
-    uncounted = Declared(kind, Counter("explained", flag=key), Counter("failed", flag=key))
+    uncounted = Declared(kind, Tally("explained", flag=key), Counter("failed", flag=key))
     handle: Flag[Any] = Flag(store, key, None, kind, uncounted)
     details = handle.details(unit, **attributes)
     lines: list[str] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from threading import get_ident
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, final
 from weakref import WeakKeyDictionary
@@ -200,7 +199,7 @@ class Flag(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_bound",
-        "_cells",
+        "_count",
         "_evaluations",
         "_recent",
         "_store",
@@ -220,8 +219,7 @@ class Flag(Generic[T]):
         self._store, self.key, self.default, self.kind = store, key, default, kind
         declared = declared or store.declare(key, kind, default)
         self._evaluations, self.errors = declared.evaluations, declared.errors
-        # `Counter.add` written out at its one call that is hot: the call itself costs as much as the counting.
-        self._cells = declared.evaluations._cells  # noqa: SLF001 - as above
+        self._count = declared.evaluations.one
         self._bound: WeakKeyDictionary[Snapshot, Bound[T]] = WeakKeyDictionary()
         # Until the first call there is no bound one; it is never looked at, as no snapshot is None.
         self._recent: tuple[Snapshot | None, Bound[T]] = (None, None)  # type: ignore[assignment]
@@ -283,10 +281,9 @@ class Flag(Generic[T]):
                 seen = view(store)
                 bound = self.bind(seen.snapshot or store.current)
                 if self.key in seen.values:
-                    self._evaluations.add()
+                    self._count()
                     return self._override(bound, seen.values[self.key])
-            cells, thread = self._cells, get_ident()
-            cells[thread] = cells.get(thread, 0) + 1
+            self._count()
             fixed = bound.fixed
             if fixed is not None:
                 made = fixed

@@ -17,6 +17,7 @@ from mlkit._digest import digest_bytes
 from mlkit.errors import DegradedWarning, FlagFileError
 from mlkit.flags._document import Change, Document, Problem, Snapshot, changed, parse, snapshot_of
 from mlkit.flags._source import File
+from mlkit.flags._tally import Tally
 from mlkit.flags._watcher import Watcher
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Declared(NamedTuple):
     """What is known of the handles on one flag."""
 
     kind: Kind[Any]
-    evaluations: telemetry.Counter
+    evaluations: Tally
     errors: telemetry.Counter
     defaults: frozenset[str] = frozenset()  # names that they give in trouble, variants or not
 
@@ -170,7 +171,7 @@ class Store:
         with self._lock:
             known = self.declared.get(key) or Declared(
                 kind,
-                telemetry.Counter("flags_evaluations_total", flag=key),
+                Tally("flags_evaluations_total", flag=key),
                 telemetry.Counter("flags_errors_total", flag=key),
             )
             names = known.defaults | {default} if kind.names_default else known.defaults
