@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import random
-import subprocess
-import sys
-import tempfile
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlkit.repro import Keyed, Manifest, Seeds, check, fingerprint, isolated, seed_all
+from benchmarks.repro_content import contents
+from mlkit.repro import Keyed, Seeds, check, isolated, seed_all
 
 if TYPE_CHECKING:
     from benchmarks.harness import Bench
 
-PEERS: tuple[str, ...] = ("lightning", "accelerate", "joblib", "deepdiff")
+PEERS: tuple[str, ...] = (
+    "lightning",
+    "transformers",
+    "accelerate",
+    "joblib",
+    "deepdiff",
+    "dvc-data",
+    "blake3",
+    "xxhash",
+)
 
 
 def run(bench: Bench) -> None:
     """Measure all of it."""
+    bench.clock = _cpu_seconds
+    bench.note(
+        "Times are CPU seconds of the process and of those it starts, on a machine that others use too."
+    )
     try:
         import torch
     except ImportError:
@@ -34,14 +42,20 @@ def run(bench: Bench) -> None:
         _seeding(bench, torch)
         _isolation(bench, torch)
     _streams(bench)
-    _fingerprints(bench)
-    _folders(bench)
-    _manifests(bench)
+    contents(bench, peer)
     if torch is not None:
         _checks(bench, torch)
 
 
-def _peer(bench: Bench, work: str, name: str, find: Any) -> Any:
+def _cpu_seconds() -> float:
+    """Return what this process and those it started have cost."""
+    from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
+
+    own, children = getrusage(RUSAGE_SELF), getrusage(RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def peer(bench: Bench, work: str, name: str, find: Any) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -62,6 +76,12 @@ def _lightning_seed() -> Any:
 
 def _accelerate_seed() -> Any:
     from accelerate.utils import set_seed
+
+    return set_seed
+
+
+def _transformers_seed() -> Any:
+    from transformers import set_seed
 
     return set_seed
 
@@ -103,11 +123,17 @@ def _seeding(bench: Bench, torch: Any) -> None:
 
     contenders = {"floor: three bare calls": floor, "by hand: torch.manual_seed": by_hand}
     contenders["mlkit seed_all"] = seed_all
-    for name, find in (("lightning", _lightning_seed), ("accelerate", _accelerate_seed)):
+    bench.skipped(work, "sacred", "its import needs pkg_resources, which setuptools no longer has")
+    peers = {
+        "lightning": _lightning_seed,
+        "transformers": _transformers_seed,
+        "accelerate": _accelerate_seed,
+    }
+    for name, find in peers.items():
         if torch is None:
             bench.skipped(work, name, "torch is not installed")
-        elif (peer := _peer(bench, work, name, find)) is not None:
-            contenders[name] = peer
+        elif (found := peer(bench, work, name, find)) is not None:
+            contenders[name] = found
 
     def repeated(seed_with: Any) -> Any:
         def contender() -> bool:
@@ -127,6 +153,18 @@ def _seeding(bench: Bench, torch: Any) -> None:
         baseline="floor: three bare calls",
         calls=calls + 2,
     )
+    if torch is not None:
+        chosen = {name: contenders[name] for name in list(contenders)[:3]}
+
+        def deep(step: Any, levels: int = 100) -> Any:
+            return repeated(step)() if levels == 0 else deep(step, levels - 1)
+
+        bench.compare(
+            "seed them 100 calls deep",
+            {name: lambda step=step: deep(step) for name, step in chosen.items()},
+            baseline="floor: three bare calls",
+            calls=calls + 2,
+        )
     bench.note(
         "seed: the others give numpy and torch one stream and torch 32 bits; seed_all gives each its own 128 bits."
     )
@@ -148,8 +186,8 @@ def _isolation(bench: Bench, torch: Any) -> None:
             pass
 
     contenders = {"floor: bare get and set": floor, "mlkit isolated": ours}
-    if torch is not None and (peer := _peer(bench, work, "lightning", _lightning_isolation)):
-        contenders["lightning isolate_rng (does not restore on errors)"] = peer
+    if torch is not None and (found := peer(bench, work, "lightning", _lightning_isolation)):
+        contenders["lightning isolate_rng (does not restore on errors)"] = found
     timed = {name: _repeats(calls, step) for name, step in contenders.items()}
     bench.compare(work, timed, baseline="floor: bare get and set", calls=calls)
 
@@ -169,6 +207,7 @@ def _isolation(bench: Bench, torch: Any) -> None:
 def _streams(bench: Bench) -> None:
     calls = 200
     seeds = Seeds(42) / "data"
+    generator = seeds.numpy()
     contenders = {
         "np.random.default_rng(seed)": _repeats(calls, lambda: np.random.default_rng(7)),
         "SeedSequence(spawn_key) -> Philox": _repeats(
@@ -178,99 +217,10 @@ def _streams(bench: Bench) -> None:
             ),
         ),
         "mlkit (seeds / 7).numpy()": _repeats(calls, lambda: (seeds / 7).numpy()),
+        "mlkit (seeds / 7).rekey(generator)": _repeats(calls, lambda: (seeds / 7).rekey(generator)),
         "mlkit (seeds / 7).int()": _repeats(calls, lambda: (seeds / 7).int()),
     }
     bench.compare("a child stream", contenders, baseline="np.random.default_rng(seed)", calls=calls)
-
-
-def _fingerprints(bench: Bench) -> None:
-    array = np.arange((2 if bench.quick else 16) * 2**17, dtype=np.float64)
-    view = memoryview(array).cast("B")
-    work = f"fingerprint an array of {array.nbytes / 2**20:.0f} MiB"
-    floor = "floor: hashlib.sha256"
-    contenders: dict[str, Any] = {
-        floor: lambda: len(hashlib.sha256(view).hexdigest()) == 64,
-        "mlkit fingerprint": lambda: fingerprint(array) == fingerprint_of_array,
-    }
-    fingerprint_of_array = fingerprint(array.copy())
-    joblib = _peer(bench, work, "joblib.hash", lambda: __import__("joblib"))
-    if joblib is not None:
-        expected = joblib.hash(array.copy())
-        contenders["joblib.hash (md5)"] = lambda: joblib.hash(array) == expected
-    bench.compare(work, contenders, baseline=floor, unit="ms")
-
-    value = {"lr": 0.1, "layers": [64, 64, 10], "name": "digits", "nested": {"a": None, "b": True}}
-    copy = dict(reversed(list(value.items())))
-    work, calls = "fingerprint a small config", 50
-    ours = {"floor: json.dumps + sha256": _repeats(calls, lambda: _json_digest(value))}
-    ours["mlkit fingerprint"] = lambda: all(
-        fingerprint(value) == fingerprint(copy) for _ in range(calls // 2)
-    )
-    if joblib is not None:
-        ours["joblib.hash"] = lambda: all(
-            joblib.hash(value) == joblib.hash(copy) for _ in range(calls // 2)
-        )
-    deepdiff = _peer(bench, work, "deepdiff", lambda: __import__("deepdiff"))
-    if deepdiff is not None:
-        hashed = deepdiff.DeepHash
-        ours["deepdiff.DeepHash"] = lambda: all(
-            hashed(value)[value] == hashed(copy)[copy] for _ in range(calls // 2)
-        )
-    bench.compare(work, ours, baseline="floor: json.dumps + sha256", calls=calls)
-
-
-def _json_digest(value: object) -> str:
-    import json
-
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _folders(bench: Bench) -> None:
-    count = 200 if bench.quick else 2000
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for number in range(count):
-            (folder / f"{number:05}.bin").write_bytes(number.to_bytes(4, "little") * 512)
-        expected = fingerprint(folder)
-
-        def floor() -> bool:
-            total = hashlib.sha256()
-            for path in sorted(folder.iterdir()):
-                total.update(path.read_bytes())
-            return len(total.hexdigest()) == 64
-
-        contenders = {"floor: read and sha256": floor}
-        contenders["mlkit fingerprint"] = lambda: fingerprint(folder) == expected
-        work = f"fingerprint a folder of {count} files"
-        bench.compare(work, contenders, baseline="floor: read and sha256", unit="ms")
-
-
-def _manifests(bench: Bench) -> None:
-    def listed() -> bool:
-        return len({item.metadata["Name"] for item in importlib.metadata.distributions()}) > 0
-
-    def frozen() -> bool:
-        command = [sys.executable, "-m", "pip", "freeze"]
-        done = subprocess.run(command, capture_output=True, check=False)
-        return done.returncode == 0
-
-    params = {"lr": 0.1}
-    contenders = {
-        "packages alone, by importlib.metadata": listed,
-        "mlkit Manifest.capture": lambda: Manifest.capture(seeds=7, params=params).digest != "",
-    }
-    if frozen():
-        contenders["packages alone, by pip freeze"] = frozen
-    else:
-        bench.skipped("capture what a run is made of", "pip freeze", "no pip in this environment")
-    bench.compare(
-        "capture what a run is made of",
-        contenders,
-        baseline="packages alone, by importlib.metadata",
-        unit="ms",
-        rounds=5,
-    )
-    bench.note("capture: ours has the git tree of every file, packages, machine and seeds besides.")
 
 
 def _checks(bench: Bench, torch: Any) -> None:
@@ -293,6 +243,20 @@ def _checks(bench: Bench, torch: Any) -> None:
             "two plain runs, outputs compared": lambda: torch.equal(train(rows), train(rows)),
             "mlkit check": lambda: check(train, rows) is None,
         }
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        class Empty(TorchDispatchMode):
+            def __torch_dispatch__(
+                self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+            ) -> Any:
+                return func(*args, **(kwargs or {}))
+
+        def dispatched() -> Any:
+            with Empty():
+                return train(rows)
+
+        floor = "floor: two runs under a dispatch mode that does nothing"
+        contenders[floor] = lambda: torch.equal(dispatched(), dispatched())
         try:
             from torch.utils._debug_mode import DebugMode
         except ImportError:

@@ -203,6 +203,59 @@ def test_no_accelerator_is_started(monkeypatch):
     assert Keyed([5, 6], 1).at(0)[1] == 6
 
 
+def seeds_of_cuda_when_it_starts(monkeypatch):
+    """Return what two devices would draw, were CUDA to start now; CPU generators stand for theirs."""
+    devices = TwoDevices()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "default_generators", devices.default_generators)
+        patch.setattr(torch.cuda.random, "device_count", lambda: 2)
+        for call in torch.cuda._lazy_seed_tracker.get_calls():
+            if call:
+                call[0]()
+    return [generator.initial_seed() for generator in devices.default_generators]
+
+
+def test_cuda_is_seeded_when_it_starts(monkeypatch):
+    """Fails if another version of torch keeps what waits for CUDA in another way; then it is as slow as torch's own."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    report = seed_all(7)
+    assert report.bits["torch accelerators"] == 64
+    first = seeds_of_cuda_when_it_starts(monkeypatch)
+    seed_all(8)
+    assert first[0] == first[1] != seeds_of_cuda_when_it_starts(monkeypatch)[0]
+    with isolated(9):
+        inside = seeds_of_cuda_when_it_starts(monkeypatch)
+    seed_all(9)
+    assert seeds_of_cuda_when_it_starts(monkeypatch) == inside
+    devices = TwoDevices()
+    monkeypatch.setattr(torch.cuda, "is_initialized", devices.is_initialized)
+    monkeypatch.setattr(torch.cuda, "default_generators", devices.default_generators)
+    seed_all(7)
+    assert [generator.initial_seed() for generator in devices.default_generators] == first
+
+
+def test_what_waits_for_cuda_is_left_as_it_was(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    torch.manual_seed(1234)
+    with isolated(7):
+        assert seeds_of_cuda_when_it_starts(monkeypatch) != [1234, 1234]
+    assert seeds_of_cuda_when_it_starts(monkeypatch) == [1234, 1234]
+
+
+def test_a_torch_that_is_not_as_we_know_it_is_seeded_by_itself(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    seed_all(7)
+    expected = seeds_of_cuda_when_it_starts(monkeypatch), float(torch.rand(()))
+    kept = torch.cuda._lazy_seed_tracker
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "_lazy_seed_tracker", None)
+        called = []
+        patch.setattr(torch, "manual_seed", called.append)
+        seed_all(7)
+    assert (called, float(torch.rand(()))) == ([expected[0][0]], expected[1])
+    assert torch.cuda._lazy_seed_tracker is kept
+
+
 def test_deterministic_exports_nothing_that_only_slows_down():
     """Another library exports CUDA_LAUNCH_BLOCKING=1 to all children, which has nothing to do with it."""
     torch.use_deterministic_algorithms(False)  # torch itself sets a variable the first time

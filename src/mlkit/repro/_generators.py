@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit.errors import ReproError
+from mlkit.repro._accelerators import accelerator_step, queued, requeue
 from mlkit.repro._mersenne import copied, put_back
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Snapshot(NamedTuple):
     numpy: tuple[Any, dict[str, Any] | bytes]
     torch: Any
     cuda: tuple[Any, ...]
+    cuda_queue: dict[str, Any] | None
 
     def restore(self) -> None:
         """Put every generator back, and go on with the others if one refuses.
@@ -91,6 +93,7 @@ class Snapshot(NamedTuple):
         torch.default_generator.set_state(self.torch)
         for index, state in enumerate(self.cuda):
             torch.cuda.default_generators[index].set_state(state)
+        requeue(torch, self.cuda_queue)
 
 
 def take(*, copy: bool = False) -> Snapshot:
@@ -103,16 +106,16 @@ def take(*, copy: bool = False) -> Snapshot:
 
     legacy = _legacy()
     torch = loaded_torch()
-    cpu, cuda = None, ()
+    cpu, cuda, waiting = None, (), None
     if torch is not None:
-        cpu = torch.default_generator.get_state()
+        cpu, waiting = torch.default_generator.get_state(), queued(torch)
         if torch.cuda.is_initialized():  # is_available() or get_rng_state_all() could start CUDA
             cuda = tuple(generator.get_state() for generator in torch.cuda.default_generators)
     generator = legacy.get_bit_generator()
     state = copied(legacy, generator) if copy else None
     if state is None:
         state = legacy.get_state(legacy=False)  # has the kept Gaussian too
-    return Snapshot(random.getstate(), (generator, state), cpu, cuda)
+    return Snapshot(random.getstate(), (generator, state), cpu, cuda, waiting)
 
 
 def prepare(word: Callable[[str], int]) -> dict[str, tuple[int, Callable[[], object]]]:
@@ -144,9 +147,9 @@ def prepare(word: Callable[[str], int]) -> dict[str, tuple[int, Callable[[], obj
     if torch is None:
         return steps
     number = word("global:torch")
-    if _has_accelerators(torch):
-        # torch itself knows how to seed every kind of device, also one that starts later.
-        steps["torch accelerators"] = (64, lambda: torch.manual_seed(number % 2**64))
+    devices = accelerator_step(torch, number % 2**64)
+    if devices is not None:
+        steps["torch accelerators"] = (64, devices)
     generator = torch.default_generator
     state = _torch_state(torch, number)
     if state is None:
@@ -168,17 +171,6 @@ def seed_torch_generator(generator: Any, number: int) -> None:
 
 def _words(number: int) -> list[int]:
     return [(number >> shift) & 0xFFFFFFFF for shift in (0, 32, 64, 96)]
-
-
-def _has_accelerators(torch: Any) -> bool:
-    """Return whether this build of torch can use more than the CPU, without asking for devices."""
-    version = torch.version
-    return bool(
-        version.cuda
-        or version.hip
-        or getattr(version, "xpu", None)
-        or torch.backends.mps.is_built()
-    )
 
 
 _layout: list[bytes | None] = []  # the answer of the probe, once it has been asked
