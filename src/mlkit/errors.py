@@ -1122,8 +1122,15 @@ def _lines(noun: str, items: Sequence[object]) -> str:
 
 
 def _bullets(items: Sequence[str]) -> str:
-    """Return *items* one a line, each and all of them short enough for one message."""
-    shown = [f"  - {clip(item, 160)}" for item in items[:3]]
+    """Return as many of *items* as one message has room for, one a line."""
+    shown: list[str] = []
+    room = 520
+    for item in items:
+        line = f"  - {clip(item, 160)}"
+        room -= len(line) + 1
+        if room < 0:
+            break
+        shown.append(line)
     if len(items) > len(shown):
         shown.append(f"  - and {len(items) - len(shown)} more")
     return "\n".join(shown)

@@ -6,6 +6,7 @@ from collections import deque
 from enum import Enum
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required, TypedDict
 
+import jsonschema
 import pytest
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -439,3 +440,37 @@ def test_a_key_that_does_not_fit_is_what_is_shown():
     assert problems({"type": "keys", "sizes": {"lrage": 1}}) == [
         "sizes.lrage: expected 'small' or 'large', got 'lrage'; did you mean 'large'?"
     ]
+
+
+@kinds.register("unset")
+class Unset(Keep):
+    def __init__(
+        self,
+        width: int = None,  # noqa: RUF013 - as much code is written
+        part: Annotated[Encoder, encoders] = None,
+        sizes: "list[int]" = None,  # noqa: RUF013
+        act: Literal["relu", "gelu"] = None,  # noqa: RUF013
+    ) -> None:
+        super().__init__(width=width, part=part, sizes=sizes, act=act)
+
+
+@kinds.register("unset-model")
+class UnsetModel(BaseModel):
+    width: int = None  # pydantic refuses the None that it does not check as a default
+
+
+def test_none_is_taken_where_it_is_the_default_whatever_the_annotation_says():
+    left_out = {"type": "unset@1", "width": None, "part": None, "sizes": None, "act": None}
+    made = kinds.build("unset")
+    assert spec_of(made).to_dict() == left_out
+    assert spec_of(kinds.build(left_out)) == spec_of(made)
+    jsonschema.validate(left_out, kinds.json_schema("unset"))
+    assert problems({"type": "unset", "width": "8", "act": "rleu"}) == [
+        "width: expected int, got '8'",
+        "act: expected 'relu' or 'gelu', got 'rleu'; did you mean 'relu'?",
+    ]
+
+
+def test_none_is_no_value_for_what_checks_its_own_arguments():
+    assert spec_of(kinds.build("unset-model")).to_dict() == {"type": "unset-model@1"}
+    assert problems({"type": "unset-model", "width": None}) == ["width: expected int, got None"]

@@ -234,6 +234,7 @@ def test_a_broken_target_raises_when_asked_for_and_is_tried_again(tmp_path, monk
     file.write_text("raise RuntimeError('no device')\n")
     reg.lazy("broken", "lazy_broken:Make")
     reg.lazy("absent", "no_such_package_here.sub:Make")
+    reg.lazy("uninstalled", "no_such_package_here:Make", requires=["vision[big]"])
     reg.lazy("attribute", "json:dump_s")
     reg.lazy("number", "math:pi")
     reg.lazy("wrong", "json:JSONDecoder")
@@ -242,7 +243,8 @@ def test_a_broken_target_raises_when_asked_for_and_is_tried_again(tmp_path, monk
     expected = {
         "broken": "RuntimeError: no device",
         "absent": "there is no module 'no_such_package_here'",
-        "attribute": "did you mean 'dumps'",
+        "uninstalled": "install what it requires with:  pip install 'vision[big]'",
+        "attribute": "module 'json' has no attribute 'dump_s'; did you mean 'dumps'",
         "number": "cannot be called",
         "wrong": "not a subclass",
         "needy": "pip install 'timm>=1'",
@@ -831,3 +833,61 @@ def test_a_misspelt_option_says_which_was_meant():
     with pytest.raises(TypeError, match=r"models.lazy\(\) .* 'verison'; did you mean 'version'"):
         registry.lazy("net", "mypkg:Net", verison=2)  # type: ignore[call-arg]
     assert list(registry) == []
+
+
+def test_a_circular_import_is_called_one(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    reg = things()
+    home = types.ModuleType("circle_home")
+    home.reg = reg
+    monkeypatch.setitem(sys.modules, "circle_home", home)
+    (tmp_path / "circle.py").write_text(
+        "from circle_home import reg\nearly = reg.create('thing')\nclass Make: pass\n"
+    )
+    reg.lazy("thing", "circle:Make")
+    with pytest.raises(EntryError, match=r"'circle' is still being imported .* a circular import"):
+        reg.create("thing")
+
+
+def test_a_base_that_a_notebook_defined_again_is_named_as_the_reason():
+    cell = {"__name__": "notebook"}
+    exec("class Base: pass", cell)
+    reg: Registry[Any] = Registry("parts", cell["Base"])
+    exec("class Base: pass\nclass Part(Base): pass", cell)
+    with pytest.raises(ConfigurationError, match=r"Base was defined again .* make the registry"):
+        reg.register(cell["Part"])
+    with pytest.raises(ConfigurationError) as caught:
+        reg.register(dict)
+    assert "again" not in str(caught.value)
+
+
+def test_a_class_under_several_names_is_listed_once_in_a_miss():
+    reg = Registry("many")
+    for name in ("a", "b", "c"):
+        reg.register(name)(Thing)
+    with pytest.raises(UnknownNameError) as caught:
+        reg.create(dict)
+    assert str(caught.value).count("Thing") == 1
+
+
+def test_a_wrong_pattern_names_the_call_that_it_was_given_to():
+    reg = Registry("named")
+    for call in (reg.list, reg.json_schema):
+        with pytest.raises(ConfigurationError, match=rf"named\.{call.__name__}\(pattern\)"):
+            call(3)
+
+
+def test_every_problem_is_shown_for_which_there_is_room():
+    reg = Registry("roomy")
+
+    @reg.register
+    def wide(a: int, b: int, c: int, d: int, e: int) -> Thing:
+        return Thing()
+
+    with pytest.raises(SpecError) as caught:
+        reg.build({"type": "wide", **dict.fromkeys("abcde", "x")})
+    assert "e: expected int" in str(caught.value)
+    with pytest.raises(SpecError) as caught:
+        reg.build({"type": "wide", **dict.fromkeys("abcde", "x" * 500)})
+    assert "and 1 more" in str(caught.value) or "and 2 more" in str(caught.value)
+    assert len(str(caught.value)) <= 600

@@ -370,7 +370,8 @@ class Catalogue:
         for record in records:
             if record.target == target or same_definition(record.factory, handle):
                 return record
-        raise UnknownNameError(self.name, target, (record.entry.target for record in records))
+        targets = dict.fromkeys(record.entry.target for record in records)
+        raise UnknownNameError(self.name, target, targets)
 
     def _scan(self) -> Plugins | None:
         plugins = self._plugins

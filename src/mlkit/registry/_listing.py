@@ -25,25 +25,28 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 def listed(
-    registry: str,
+    call: str,
     names: Iterable[tuple[str, tuple[Record, ...]]],
     pattern: str | Iterable[str],
     *,
-    exclude: str | Iterable[str],
-    tag: str | None,
-    where: Callable[[Entry], bool] | None,
-    versions: bool,
-    deprecated: bool,
+    exclude: str | Iterable[str] = (),
+    tag: str | None = None,
+    where: Callable[[Entry], bool] | None = None,
+    versions: bool = False,
+    deprecated: bool = False,
 ) -> list[str]:
-    """Return the names, or the references of the versions, that `Registry.list` is asked for."""
+    """Return the names, or the references of the versions, that `Registry.list` is asked for.
+
+    *call* is what the user wrote, for messages: `"models.list"`.
+    """
     from fnmatch import fnmatchcase
 
-    wanted = _patterns(f"{registry}.list(pattern)", pattern)
-    unwanted = _patterns(f"{registry}.list(exclude=...)", exclude)
+    wanted = _patterns(f"{call}(pattern)", pattern)
+    unwanted = _patterns(f"{call}(exclude=...)", exclude)
     if tag is not None and not isinstance(tag, str):
-        raise ConfigurationError(f"{registry}.list(tag=...)", tag, "one tag, as text")
+        raise ConfigurationError(f"{call}(tag=...)", tag, "one tag, as text")
     if where is not None and not callable(where):
-        raise ConfigurationError(f"{registry}.list(where=...)", where, "a callable of the entry")
+        raise ConfigurationError(f"{call}(where=...)", where, "a callable of the entry")
     found = []
     for name, records in names:
         if not any(fnmatchcase(name, one) for one in wanted):

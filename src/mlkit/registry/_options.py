@@ -17,7 +17,7 @@ from mlkit.registry._entry import (
     parse_ref,
     texts,
 )
-from mlkit.registry._target import Base, base_name, checked, refuse_type
+from mlkit.registry._target import Base, base_name, checked, qualified, refuse_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -65,7 +65,10 @@ def _based(
         ready = checked(registry, Record(name, source, factory), factory, base)
     except EntryError:
         raise ConfigurationError(
-            where, factory, f"a subclass of {base_name(base)}, or a function"
+            where,
+            factory,
+            f"a subclass of {base_name(base)}, or a function",
+            hint=_made_again(factory, base),
         ) from None
     _check_return(where, factory, base)
     return ready
@@ -201,6 +204,15 @@ def check_base(base: Any) -> Base:
         raise ConfigurationError("Registry(base)", base, "a class or a tuple of classes")
     found: Base = base
     return found
+
+
+def _made_again(factory: type, base: Base) -> str:
+    """Return what to do where a class of the base's very name is a base of *factory*: a cell that ran once more."""
+    names = {qualified(kind) for kind in (base if isinstance(base, tuple) else (base,))}
+    again = next((name for name in map(qualified, factory.__mro__) if name in names), None)
+    if again is None:
+        return ""
+    return f"{again} was defined again since the registry was made: make the registry again too"
 
 
 def _check_return(where: str, factory: Any, base: Base) -> None:

@@ -204,6 +204,8 @@ def _read(factory: Any, signature: Signature, *, extra: bool) -> Plan:
             if kind is declared.POSITIONAL_ONLY:
                 positional.append(name)
         default = ABSENT if declared.default is declared.empty else declared.default
+        if default is None and not _checks_itself(factory):
+            annotation = _or_none(annotation)
         parameters[name] = Parameter(name, index, default, annotation)
     plan = Plan(
         parameters,
@@ -224,6 +226,23 @@ def _annotation(factory: Any, declared: Declared) -> Any:
     if declared.annotation is declared.empty:
         return ABSENT
     return annotation_of(factory, declared.annotation)
+
+
+def _or_none(annotation: Any) -> Any:
+    """Return the annotation of a parameter that is None by default: `width: int = None` takes None, whatever it says."""
+    if annotation is ABSENT or isinstance(annotation, Unreadable):
+        return annotation
+    import typing
+
+    try:
+        return typing.Optional[annotation]  # noqa: UP045 - an annotation may be what has no `|`
+    except TypeError:  # no type at all; what checks it says so
+        return annotation
+
+
+def _checks_itself(factory: Any) -> bool:
+    """Whether the factory refuses the None that it has as its default, when that is passed: pydantic checks no defaults."""
+    return hasattr(factory, "__pydantic_validator__") or hasattr(factory, "raw_function")
 
 
 def _empty_defaults(factory: Any) -> list[tuple[str, Any]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlkit.registry._catalogue import Catalogue
     from mlkit.registry._entry import Record
 
-__all__ = ["Problem", "missing_module", "problems_of"]
+__all__ = ["Problem", "missing_module", "pip_install", "problems_of"]
 
 
 @final
@@ -84,13 +84,13 @@ def missing_module(record: Record, missing: str) -> str:
     """Return what to say when importing *record* failed because there is no module *missing*."""
     needs = f"it needs {missing!r}, which is not installed"
     if record.said.requires:
-        return f"{needs}; install it with:  pip install {_line(*record.said.requires)}"
+        return f"{needs}; install it with:  {pip_install(*record.said.requires)}"
     if not record.distribution:
         return needs
     declared = _requirement(record.distribution, missing)
     if declared is None:
         return f"{needs}, and {record.distribution} does not declare that it does: tell its authors"
-    return f"{needs}; install it with:  pip install {_line(declared)}"
+    return f"{needs}; install it with:  {pip_install(declared)}"
 
 
 def _requirement(distribution: str, missing: str) -> str | None:
@@ -114,7 +114,8 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _line(*requirements: str) -> str:
+def pip_install(*requirements: str) -> str:
+    """Return the command that installs *requirements*."""
     from shlex import quote
 
-    return clip(" ".join(map(quote, requirements)), 160)
+    return f"pip install {clip(' '.join(map(quote, requirements)), 160)}"

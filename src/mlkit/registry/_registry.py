@@ -424,7 +424,10 @@ class Registry(Generic[T]):
         """
         from mlkit.registry._schema import schema_of
 
-        return schema_of(self, self.list(pattern, deprecated=True))
+        names = listed(
+            f"{self.name}.json_schema", self._catalogue.names(), pattern, deprecated=True
+        )
+        return schema_of(self, names)
 
     def __contains__(self, ref: object) -> bool:
         parsed = parse_ref(ref) if isinstance(ref, str) else None
@@ -505,7 +508,7 @@ class Registry(Generic[T]):
             ['resnet50', 'resnet101']
         """
         return listed(
-            self.name,
+            f"{self.name}.list",
             self._catalogue.names(),
             pattern,
             exclude=exclude,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mlkit._suggest import clip, did_you_mean
@@ -33,9 +34,7 @@ def load(registry: str, record: Record) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError as error:
-            near = did_you_mean(part, dir(found))
-            reason = f"{clip(found, 60)} has no attribute {part!r}{near}"
-            raise _wrong(registry, record, reason) from error
+            raise _wrong(registry, record, _lacks(found, part)) from error
     if not callable(found):
         raise _wrong(registry, record, f"it is {clip(found)}, which cannot be called")
     return found
@@ -49,14 +48,29 @@ def _wrong(registry: str, record: Record, reason: str) -> EntryError:
     return EntryError(registry, entry.ref, target=entry.target, reason=reason)
 
 
+def _lacks(found: Any, part: str) -> str:
+    """Return what to say of a module or class that has no attribute *part*."""
+    if not isinstance(found, ModuleType):
+        return f"{clip(found, 60)} has no attribute {part!r}{did_you_mean(part, dir(found))}"
+    if getattr(found.__spec__, "_initializing", False):
+        return (
+            f"module {found.__name__!r} is still being imported and has no {part!r} yet: a circular import; ask for it "
+            f"after the import, in a function"
+        )
+    near = did_you_mean(part, dir(found))
+    return f"module {found.__name__!r} has no attribute {part!r}{near}"
+
+
 def _why(record: Record, module_name: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         missing = error.name
         if missing == module_name or module_name.startswith(missing + "."):
-            return (
-                f"there is no module {missing!r}; registered by {record.entry.source}: install its package or correct "
-                f"the target"
-            )
+            install = "install its package"
+            if record.said.requires:
+                from mlkit.registry._problem import pip_install
+
+                install = f"install what it requires with:  {pip_install(*record.said.requires)}  "
+            return f"there is no module {missing!r}; registered by {record.entry.source}: {install} or correct the target"
         from mlkit.registry._problem import missing_module  # what only a failing import needs
 
         return missing_module(record, missing)
