@@ -109,6 +109,7 @@ def take(*, copy: bool = False) -> Snapshot:
     cpu, cuda, waiting = None, (), None
     if torch is not None:
         cpu, waiting = torch.default_generator.get_state(), queued(torch)
+        _fresh_state(torch)  # asked now: the probe's operations must not show in the first of two traces
         if torch.cuda.is_initialized():  # is_available() or get_rng_state_all() could start CUDA
             cuda = tuple(generator.get_state() for generator in torch.cuda.default_generators)
     generator = legacy.get_bit_generator()
@@ -181,9 +182,7 @@ def _torch_state(torch: Any, number: int) -> Any:
 
     `manual_seed` keeps 32 bits only.
     """
-    if not _layout:
-        _layout.append(_probe(torch))
-    fresh = _layout[0]
+    fresh = _fresh_state(torch)
     if fresh is None:
         return None
     from hashlib import shake_256
@@ -197,6 +196,12 @@ def _torch_state(torch: Any, number: int) -> Any:
     state[_TORCH_SEED] = (number % 2**64).to_bytes(8, "little")
     state[_TORCH_WORDS] = words.tobytes()
     return torch.frombuffer(state, dtype=torch.uint8)
+
+
+def _fresh_state(torch: Any) -> bytes | None:
+    if not _layout:
+        _layout.append(_probe(torch))
+    return _layout[0]
 
 
 def _probe(torch: Any) -> bytes | None:
