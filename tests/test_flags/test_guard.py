@@ -57,19 +57,19 @@ def recurring(rng, n_units=60, n=1_500):
 @pytest.mark.parametrize("by_unit", [True, False], ids=["by unit", "by request"])
 def test_few_heavy_units_raise_no_false_alarm_if_they_are_known(by_unit):
     """Looking at every request. Without the units the same simulation raises the alarm far more often than alpha."""
-    rng, alarms, runs = random.Random("recurring"), 0, 100
+    rng, alarms, runs = random.Random("recurring"), 0, 30
     for run in range(runs):
         model, rollout = started(Guard(ErrorRate(max_ratio=1.0), alpha=0.1), seed=f"run {run}")
         side = [model.details(unit).variant for unit in range(60)]
         for unit, failed in recurring(rng):
             rollout.observe(side[unit], ok=not failed, unit=unit if by_unit else None)
         alarms += rollout.status == "rolled_back"
-    # At alpha = 0.1 more than 18 of 100 have a probability below 1 %.
-    assert alarms <= 18 if by_unit else alarms > 25, alarms
+    # At alpha = 0.1 more than 7 of 30 have a probability below 1 %.
+    assert alarms <= 7 if by_unit else alarms > 7, alarms
 
 
 def test_several_metrics_of_units_that_come_back_share_the_alpha():
-    rng, alarms, runs = random.Random("several"), 0, 50
+    rng, alarms, runs = random.Random("several"), 0, 15
     guard = Guard(
         ErrorRate(max_ratio=1.0),
         Latency(max_ratio=1.0, q=0.9),
@@ -90,13 +90,13 @@ def test_several_metrics_of_units_that_come_back_share_the_alpha():
                 metrics={"score": rng.random()},
             )
         alarms += rollout.status == "rolled_back"
-    assert alarms <= 17  # at alpha = 0.2 more have a probability below 1 %
+    assert alarms <= 7  # at alpha = 0.2 more have a probability below 1 %
 
 
 def test_a_better_candidate_is_never_worse_for_coming_later():
     """A candidate that postpones failures leaves more units that can still fail; that is nothing against it."""
     rng, alarms = random.Random("postponed"), 0
-    for run in range(60):
+    for run in range(20):
         model, rollout = started(Guard(ErrorRate(max_ratio=1.0), alpha=0.1), seed=f"later {run}")
         side = [model.details(unit).variant for unit in range(200)]
         for n in range(2_000):
@@ -104,10 +104,10 @@ def test_a_better_candidate_is_never_worse_for_coming_later():
             rate = 0.0 if side[unit] == "v2" and n < 900 else 0.02
             rollout.observe(side[unit], ok=rng.random() >= rate, unit=unit)
         alarms += rollout.status == "rolled_back"
-    assert alarms <= 12
+    assert alarms <= 5  # of 20; at alpha = 0.1 more have a probability of 1 %
 
 
-@pytest.mark.parametrize(("factor", "runs", "within"), [(5.0, 25, 150), (2.0, 9, 750)])
+@pytest.mark.parametrize(("factor", "runs", "within"), [(5.0, 9, 150), (2.0, 5, 750)])
 def test_a_fault_is_found_within_the_promised_canary_requests(factor, runs, within):
     """10 % of the units, 2 % errors; `python -m benchmarks.flags_guard` is the same 2,000 times."""
     rng, found = random.Random(f"fault {factor}"), []
@@ -258,7 +258,7 @@ observations = st.lists(
         st.one_of(st.none(), st.integers(0, 9)),
         st.sampled_from([0.1, 0.9]),
     ),
-    max_size=40,
+    max_size=15,
 )
 
 

@@ -27,6 +27,7 @@ __all__ = [
 
 MAX_FLAG_BYTES = 256 * 2**10
 _SHORTEST = len('{"state":"ENABLED","variants":{"a":1}}')
+_SHORT = 100
 _MAX_SAFE = 2**53 - 1
 _KINDS: Final = {
     bool: "boolean",
@@ -114,7 +115,7 @@ class Reader:
     Nearly all are found good by a few steps over their bytes; what these do not understand is looked at node by node.
     """
 
-    __slots__ = ("_absent", "_compact", "_decode", "_shapes", "_trouble")
+    __slots__ = ("_absent", "_compact", "_decode", "_shapes", "_trouble", "_variants")
 
     def __init__(self) -> None:
         from msgspec import UNSET, DecodeError, ValidationError
@@ -123,6 +124,7 @@ class Reader:
         self._decode, self._absent, self._compact = _decoder(), UNSET, compact
         self._trouble = (ValidationError, DecodeError, UnicodeDecodeError, RecursionError)
         self._shapes: dict[bytes, int] = {}
+        self._variants: dict[bytes, tuple[Mapping[str, Any], str | None]] = {}
 
     def glance(self, text: bytes) -> Body | None:
         """Return what a flag's text says, None if that takes a closer look.
@@ -153,20 +155,15 @@ class Reader:
 
     def _at_a_glance(self, text: bytes, flag: Any) -> Body | None:
         """Return the body if nothing about it needs a closer look."""
-        variants, default, metadata = flag.variants, flag.defaultVariant, flag.metadata
-        kinds = {*map(type, variants.values())}
-        kind = _GLANCED.get(kinds.pop()) if len(kinds) == 1 else None
-        if kind is None or "" in variants or flag.state not in _STATES:
+        default, metadata, raw = flag.defaultVariant, flag.metadata, bytes(flag.variants)
+        variants, kind = self._variants.get(raw) or self._variants_of(raw)
+        if kind is None or flag.state not in _STATES:
             return None
         n_keys = 2 + len(variants)
         if default is not self._absent:
             n_keys += 1
             if default and default not in variants:
                 return None
-        if kind == "number" and not all(
-            -_MAX_SAFE <= each <= _MAX_SAFE for each in variants.values()
-        ):
-            return None
         if metadata is self._absent:
             metadata = _NOTHING
         else:
@@ -183,12 +180,32 @@ class Reader:
             if n_names == 0:
                 return None
             n_keys += 1 + n_names
-        # Any key that is not accounted for is there twice, or has a name that is not ours.
-        if text.count(b'":') != n_keys:
+        # Any key that is not accounted for is there twice, or has a name that is not ours. A byte is found sooner than two,
+        # and most texts have no other colons.
+        if text.count(b":") != n_keys and text.count(b'":') != n_keys:
             return None
         enabled, plain = flag.state == "ENABLED", True
-        shown = MappingProxyType(variants)
-        return Body(text, enabled, kind, shown, default or None, metadata, rule, plain)
+        return Body(text, enabled, kind, variants, default or None, metadata, rule, plain)
+
+    def _variants_of(self, raw: bytes) -> tuple[Mapping[str, Any], str | None]:
+        """Return variants and their type, None if they need a closer look; many flags have the same ones."""
+        variants = _plain_decoder()(raw)
+        kinds = {*map(type, variants.values())}
+        kind = _GLANCED.get(kinds.pop()) if len(kinds) == 1 else None
+        large = kind == "number" and not all(
+            -_MAX_SAFE <= each <= _MAX_SAFE for each in variants.values()
+        )
+        made = MappingProxyType(variants), None if "" in variants or large else kind
+        if len(raw) <= _SHORT:
+            self._variants[raw] = made
+        return made
+
+
+@cache
+def _plain_decoder() -> Callable[[bytes], dict[str, Any]]:
+    from msgspec.json import Decoder
+
+    return Decoder(dict[str, Any]).decode
 
 
 @cache
@@ -199,7 +216,7 @@ def _decoder() -> Callable[[bytes], Any]:
 
     fields: list[Any] = [
         ("state", str),
-        ("variants", dict[str, Any]),
+        ("variants", Raw),
         ("defaultVariant", str | None | UnsetType, UNSET),
         ("targeting", Raw, Raw(b"")),
         ("metadata", dict[str, Any] | UnsetType, UNSET),

@@ -14,7 +14,7 @@ from mlkit.flags._operators import limited
 from mlkit.flags._rule import Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from mlkit.flags._body import Body
 
@@ -250,13 +250,13 @@ class Definitions(Mapping[str, Definition]):
         bodies = {key: definition.body for key, definition in others.items()}
         return Definitions({**self.bodies, **bodies}, self.shared, {**self._made, **others})
 
-    def differing(self, other: Definitions) -> list[str]:
-        """Return the keys of both at which they may decide differently, sorted."""
+    def differing(self, other: Definitions, keys: Iterable[str]) -> list[str]:
+        """Return those of *keys* that both have, and at which they may decide differently, sorted."""
         same = self.shared is other.shared
         found = []
-        for key, body in self.bodies.items():
-            before = other.bodies.get(key)
-            if before is None or (same and before is body and body.plain):
+        for key in keys:
+            body, before = self.bodies.get(key), other.bodies.get(key)
+            if body is None or before is None or (same and before is body and body.plain):
                 continue
             if not self[key].decides_as(other[key]):
                 found.append(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit._digest import digest_bytes
@@ -188,7 +187,11 @@ def parse(data: bytes, source: str, last: Document | None) -> Document:
     made: dict[str, Definition] = {}
     read: dict[bytes, Body] = {}
     for key, text in zip(parts.flags, texts, strict=True):
-        body = known.get(text) or read.get(text)
+        body = read.get(text)
+        if body is not None and body.plain:
+            bodies[key] = body
+            continue
+        body = body or known.get(text)
         if body is None:
             fresh = glance(text)
             body = None if fresh is None else _as_before(old, key, fresh)
@@ -253,18 +256,16 @@ def _blocks(definitions: Definitions, last: Document | None) -> tuple[bytes, ...
         part = slice(begin, begin + _BLOCK)
         same = bodies[part] == old_bodies[part] and keys[part] == old_keys[part]
         made.append(
-            last.blocks[number] if same and last is not None else _block(definitions, begin)
+            last.blocks[number] if same and last is not None else _block(keys[part], bodies[part])
         )
     return tuple(made)
 
 
-def _block(definitions: Definitions, begin: int) -> bytes:
+def _block(keys: list[str], bodies: list[Body]) -> bytes:
     """Return the hash of the keys and texts of some flags."""
     from msgspec.json import encode
 
-    keys = list(islice(definitions, begin, begin + _BLOCK))
-    texts = [definitions.bodies[key].text for key in keys]
-    return sha256(encode(keys) + b",".join(texts)).digest()
+    return sha256(encode(keys) + b",".join([body.text for body in bodies])).digest()
 
 
 def _identify(definitions: Definitions, blocks: tuple[bytes, ...]) -> str:
@@ -290,22 +291,40 @@ def snapshot_of(document: Document, patched: Mapping[str, Definition]) -> Snapsh
     if patched:
         definitions = definitions.patched(patched)
         # Only what holds a patched flag is hashed again: taking a rollout back must not wait for 10,000 flags.
-        places = {place // _BLOCK for place, key in enumerate(definitions) if key in patched}
-        blocks = tuple(
-            _block(definitions, place * _BLOCK) if place in places else block
-            for place, block in enumerate(document.blocks)
-        )
-        digest = _identify(definitions, blocks)
+        keys, bodies = list(definitions.bodies), list(definitions.bodies.values())
+        blocks = list(document.blocks)
+        for number, begin in enumerate(range(0, len(keys), _BLOCK)):
+            part = slice(begin, begin + _BLOCK)
+            if not patched.keys().isdisjoint(keys[part]):
+                blocks[number] = _block(keys[part], bodies[part])
+        digest = _identify(definitions, tuple(blocks))
     return Snapshot(definitions, document.broken, document.shared.metadata, digest)
 
 
-def changed(before: Snapshot, after: Snapshot, problems: tuple[Problem, ...]) -> Change:
-    """Return what differs between two snapshots."""
+def changed(
+    before: Snapshot,
+    after: Snapshot,
+    problems: tuple[Problem, ...],
+    patched: Iterable[str] | None = None,
+) -> Change:
+    """Return what differs between two snapshots.
+
+    Args:
+        before: The one.
+        after: The other.
+        problems: What is wrong with the file now.
+        patched: The flags that can differ, if both are of one document; None if any can.
+    """
     old, new = before.definitions, after.definitions
+    added: set[str] = set()
+    removed: set[str] = set()
+    if patched is None:
+        added = new.bodies.keys() - old.bodies.keys()
+        removed = old.bodies.keys() - new.bodies.keys()
     return Change(
-        tuple(sorted(new.bodies.keys() - old.bodies.keys())),
-        tuple(sorted(old.bodies.keys() - new.bodies.keys())),
-        tuple(new.differing(old)),
+        tuple(sorted(added)),
+        tuple(sorted(removed)),
+        tuple(new.differing(old, new if patched is None else patched)),
         before.digest,
         after.digest,
         problems,

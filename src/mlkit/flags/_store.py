@@ -21,7 +21,7 @@ from mlkit.flags._tally import Tally
 from mlkit.flags._watcher import Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from mlkit.flags._definition import Definition
     from mlkit.flags._exposures import Exposures
@@ -267,8 +267,10 @@ class Store:
             patches = {other: kept for other, kept in self._patches.items() if other != key}
             if patch is not None:
                 patches[key] = patch
+            # Every patch is made anew, and a rollout may have gone on meanwhile.
+            patched = {*self._patches, *patches}
             self._patches = patches
-            news = self._swap(self.document)
+            news = self._swap(self.document, patched)
         return self._announce(news)
 
     def poll(self) -> None:
@@ -357,7 +359,7 @@ class Store:
         self.data = data
         return news._replace(problems=fresh)
 
-    def _swap(self, document: Document) -> _News:
+    def _swap(self, document: Document, patched: Iterable[str] | None = None) -> _News:
         before = self.current
         after, unusable = self._build(document)
         self.document = document
@@ -368,7 +370,7 @@ class Store:
         ):
             return _News(None, (), unusable)
         self.current = after
-        return _News(changed(before, after, document.problems), (), unusable)
+        return _News(changed(before, after, document.problems, patched), (), unusable)
 
     def _build(self, document: Document) -> tuple[Snapshot, tuple[tuple[str, str], ...]]:
         from mlkit.flags._check import RuleError
