@@ -238,3 +238,13 @@ def test_wrong_use_is_named():
     ):
         with pytest.raises(ConfigurationError):
             make()
+
+
+def test_words_that_would_drop_a_gate_are_refused():
+    for wrong in (
+        lambda: finite and confidence(0.6),
+        lambda: finite or confidence(0.6),
+        lambda: not finite,
+    ):
+        with pytest.raises(ConfigurationError, match=r"bool\(finite\).*compose gates by & \| ~"):
+            wrong()

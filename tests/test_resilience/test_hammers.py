@@ -23,6 +23,7 @@ from mlkit.resilience import (
     Hedge,
     Policy,
     Retry,
+    Threaded,
     constant,
     fallback,
     finite,
@@ -243,6 +244,41 @@ def test_a_forked_child_waits_for_no_thread_that_it_does_not_have():
         sys.setswitchinterval(interval)
         for thread in threads:
             thread.join(30)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_has_none_of_the_calls_and_threads_of_its_parent():
+    policy = Policy(bulkhead=1, timeout=Threaded(0.01, max_abandoned=1))
+    plain = Policy(bulkhead=1)
+    begun, over = threading.Event(), threading.Event()
+
+    def child_works():
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                for _ in range(2):
+                    assert policy.call(lambda: 7) == plain.call(lambda: 7) == 7
+                with pytest.raises(BulkheadFullError):
+                    plain.call(plain.call, int)
+                os._exit(0)
+            os._exit(1)
+        return os.waitpid(child, 0)[1] == 0
+
+    with pytest.raises(TimeoutError):
+        policy.call(over.wait)
+    other = threading.Thread(target=plain.call, args=(lambda: (begun.set(), over.wait()),))
+    other.start()
+    begun.wait(30)
+    try:
+        assert child_works()
+        with pytest.raises(BulkheadFullError):  # here they are still there
+            plain.call(int)
+    finally:
+        over.set()
+        other.join(30)
+    assert plain.call(child_works)
+    assert plain.call(int) == 0
 
 
 class TestListeners:

@@ -27,6 +27,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from mlkit.errors import ConfigurationError
 from mlkit.resilience import Policy, Retry, full_jitter
 from mlkit.testing import virtual_time
 
@@ -164,6 +165,16 @@ def test_a_deadline_is_stop_before_delay(allowed):
         with pytest.raises(ConnectionError):
             Policy(retry=Retry(8, backoff=1, budget=None), deadline=allowed).call(down)
     assert down.calls == calls
+
+
+def test_one_in_the_place_of_another_is_refused_at_once():
+    for wrong in (
+        lambda: Retry(backoff=stop_after_attempt(3)),
+        lambda: Retry(stop=wait_fixed(1)),
+        lambda: Policy(on=tenacity.retry_if_exception_type(OSError)),
+    ):
+        with pytest.raises(ConfigurationError, match="tenacity"):
+            wrong()
 
 
 def test_none_is_forgotten():

@@ -120,6 +120,20 @@ class TestVerdicts:
         with pytest.raises(ConfigurationError, match=r"Policy\(verdict"):
             Policy(verdict=3)
 
+    @pytest.mark.parametrize("told", [True, False, "retry", 0])
+    def test_what_is_no_verdict_on_an_answer_is_a_mistake(self, told):
+        calls = []
+        policy = Policy(retry=3, on=Exception, verdict=lambda _: told)
+        with pytest.raises(ConfigurationError, match=r"Policy\(verdict=...\) of .*RETRY"):
+            policy.call(lambda: calls.append(1))
+        with pytest.raises(ConfigurationError):
+            fallback(tier(calls.append, policy=policy), constant(0))(1)
+        assert calls == [1, 1]
+
+    def test_a_list_of_types_is_refused_with_what_to_write(self):
+        with pytest.raises(ConfigurationError, match=r"Policy\(on=...\).*as a tuple"):
+            Policy(on=[ConnectionError])
+
     def test_nothing_that_on_returns_by_accident_is_a_retry(self):
         work = flaky(ConnectionError())
         with pytest.raises(ConnectionError):

@@ -130,7 +130,7 @@ class Attempts:
         return None
 
     def _verdict(self, error: Exception) -> Verdict:
-        if isinstance(error, RejectedError):
+        if isinstance(error, (RejectedError, ConfigurationError)):  # whatever `on` says
             return FALL
         if self.since != SPENT.number and self._tried_inside(error):
             return FALL

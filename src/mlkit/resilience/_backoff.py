@@ -9,6 +9,7 @@ from typing import Any, final
 
 from mlkit._arguments import seconds
 from mlkit.errors import ConfigurationError
+from mlkit.resilience._kinds import of_tenacity
 from mlkit.resilience._settings import Frozen
 
 __all__ = ["Backoff", "Stop", "backoff_of", "full_jitter", "stop_of"]
@@ -129,9 +130,9 @@ def backoff_of(where: str, value: object) -> Backoff:
     """Return *value* as a backoff: seconds, a callable of the attempt, or a `tenacity.wait_*` object."""
     if isinstance(value, (int, float)):
         return _Constant(pause=seconds(where, value, zero=True))
-    if any(kind.__module__ == "tenacity.wait" for kind in type(value).__mro__):
+    if of_tenacity(value, "wait"):
         return _Tenacity(wait=value)  # type: ignore[arg-type]
-    if callable(value):
+    if callable(value) and not of_tenacity(value, "stop"):
         return value
     raise ConfigurationError(
         where, value, "seconds, full_jitter(...), a tenacity wait_* object or a callable"
@@ -164,9 +165,9 @@ class _TenacityStop(Frozen):
 
 def stop_of(where: str, value: object) -> Stop:
     """Return *value* as a `Stop`: a callable, or a `tenacity.stop_*` object."""
-    if any(kind.__module__ == "tenacity.stop" for kind in type(value).__mro__):
+    if of_tenacity(value, "stop"):
         return _TenacityStop(stop=value)  # type: ignore[arg-type]
-    if callable(value):
+    if callable(value) and not of_tenacity(value, "wait"):
         return value
     raise ConfigurationError(
         where, value, "a tenacity stop_* object, or a callable of attempts, elapsed and pause"

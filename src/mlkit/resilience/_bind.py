@@ -186,7 +186,11 @@ def plan_of(policy: Policy, fn: Callable[..., Any], name: str | None) -> Plan:
             "a `def`",
             hint="an `async def` can be cancelled: write timeout=seconds",
         )
-    if stream and policy.stream != "buffer" and (policy.accept or policy.verdict) is not None:
+    if (
+        stream
+        and policy.stream != "buffer"
+        and not (policy.accept is None and policy.verdict is None)
+    ):
         raise ConfigurationError(
             "Policy(accept=...)(fn)",
             fn,

@@ -38,7 +38,7 @@ class Budget:
         ratio: As given.
         burst: As given.
         name: As given.
-        full: Millionths of a token that it holds at most.
+        full: Millionths of a token from which a success adds none.
         level: Millionths of a token in it now.
 
     Raises:
@@ -88,7 +88,10 @@ class Budget:
             raise ConfigurationError("Budget(name=...)", name, "a name, or None")
         self.name, self._label = name, None
         self._share = round(self.ratio * _TOKEN)
-        self.full = self.level = self.burst * _TOKEN
+        self.level = self.burst * _TOKEN
+        self.full = (
+            self.level if self._share else 0
+        )  # what earns nothing is never short of anything
         self._lock = fork_safe_lock()
         if name is None:
             return self

@@ -6,7 +6,7 @@ does its negation. Of rows, a verdict is two masks: those that are known to pass
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, final
 
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._kinds import is_array, is_tensor
@@ -37,7 +37,7 @@ class Judge(Protocol):
 
 @final
 class Gate:
-    """A question about an answer. Gates compose with `&`, `|` and `~`.
+    """A question about an answer. Gates compose with `&`, `|` and `~`; `and`, `or` and `not` raise.
 
     Called with an answer it says whether all of it passes; `mask` says it for each row. What a gate cannot know (whether
     NaN is in a range) does not pass, and does not pass the opposite of that gate either. Of two, the cheaper one is asked
@@ -143,6 +143,14 @@ class Gate:
     def __invert__(self) -> Gate:
         composed = " & " in self.name or " | " in self.name
         return gate_of(_Not(self), f"~({self.name})" if composed else f"~{self.name}")
+
+    def __bool__(self) -> NoReturn:
+        raise ConfigurationError(
+            f"bool({self.name})",
+            self,
+            "an answer to judge, as in gate(answer)",
+            hint="compose gates by & | ~; `and`, `or` and `not` would drop one of them",
+        )
 
     def _tight(self) -> str:
         return f"({self.name})" if self._loose else self.name

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, final
 
 from mlkit._clock import current
 from mlkit.errors import BulkheadFullError, RateLimitedError
-from mlkit.resilience._locks import fork_safe_lock
+from mlkit.resilience._locks import forget_when_forked, fork_safe_lock
 from mlkit.telemetry import Counter, Sample, register
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ __all__ = ["Limits", "Permit"]
 
 @final
 class Limits:
-    """What a policy counts. Thread-safe; the lock is never held while user code runs.
+    """What a policy counts. Thread-safe; the lock is never held while user code runs. A forked child has no calls in flight.
 
     Args:
         bulkhead: Calls in flight at most, or None.
@@ -30,7 +30,7 @@ class Limits:
 
     def __init__(self, bulkhead: int | None, rate: float | None) -> None:
         self._bulkhead, self._rate = bulkhead, rate
-        self._running = 0
+        self._running, self._era = 0, 0
         self._burst = max(1.0, rate or 1.0)
         self._level, self._filled = self._burst, 0.0
         self._lock = fork_safe_lock()
@@ -40,6 +40,7 @@ class Limits:
         self._gauge: _Abandoned | None = None
         self.works: tuple[Clockwork, Clockwork] | None = None
         """The timers of its attempts and of its hedges, once something async is guarded."""
+        forget_when_forked(self)
 
     def admitted(self, name: str) -> Permit:
         """Admit one call of *name*, to be used as a context manager around it.
@@ -54,16 +55,22 @@ class Limits:
             wait = 0.0 if full else self._wait(now)
             if not full and not wait:
                 self._running += 1
-                return Permit(self)
+                return Permit(self, self._era)
         self.count("rejections", name)
         if full:
             raise BulkheadFullError(name, f"{self._bulkhead} calls are in flight")
         raise RateLimitedError(name, f"more than {self._rate:g} calls a second", retry_after=wait)
 
-    def released(self) -> None:
-        """Take one call out of those in flight."""
+    def released(self, era: int) -> None:
+        """Take one call out of those in flight, unless it began in the parent of this process."""
         with self._lock:
-            self._running -= 1
+            if era == self._era:
+                self._running -= 1
+
+    def forget(self) -> None:
+        """Count nothing of the parent's: neither the calls of its threads nor those that it left behind."""
+        self._running, self.abandoned = 0, 0
+        self._era += 1
 
     def abandon(self, name: str, job: _Left) -> None:
         """Count the thread of *job* among those left behind, until it ends."""
@@ -128,16 +135,17 @@ class _Abandoned:
 class Permit:
     """The place of one call among those in flight. Given back once: at the end of a `with`, or by `release`."""
 
-    __slots__ = ("_limits",)
+    __slots__ = ("_era", "_limits")
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, era: int) -> None:
         self._limits: Limits | None = limits
+        self._era = era
 
     def release(self) -> None:
         """Give the place back."""
         limits, self._limits = self._limits, None
         if limits is not None:
-            limits.released()
+            limits.released(self._era)
 
     def __enter__(self) -> None:
         pass

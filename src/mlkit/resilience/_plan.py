@@ -6,7 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current
-from mlkit.errors import BreakerOpenError, ResultRejectedError
+from mlkit.errors import BreakerOpenError, ConfigurationError, ResultRejectedError
 from mlkit.resilience._ambient import AMBIENT
 from mlkit.resilience._budget import Budget
 from mlkit.resilience._machine import Machine, Rules
@@ -157,6 +157,13 @@ class Plan:
             told = policy.verdict(answer)
             if isinstance(told, Verdict):
                 raise _refused(told, self.name)
+            if told is not None:
+                raise ConfigurationError(
+                    f"Policy(verdict=...) of {self.name}",
+                    told,
+                    "None from it, RETRY, RETRY.after(seconds), FALL or RAISE",
+                    hint="None takes the answer; a bool says nothing here: accept=... takes one",
+                )
 
     def broke_off(self, error: Exception) -> None:
         """Tell the breaker that a stream failed after its opening, which was counted as a success."""

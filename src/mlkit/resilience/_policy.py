@@ -158,7 +158,7 @@ class Policy(Frozen):
 
     Frozen, hashable, equal by its settings, picklable if these are. What it counts (calls in flight, rate, the states of
     its breaker and budget) belongs to this object: everything that it decorates shares it. A pickled policy starts
-    afresh. Thread-safe; one policy may serve threads and event loops at the same time.
+    afresh, and a forked child with no calls in flight. Thread-safe; one policy may serve threads and event loops at the same time.
 
     Args:
         retry: A `Retry`, or a number of attempts in total.

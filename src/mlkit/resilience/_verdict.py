@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit._arguments import seconds
 from mlkit.errors import ConfigurationError, RejectedError
+from mlkit.resilience._kinds import of_tenacity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,9 +140,16 @@ def predicate(where: str, on: object) -> Callable[[Exception], Any]:
 
         kinds = exception_types(where, on)
         return lambda error: isinstance(error, kinds)
-    if callable(on):
+    if callable(on) and not of_tenacity(on, "retry"):
         return on
-    raise ConfigurationError(where, on, "exception types, or a callable of the exception")
+    hint = ""
+    if isinstance(on, (list, set, frozenset)):
+        hint = "write the types as a tuple"
+    elif callable(on):
+        hint = "pass the types, or the function of the exception, that this tenacity object was made of"
+    raise ConfigurationError(
+        where, on, "exception types, or a callable of the exception", hint=hint
+    )
 
 
 def _status_says(error: Exception) -> bool:
