@@ -16,7 +16,7 @@ from mlkit.repro._mersenne import copied, put_back
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Snapshot", "loaded_torch", "prepare", "seed_torch_generator", "take"]
+__all__ = ["Snapshot", "ask_layout", "loaded_torch", "prepare", "seed_torch_generator", "take"]
 
 _MT_WORDS = 624
 # c10's CPUGeneratorImplStateLegacy: seed (u64), left and seeded (2 x i32), next (u64), then the words as u64.
@@ -109,7 +109,9 @@ def take(*, copy: bool = False) -> Snapshot:
     cpu, cuda, waiting = None, (), None
     if torch is not None:
         cpu, waiting = torch.default_generator.get_state(), queued(torch)
-        _fresh_state(torch)  # asked now: the probe's operations must not show in the first of two traces
+        _fresh_state(
+            torch
+        )  # asked now: the probe's operations must not show in the first of two traces
         if torch.cuda.is_initialized():  # is_available() or get_rng_state_all() could start CUDA
             cuda = tuple(generator.get_state() for generator in torch.cuda.default_generators)
     generator = legacy.get_bit_generator()
@@ -175,6 +177,13 @@ def _words(number: int) -> list[int]:
 
 
 _layout: list[bytes | None] = []  # the answer of the probe, once it has been asked
+
+
+def ask_layout(torch: Any) -> bytes | None:
+    """Return a fresh CPU generator state as this torch lays it out, if it is laid out as we write it; asked once."""
+    if not _layout:
+        _layout.append(_probe(torch))
+    return _layout[0]
 
 
 def _torch_state(torch: Any, number: int) -> Any:

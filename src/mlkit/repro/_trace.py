@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mlkit.errors import FingerprintError
 from mlkit.repro._compare import as_array, frozen
-from mlkit.repro._generators import loaded_torch
+from mlkit.repro._generators import ask_layout, loaded_torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,6 +147,9 @@ def tracing(trace: Sink) -> Iterator[None]:
         yield
         trace.finish()
         return
+    ask_layout(
+        torch
+    )  # its operations are not the block's, and only the first use of a generator has them
     from torch.nn.modules import module as hooks
     from torch.utils._python_dispatch import TorchDispatchMode
 
