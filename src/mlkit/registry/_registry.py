@@ -276,7 +276,7 @@ class Registry(Generic[T]):
             except (
                 KeyError,
                 TypeError,
-            ):  # not asked for yet; of what cannot be a name, the slow way has words
+            ):  # new, or no name at all, for which the slow way has words
                 pass
             else:
                 return factory(*args, **kwargs)

@@ -117,9 +117,7 @@ class RowArguments:
                 return [skip]
             first = [name for name, at in self._positions.items() if at == skip]
             found: list[int | str] = [name for name in first if name in kwargs]
-            if (
-                not self._positions and len(kwargs) == 1
-            ):  # a builtin that does not say what it takes
+            if not self._positions and len(kwargs) == 1:  # of a builtin that names no parameters
                 found = [*kwargs]
             if found:
                 return found
@@ -156,9 +154,7 @@ class AskedRows:
         n = rows.n_rows("the batch of a fallback with per_row", given)
         self._pending = np.arange(n)
         self.where: Any = np.full(n, -1)
-        self._out: tuple[Any] | None = (
-            None  # the answers so far, where nothing is open those of every row
-        )
+        self._out: tuple[Any] | None = None  # the answers so far
         self._own = False  # whether `_out` is ours to change
 
     @property

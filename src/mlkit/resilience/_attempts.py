@@ -86,9 +86,7 @@ class Attempts:
         verdict = FALL if retry is None and not self.plan.decides else self._verdict(error)
         if retry is None or not verdict.again:
             if verdict == RAISE:
-                with suppress(
-                    AttributeError
-                ):  # a frozen error cannot be marked: the next tier is asked
+                with suppress(AttributeError):  # a frozen error: the next tier is asked
                     setattr(error, _FINAL, True)
             return self._give_up(error, None, retried=False)
         if self.retrying:

@@ -26,7 +26,7 @@ from mlkit.resilience._machine import (
     entered,
     judged,
 )
-from mlkit.resilience._settings import Frozen
+from mlkit.resilience._settings import Frozen, checked_name, exception_types
 from mlkit.telemetry import Sample, emit, register
 
 if TYPE_CHECKING:
@@ -475,17 +475,6 @@ class Breaker:
         return f"<Breaker {self.name}: {self.state}>"
 
 
-def exception_types(
-    where: str, value: object, *, base: type[BaseException] = Exception
-) -> tuple[type[Any], ...]:
-    """Return *value*, an exception type or a tuple of them, as a tuple."""
-    kinds = value if isinstance(value, tuple) else (value,)
-    for kind in kinds:
-        if not (isinstance(kind, type) and issubclass(kind, base)):
-            raise ConfigurationError(where, kind, f"subclasses of {base.__name__}")
-    return kinds
-
-
 def checked_storage(value: object, name: str | None) -> BreakerStorage | None:
     """Return *value* if it is a storage for a breaker of that name, or None."""
     if value is None:
@@ -499,13 +488,6 @@ def checked_storage(value: object, name: str | None) -> BreakerStorage | None:
             "Breaker(name=...)", name, "a name, by which breakers of one storage are the same"
         )
     return value
-
-
-def checked_name(where: str, value: object) -> str | None:
-    """Return *value* if it is a name or None."""
-    if value is None or (isinstance(value, str) and value):
-        return value
-    raise ConfigurationError(where, value, "a name, or None")
 
 
 def _rebuild(settings: dict[str, Any]) -> Breaker:

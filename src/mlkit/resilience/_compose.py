@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from mlkit._arguments import one_of
 from mlkit.errors import ConfigurationError
-from mlkit.resilience._breaker import checked_name
 from mlkit.resilience._fallback import Fallback
-from mlkit.resilience._settings import MODES
+from mlkit.resilience._settings import MODES, checked_name
 from mlkit.resilience._tiers import Tier, tier
 
 if TYPE_CHECKING:

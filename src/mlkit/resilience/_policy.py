@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final
 from mlkit._arguments import number, one_of, seconds, whole
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._backoff import Backoff, Stop, backoff_of, full_jitter, stop_of
-from mlkit.resilience._breaker import Breaker, checked_name
+from mlkit.resilience._breaker import Breaker
 from mlkit.resilience._budget import Budget
 from mlkit.resilience._limits import Limits
-from mlkit.resilience._settings import MODES, Frozen
+from mlkit.resilience._settings import MODES, Frozen, checked_name
 from mlkit.resilience._threads import Threaded
 from mlkit.resilience._verdict import predicate, transient
 
@@ -158,7 +158,8 @@ class Policy(Frozen):
 
     Frozen, hashable, equal by its settings, picklable if these are. What it counts (calls in flight, rate, the states of
     its breaker and budget) belongs to this object: everything that it decorates shares it. A pickled policy starts
-    afresh, and a forked child with no calls in flight. Thread-safe; one policy may serve threads and event loops at the same time.
+    afresh, and a forked child with no calls in flight. Thread-safe; one policy may serve threads and event loops at the
+    same time.
 
     Args:
         retry: A `Retry`, or a number of attempts in total.

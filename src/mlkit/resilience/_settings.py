@@ -1,13 +1,15 @@
-"""Values that hold settings: frozen, equal and hashed by their fields."""
+"""Values that hold settings: frozen, equal and hashed by their fields; and what several of them check alike."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mlkit.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["MODES", "Frozen"]
+__all__ = ["MODES", "Frozen", "checked_name", "exception_types"]
 
 MODES = ("open", "buffer")
 """When the tier of a stream, or the end of its opening, is decided: at the first item, or at the last."""
@@ -50,6 +52,24 @@ class Frozen:
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self._fields().items())
         return f"{type(self).__name__}({shown})"
+
+
+def exception_types(
+    where: str, value: object, *, base: type[BaseException] = Exception
+) -> tuple[type[Any], ...]:
+    """Return *value*, an exception type or a tuple of them, as a tuple."""
+    kinds = value if isinstance(value, tuple) else (value,)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, base)):
+            raise ConfigurationError(where, kind, f"subclasses of {base.__name__}")
+    return kinds
+
+
+def checked_name(where: str, value: object) -> str | None:
+    """Return *value* if it is a name or None."""
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise ConfigurationError(where, value, "a name, or None")
 
 
 def _rebuild(kind: type[Frozen], fields: dict[str, Any]) -> Frozen:

@@ -14,10 +14,11 @@ from mlkit.resilience._bind import (
     name_of,
     plan_of,
 )
-from mlkit.resilience._breaker import Breaker, checked_name
+from mlkit.resilience._breaker import Breaker
 from mlkit.resilience._gates import Gate
 from mlkit.resilience._policy import Policy
 from mlkit.resilience._rows import copied
+from mlkit.resilience._settings import checked_name
 from mlkit.resilience._store import Store
 
 if TYPE_CHECKING:

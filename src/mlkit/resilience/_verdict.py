@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mlkit._arguments import seconds
 from mlkit.errors import ConfigurationError, RejectedError
 from mlkit.resilience._kinds import of_tenacity
+from mlkit.resilience._settings import exception_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,8 +137,6 @@ def pushback(error: Exception) -> float | None:
 def predicate(where: str, on: object) -> Callable[[Exception], Any]:
     """Return *on* as a callable of the exception: exception types, or such a callable."""
     if isinstance(on, (type, tuple)):
-        from mlkit.resilience._breaker import exception_types
-
         kinds = exception_types(where, on)
         return lambda error: isinstance(error, kinds)
     if callable(on) and not of_tenacity(on, "retry"):

@@ -141,9 +141,7 @@ class Walk:
         """Take the answer of the tier that was called."""
         try:
             rejected = self._asked.take(self.at, self.tier, answer)
-        except (
-            Exception
-        ) as error:  # a gate that breaks passes nothing; rows that do not fit are no answer
+        except Exception as error:  # a gate that breaks, or rows that do not fit: no answer
             if self.failed(error):
                 raise
         else:
