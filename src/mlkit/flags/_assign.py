@@ -95,7 +95,7 @@ class Assignment(Generic[T]):
         held = np.empty(len(known), dtype=object)
         for index, value in enumerate(known):  # one by one: NumPy would look into a tuple
             held[index] = value
-        made: list[V] = held[self.codes].tolist()
+        made: list[V] = held.take(self.codes).tolist()
         return made
 
     def __repr__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import countOf
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mlkit.flags._containers import Arrow, Coded, Numbers, Sequence
@@ -73,10 +74,11 @@ def _of_list(values: list[Any]) -> Column:
     import numpy as np
 
     try:
-        kinds = set(map(type, values))
-        if kinds <= _EXACT and len(kinds) == 1 and values.count(values[0]) == len(values):
+        kind = type(values[0])
+        exact = kind in _EXACT and countOf(map(type, values), kind) == len(values)
+        if exact and values.count(values[0]) == len(values):
             return Column(None, values[:1])
-        keys = values if kinds <= _EXACT and len(kinds) == 1 else list(map(_key, values))
+        keys = values if exact else list(map(_key, values))
         distinct = dict.fromkeys(keys)
         index = dict(zip(distinct, range(len(distinct)), strict=True))
         codes = np.fromiter(map(index.__getitem__, keys), dtype=np.intp, count=len(keys))

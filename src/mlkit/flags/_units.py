@@ -123,8 +123,7 @@ class Units:
         if not units:
             self._take(data, np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.intp))
             return
-        zero = data == 0
-        if np.count_nonzero(zero) != pad * len(units):  # an id has a zero in it
+        if len(data) - np.count_nonzero(data) != pad * len(units):  # an id has a zero in it
             bodies = [unit.encode() for unit in units]
             sizes = np.fromiter(map(len, bodies), dtype=np.intp, count=len(bodies))
             self._take(np.frombuffer(b"".join(bodies), dtype=np.uint8), _starts(sizes), sizes)
@@ -133,12 +132,12 @@ class Units:
         if (
             size
             and len(data) == width * len(units)
-            and all(zero[size + column :: width].all() for column in range(pad))
+            and not any(data[size + column :: width].any() for column in range(pad))
         ):
             self._words = data.view("<u4").reshape(len(units), width // _WORD)
             self._take(data, np.arange(0, len(data), width), np.full(len(units), size))
             return
-        ends = np.flatnonzero(zero)[::pad]
+        ends = np.flatnonzero(data == 0)[::pad]
         starts = np.concatenate([[0], ends[:-1] + pad])
         self._take(data, starts, ends - starts)
 
