@@ -10,7 +10,7 @@ import time
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openfeature import api
 from openfeature.contrib.provider.ofrep import OFREPProvider
@@ -333,14 +333,16 @@ def test_a_large_body_is_not_read_to_its_end():
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
 def test_other_methods_are_refused(method):
     application = app(Flags.from_dict(DOCUMENT))
+    status, answer, headers = request(application, ALL, method=method)
+    assert (status, headers["allow"], headers["content-type"]) == (405, "POST", "application/json")
+    assert answer == {"errorDetails": "this path answers POST only"}
 
-    async def send():
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(application), base_url="http://test"
-        ) as client:
-            return await client.request(method, ALL)
 
-    assert asyncio.run(send()).status_code == 405
+@pytest.mark.parametrize("path", ["/", "/ofrep/v1", "/ofrep/v2/evaluate/flags", ALL + "x"])
+def test_a_path_that_is_not_there_is_told_in_json(path):
+    status, answer, headers = request(app(Flags.from_dict(DOCUMENT)), path)
+    assert (status, headers["content-type"]) == (404, "application/json")
+    assert answer == {"errorDetails": "there is nothing at this path"}
 
 
 def test_raw_rubbish_leaves_the_server_alive(serve, url):
@@ -453,6 +455,7 @@ def test_no_key_and_no_context_raises(key, context):
         ),
     )
 )
+@settings(max_examples=20)
 def test_no_body_gets_another_status(body):
     for path in (ALL, ONE.format("plan")):
         status, answer, _ = request(SERVED, path, body)

@@ -124,7 +124,9 @@ def app(
     one.path_regex = re.compile(one.path_regex.pattern, re.DOTALL)
     about = routing.Route("/ofrep/v1/configuration", server.configuration, methods=["GET"])
     every = routing.Route(place, server.answer_all, methods=["POST"])
-    made: Starlette = applications.Starlette(routes=[every, one, about])
+    made: Starlette = applications.Starlette(
+        routes=[every, one, about], exception_handlers={404: _nothing_there, 405: _nothing_there}
+    )
     return made
 
 
@@ -251,6 +253,22 @@ class _Server:
         if not allowed:
             header = {"WWW-Authenticate": "Bearer"}
             raise _RefusedError(401, None, "a valid token is needed", header)
+
+
+async def _nothing_there(request: Request, error: Exception) -> Response:
+    """Answer a path or a method that there is not, with JSON as everywhere."""
+    from starlette.exceptions import HTTPException
+
+    del request  # what it asked for is not repeated to it
+    status, headers, details = 404, {}, "there is nothing at this path"
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        status, headers = 405, dict(error.headers or {})
+        details = f"this path answers {headers.get('Allow', 'another method')} only"
+
+    async def reply() -> _Reply:
+        raise _RefusedError(status, None, details, headers)
+
+    return await _send(reply, {})
 
 
 def _tagged(request: Request, answer: dict[str, Any]) -> _Reply:
