@@ -151,6 +151,24 @@ def test_a_nested_failure_restores_each_level():
     assert rng_state() == before
 
 
+def test_an_interrupt_while_the_generators_are_put_back(monkeypatch):
+    """Ctrl-C is pressed again, in the middle of it."""
+    before, impatient = rng_state(), [KeyboardInterrupt()]
+    setstate = random.setstate
+
+    def interrupted(state):
+        if impatient:
+            raise impatient.pop()
+        setstate(state)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patch.setattr(random, "setstate", interrupted)
+        with isolated(3):
+            seed_by_hand(5)
+    assert not impatient
+    assert rng_state() == before
+
+
 class TwoDevices:
     """Stands for a CUDA that has started with two devices."""
 

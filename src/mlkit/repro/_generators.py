@@ -199,11 +199,11 @@ def _torch_state(torch: Any, number: int) -> Any:
     import numpy as np
 
     stretched = shake_256(number.to_bytes(16, "little")).digest(4 * _MT_WORDS)
-    words = np.frombuffer(stretched, dtype="<u4").astype("<u8")
-    words[0] |= 0x80000000  # a Mersenne Twister state must not be all zero
     state = bytearray(fresh)
     state[_TORCH_SEED] = (number % 2**64).to_bytes(8, "little")
-    state[_TORCH_WORDS] = words.tobytes()
+    words = np.frombuffer(state, "<u8", _MT_WORDS, _TORCH_WORDS.start)
+    words[:] = np.frombuffer(stretched, "<u4")
+    words[0] |= 0x80000000  # a Mersenne Twister state must not be all zero
     return torch.frombuffer(state, dtype=torch.uint8)
 
 

@@ -58,6 +58,9 @@ class Keyed(Generic[_T_co]):
     So are generators that the dataset holds when it is wrapped (`self.rng = numpy.random.default_rng()`), in its
     attributes or in those of its transforms; these keep the state that the item leaves.
 
+    Give the loader a generator of its own (`generator=torch.Generator()`). Without one, each pass draws a number from
+    torch's global generator, so that a restart in the middle of an epoch shifts what dropout draws.
+
     Args:
         dataset: Anything with `__getitem__(index)` and `__len__()`.
         seeds: The seeds of the draws, or the root of some.

@@ -160,7 +160,12 @@ class isolated:  # noqa: N801 - reads as the statement it is: `with isolated(7):
         trace: TracebackType | None,
         /,
     ) -> None:
-        self._taken.pop().restore()
+        before = self._taken.pop()
+        try:
+            before.restore()
+        except BaseException:  # interrupted half-way: what is left is put back first
+            before.restore()
+            raise
 
     def __call__(self, function: Callable[_P, _T], /) -> Callable[_P, _T]:
         """Return *function* such that each call runs isolated.
