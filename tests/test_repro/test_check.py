@@ -288,3 +288,27 @@ def test_mappings_of_tensors():
         )
         is None
     )
+
+
+def test_a_check_takes_constant_memory():
+    import tracemalloc
+
+    rows = torch.zeros(4)
+
+    def peak(n):
+        def fn():
+            own = rows.clone()
+            for _ in range(n):
+                own.add_(1)
+            return own
+
+        tracemalloc.start()
+        assert check(fn) is None
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    peak(10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlkit.repro._trace._IN_MEMORY", 4096)  # so that few operations are many
+        assert peak(2000) < 2 * peak(400)

@@ -15,7 +15,7 @@ from mlkit.telemetry import emit
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from mlkit.repro._trace import Mismatch, Trace
+    from mlkit.repro._trace import Mismatch, Steps, Trace
     from mlkit.repro._vary import Change
 
 __all__ = ["check"]
@@ -84,24 +84,37 @@ def _found(
 ) -> Divergence | None:
     from mlkit.repro._vary import listed_backwards, other_threads, unchanged, workers
 
-    first = _Reference.of(fn, args, unchanged)
-    for run in range(1, count):
-        if (found := first.differs(unchanged, run)) is not None:
-            return found
-    for run, name in enumerate(variations, count):
-        if name == "hashseed":
-            from mlkit.repro._apart import hash_seeds_differ
+    changes: list[Change] = [unchanged] * (count - 1)
+    changes += [
+        listed_backwards if name == "order" else other_threads
+        for name in variations
+        if name in _HERE
+    ]
+    found = _first_difference(fn, args, unchanged, changes)
+    if found is None and "workers" in variations:
+        found = _first_difference(fn, args, workers(0), [workers(2)])
+    if found is None and "hashseed" in variations:
+        from mlkit.repro._apart import hash_seeds_differ
 
-            found = hash_seeds_differ(fn, args)
-            found = None if found is None else found._replace(run=run)
-        elif name == "workers":
-            found = _Reference.of(fn, args, workers(0)).differs(workers(2), run)
-        else:
-            change = other_threads if name == "threads" else listed_backwards
-            found = first.differs(change, run)
-        if found is not None:
-            return found
-    return None
+        found = hash_seeds_differ(fn, args)
+    return found
+
+
+_HERE = ("threads", "order")  # can be changed for a run that is compared with the first
+
+
+def _first_difference(
+    fn: Callable[..., Any], args: Any, change: Change, others: Iterable[Change]
+) -> Divergence | None:
+    """Run it once with one change, and return where a run with one of the others first differs."""
+    from contextlib import closing
+
+    from mlkit.repro._trace import Steps
+
+    with closing(Steps()) as steps:
+        reference = _Reference.of(fn, args, change, steps)
+        differences = (reference.differs(other, run) for run, other in enumerate(others, 1))
+        return next((found for found in differences if found is not None), None)
 
 
 def _variations(vary: Iterable[str]) -> list[str]:
@@ -124,24 +137,23 @@ class _Reference(NamedTuple):
     fn: Callable[..., Any]
     args: Any
     change: Change
-    trace: Trace
+    steps: Steps
     result: Any
 
     @classmethod
-    def of(cls, fn: Callable[..., Any], args: Any, change: Change) -> _Reference:
+    def of(cls, fn: Callable[..., Any], args: Any, change: Change, steps: Steps) -> _Reference:
         from mlkit.repro._compare import frozen
         from mlkit.repro._trace import Trace
 
-        trace = Trace()
-        result, _ = _run(fn, args, trace, change)
-        return cls(fn, args, change, trace, frozen(result))
+        result, _ = _run(fn, args, Trace(steps), change)
+        return cls(fn, args, change, steps, frozen(result))
 
     def differs(self, change: Change, run: int) -> Divergence | None:
         """Run it once more, with something changed, and return the first difference."""
         from mlkit.repro._compare import results_differ
         from mlkit.repro._trace import Trace
 
-        trace = Trace(self.trace.steps)
+        trace = Trace(reference=self.steps)
         result, setting = _run(self.fn, self.args, trace, change)
         if trace.mismatch is not None:
             return self._of_operation(trace.mismatch, run, setting)
@@ -171,7 +183,7 @@ class _Reference(NamedTuple):
             difference = Difference("$", f"{expected.kind} became {got.kind}")
         for _ in range(_TRIES if difference is None else 0):
             # Only digests of the first run were kept; one more run has the values, if it behaves like the first.
-            again = Trace([], keep=mismatch.call)
+            again = Trace(reference=(), keep=mismatch.call)
             _run(self.fn, self.args, again, self.change)
             difference = results_differ(again.kept, mismatch.values)
             if difference is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from functools import cache
+from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mlkit.errors import FingerprintError
@@ -15,13 +16,14 @@ from mlkit.repro._compare import as_array, frozen
 from mlkit.repro._generators import ask_layout, loaded_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
     "Mismatch",
     "Operation",
     "Sink",
     "Step",
+    "Steps",
     "Trace",
     "hasher",
     "kind_of",
@@ -72,19 +74,58 @@ class Sink(Protocol):
         """Take note that the block ended without an error."""
 
 
+class Steps:
+    """The steps of one run, written once and read any number of times, in bounded memory.
+
+    What steps have alike (operation, module, dtypes, shapes) is kept once; the digests go to a file once they are many.
+    """
+
+    def __init__(self) -> None:
+        from tempfile import SpooledTemporaryFile
+
+        self._file: Any = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed by close()
+        self._heads: dict[tuple[Any, ...], int] = {}
+
+    def append(self, step: tuple[Any, ...]) -> None:
+        """Add a step at the end."""
+        head, content = step[:-1], step[-1]
+        number = self._heads.setdefault(head, len(self._heads))
+        self._file.write(_RECORD.pack(number, len(content)) + content)
+
+    def __iter__(self) -> Iterator[Step]:
+        """Return the steps in order, while nobody else reads or writes them."""
+        heads = list(self._heads)
+        self._file.seek(0)
+        while record := self._file.read(_RECORD.size):
+            number, size = _RECORD.unpack(record)
+            yield Step._make((*heads[number], self._file.read(size)))
+
+    def close(self) -> None:
+        """Remove the file, if there is one."""
+        self._file.close()
+
+
+_IN_MEMORY = 2**20  # bytes
+_RECORD = Struct("<II")
+
+
 class Trace:
     """The steps of one call.
 
     Args:
+        steps: Where they are written; None compares them.
         reference: The steps to compare with, as they come.
         keep: The number of the step whose values are kept.
     """
 
-    def __init__(self, reference: list[Step] | None = None, keep: int | None = None) -> None:
-        self.steps: list[Step] = []
+    def __init__(
+        self, steps: Steps | None = None, *, reference: Iterable[Step] = (), keep: int | None = None
+    ) -> None:
+        self._steps = steps
         self.mismatch: Mismatch | None = None
         self.kept: Any = None
-        self._reference, self._keep = reference, keep
+        self._expected = iter(reference)
+        self._keep = keep
         self._count = 0
         self._paused = False
         self._content = hasher()
@@ -123,19 +164,19 @@ class Trace:
             self.kept = frozen(values)
         if self.mismatch is not None:
             return
-        if self._reference is None:
-            self.steps.append(Step._make(step))
+        if self._steps is not None:
+            self._steps.append(step)
             return
-        expected = self._reference[call] if call < len(self._reference) else None
+        expected = next(self._expected, None)
         if step != expected:
             self.mismatch = Mismatch(call, expected, Step._make(step), frozen(values), users_line())
 
     def finish(self) -> None:
         """Take note that the call is over: it may have stopped short of the reference."""
-        if self._reference is None or self.mismatch is not None:
+        if self._steps is not None or self.mismatch is not None:
             return
-        if self._count < len(self._reference):
-            expected = self._reference[self._count]
+        expected = next(self._expected, None)
+        if expected is not None:
             self.mismatch = Mismatch(self._count, expected, None, None, "")
 
 
