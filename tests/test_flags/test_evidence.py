@@ -6,7 +6,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlkit.flags import ErrorRate, Flags, Guard, Latency, Mean
@@ -108,13 +108,14 @@ def test_metrics_of_one_name_have_figures_of_their_own():
             st.tuples(
                 st.booleans(), st.booleans(), st.none() | st.integers(0, 12), st.floats(0, 1)
             ),
-            max_size=25,
+            max_size=15,
         ),
         min_size=1,
-        max_size=4,
+        max_size=3,
     ),
     begun=st.sampled_from([0, 990]),
 )
+@settings(max_examples=25)
 def test_states_put_together_are_worth_what_they_were(crowd, begun):
     guard = Guard(ErrorRate(max_ratio=1.5), ErrorRate(max_rate=0.1), Mean("score", max_drop=0.1))
     states = []

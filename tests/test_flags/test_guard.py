@@ -7,7 +7,7 @@ import random
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlkit.errors import ConfigurationError
@@ -46,7 +46,7 @@ def test_a_unit_that_fails_again_and_again_is_one_failure():
     assert rollout.status == "rolled_back"
 
 
-def recurring(rng, n_units=60, n=1_500):
+def recurring(rng, n_units=60, n=1_000):
     """Requests of few units: some make most of them, some always fail; candidate and incumbent are the same."""
     weights = [1.0 / (rank + 1) for rank in range(n_units)]
     rates = [rng.betavariate(0.2, 1.0) for _ in range(n_units)]
@@ -96,7 +96,7 @@ def test_several_metrics_of_units_that_come_back_share_the_alpha():
 def test_a_better_candidate_is_never_worse_for_coming_later():
     """A candidate that postpones failures leaves more units that can still fail; that is nothing against it."""
     rng, alarms = random.Random("postponed"), 0
-    for run in range(20):
+    for run in range(12):
         model, rollout = started(Guard(ErrorRate(max_ratio=1.0), alpha=0.1), seed=f"later {run}")
         side = [model.details(unit).variant for unit in range(200)]
         for n in range(2_000):
@@ -104,10 +104,10 @@ def test_a_better_candidate_is_never_worse_for_coming_later():
             rate = 0.0 if side[unit] == "v2" and n < 900 else 0.02
             rollout.observe(side[unit], ok=rng.random() >= rate, unit=unit)
         alarms += rollout.status == "rolled_back"
-    assert alarms <= 5  # of 20; at alpha = 0.1 more have a probability of 1 %
+    assert alarms <= 4  # at alpha = 0.1 more have a probability below 1 %
 
 
-@pytest.mark.parametrize(("factor", "runs", "within"), [(5.0, 9, 150), (2.0, 5, 750)])
+@pytest.mark.parametrize(("factor", "runs", "within"), [(5.0, 9, 150), (2.0, 3, 750)])
 def test_a_fault_is_found_within_the_promised_canary_requests(factor, runs, within):
     """10 % of the units, 2 % errors; `python -m benchmarks.flags_guard` is the same 2,000 times."""
     rng, found = random.Random(f"fault {factor}"), []
@@ -128,7 +128,7 @@ def test_a_fault_is_found_within_the_promised_canary_requests(factor, runs, with
 # --- metrics -------------------------------------------------------------------------------------------------------
 
 
-def fed(guard, make, *, n=4_000, share=0.3):
+def fed(guard, make, *, n=2_500, share=0.3):
     """Return after how many requests the guard rolls back."""
     _, rollout = started(guard, share)
     rng = random.Random("fed")
@@ -269,6 +269,7 @@ def observe_all(rollout, seen):
 
 
 @given(one=observations, two=observations)
+@settings(max_examples=25)
 def test_merged_evidence_is_that_of_one_process(one, two):
     """In any order, and however often; units that both saw count once."""
     _, first = started(SEVERAL)

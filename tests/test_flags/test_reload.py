@@ -712,10 +712,10 @@ def test_readers_see_a_reload_entirely_or_not_at_all(path):
             threads = [threading.Thread(target=read) for _ in range(4)]
             for thread in threads:
                 thread.start()
-            for n in range(1, 60):
+            for n in range(1, 30):
                 replace(path, document(n))
                 time.sleep(0.004)
-            until(lambda: 59 in n_seen)
+            until(lambda: 29 in n_seen)
             done.set()
             for thread in threads:
                 thread.join()

@@ -14,6 +14,7 @@ part of the alpha (a union bound: the windows know different things, so their e-
 from __future__ import annotations
 
 import math
+from operator import mul
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit.flags._question import Bet, Split
@@ -31,6 +32,7 @@ _FIRST = 1_000  # requests of the first recent window; each is longer by half
 _GROWTH = 1.5
 _LONGEST = 1_000_000
 _MAX_BETS = 20_000  # a window and metric, so that memory has a bound
+_MAX_GAINS = 64
 
 
 def window_at(n_requests: int) -> tuple[int, int, int]:
@@ -50,7 +52,7 @@ def window_at(n_requests: int) -> tuple[int, int, int]:
 class _Window:
     """The bets of one metric since some request."""
 
-    __slots__ = ("_keep", "logs", "loose", "mine", "others", "question", "settled")
+    __slots__ = ("_gains", "_keep", "logs", "loose", "mine", "others", "question", "settled")
 
     def __init__(self, question: Question, length: float) -> None:
         self.question = question
@@ -59,6 +61,7 @@ class _Window:
         self.mine: dict[int, Bet] = {}
         self.loose: dict[Bet, int] = {}  # of requests without a unit
         self.others: dict[str, dict[Bet, int]] = {}
+        self._gains: dict[Bet, tuple[float, ...]] = {}
         keep = min(1.0, _MAX_BETS / length) if question.thinned and math.isfinite(length) else 1.0
         self._keep = keep * 2.0**32
 
@@ -99,13 +102,9 @@ class _Window:
 
     def log_e(self) -> float:
         """Return the logarithm of the e-value."""
-        top = max(self.logs)
-        return top + math.log(
-            sum(
-                weight * math.exp(log - top)
-                for weight, log in zip(self.question.weights, self.logs, strict=True)
-            )
-        )
+        top, exp = max(self.logs), math.exp
+        worth = [exp(log - top) for log in self.logs]
+        return top + math.log(sum(map(mul, self.question.weights, worth)))
 
     def _settle(self, unit: int, bet: Bet) -> bool:
         settled = self.settled
@@ -117,7 +116,13 @@ class _Window:
 
     def _count(self, bet: Bet, n: int) -> None:
         if n:
-            gains = self.question.gains(bet)
+            gains = self._gains.get(bet)
+            if gains is None:
+                gains = self.question.gains(bet)
+                if (
+                    len(self._gains) < _MAX_GAINS
+                ):  # few bets come again and again, those on figures do not
+                    self._gains[bet] = gains
             self.logs = [log + n * gain for log, gain in zip(self.logs, gains, strict=True)]
 
 
