@@ -16,7 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlkit.errors import ConfigurationError, RunNotFoundError, TrackingWarning
+from mlkit.errors import (
+    ConfigurationError,
+    RunNotFoundError,
+    SinkRejectedError,
+    TrackingWarning,
+)
 from mlkit.testing import record_events, virtual_time
 from mlkit.tracking import Delivery, JsonlSink, read, start_run, sync
 
@@ -400,3 +405,38 @@ def test_a_line_that_a_killed_sink_did_not_finish_is_dropped(tmp_path):
     next(run.dir.glob("sinks/*/cursor.json")).unlink()
     sync(run.dir, sinks=[sink.uri])
     assert len(lines(tmp_path / "out", run)) == records
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_nobody_waits_for_a_backend_that_refuses_the_run_for_good(tmp_path, memory_sink, nested):
+    class Refusing(memory_sink):
+        def open(self, run):
+            raise SinkRejectedError("the experiment was deleted")
+
+    good, bad = memory_sink("memory:good"), Refusing("memory:bad")
+    start = time.monotonic()
+    with start_run("x", root=tmp_path, sinks=[good, bad], shipper="thread") as run:
+        run.log_metric("loss", 1)
+        inner = run.child("inner") if nested else None
+        delivery = run.flush(timeout=30)  # the run goes on, so its shipper does, too
+        assert delivery.sinks["memory:bad"][:4] == (2 + nested, 0, 2 + nested, 0)
+        assert "deleted" in delivery.reason
+        if inner:
+            inner.close()
+        run.close(timeout=30)
+    assert time.monotonic() - start < 10
+    assert len(good.held) == 3
+
+
+def test_who_resumes_a_run_that_was_refused_waits_for_the_new_attempt(tmp_path, memory_sink):
+    class Refusing(memory_sink):
+        def open(self, run):
+            raise SinkRejectedError("the experiment was deleted")
+
+    run = start_run("x", root=tmp_path, sinks=[Refusing()], shipper="thread")
+    assert run.close(timeout=30).pending == 2
+    (marker,) = run.dir.glob("sinks/*/given_up")
+    good = memory_sink()
+    with start_run("x", root=tmp_path, resume=run.id, sinks=[good], shipper="thread") as again:
+        assert not marker.exists()
+        assert again.flush(timeout=30).delivered == 3

@@ -24,6 +24,7 @@ _COMMANDS = {
     "models": "list, show, promote, roll back, verify and export versions of models",
     "registry": "look into a registry, and check specs without building them",
     "repro": "say what threatens results, what a run was made of, what changed; run it again",
+    "tracking": "say where recorded runs stand, deliver what is left of them, and show one",
 }
 
 

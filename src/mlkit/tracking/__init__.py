@@ -14,6 +14,7 @@ from mlkit.tracking._run import Run
 from mlkit.tracking._shipper import sync
 from mlkit.tracking._sink import JsonlSink, Sink
 from mlkit.tracking._start import start_run
+from mlkit.tracking._status import RunStatus, find_runs, status
 
 __all__ = [
     "Delivery",
@@ -23,8 +24,11 @@ __all__ = [
     "Run",
     "RunData",
     "RunInfo",
+    "RunStatus",
     "Sink",
+    "find_runs",
     "read",
     "start_run",
+    "status",
     "sync",
 ]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Cursor", "Delivery", "caught_up", "delivery_of", "merged", "shortfall"]
+__all__ = ["Cursor", "Delivery", "delivery_of", "given_up", "merged", "settled", "shortfall"]
 
 
 class Delivery(NamedTuple):
@@ -141,8 +141,13 @@ def merged(each: Mapping[str, Delivery], *, worst: bool) -> Delivery:
     )
 
 
-def caught_up(root: Folder, keys: Sequence[str], own: Path | None) -> bool:
-    """Return whether every sink is past all that is written to a run and to those nested in it.
+def given_up(folder: Folder, key: str) -> Path:
+    """Return the file that is there when a sink's lane has ended with work left, until another takes it up."""
+    return folder.sinks / key / "given_up"
+
+
+def settled(root: Folder, keys: Sequence[str], own: Path | None) -> bool:
+    """Return whether waiting is no use: every sink has, or has given up, what is written to a run and those in it.
 
     Args:
         root: The run.
@@ -156,12 +161,15 @@ def caught_up(root: Folder, keys: Sequence[str], own: Path | None) -> bool:
         except FileNotFoundError:
             size = 0
         for key in keys:
-            if not size or Cursor(root.sinks / key).done(own.name) < size:
+            behind = not size or Cursor(root.sinks / key).done(own.name) < size
+            if behind and not given_up(root, key).exists():
                 return False
     return not any(
         count_from(path, cursor.done(path.name))
         for folder in root.family()
-        for cursor in [Cursor(folder.sinks / key) for key in keys]
+        for key in keys
+        if not given_up(folder, key).exists()
+        for cursor in [Cursor(folder.sinks / key)]
         for path in folder.writers()
     )
 

@@ -5,7 +5,8 @@ runs/20261123-063012-1f2e3d4c/
 ├── run.json                    what is known from the start: id, experiment, name, parent, sinks
 ├── journal/<time>-<pid>-<nonce>.mkj    one file per writing process, which holds a lock on it while it lives
 ├── artifacts/<sha256>          contents, each once
-├── sinks/<sink>/cursor.json    how far each sink has come, and dead.jsonl with what it refused, and a lock
+├── sinks/<sink>/cursor.json    how far each sink has come, and dead.jsonl with what it refused, a lock,
+│                               and given_up while nobody works on it
 ├── children/<id>/              nested runs, in the same form
 └── shipper.log                 what the shipper process had to say
 ```

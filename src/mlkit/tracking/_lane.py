@@ -13,7 +13,7 @@ from mlkit import telemetry
 from mlkit._clock import current
 from mlkit._suggest import clip
 from mlkit.errors import SinkUnavailableError
-from mlkit.tracking._delivery import Cursor
+from mlkit.tracking._delivery import Cursor, given_up
 from mlkit.tracking._records import Record, Tail
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Lane:
         self.folder, self.key = folder, key
         self._make, self._once, self._patience = make, once, patience
         self._place = folder.sinks / key
+        self._given_up = given_up(folder, key)
         self._wake = threading.Condition()
         self._stopped = False
         self._down_since: float | None = None
@@ -89,12 +90,14 @@ class Lane:
             telemetry.emit("tracking.shipper.failed", self.key, error=type(error).__name__)
 
     def _run_alone(self) -> None:
+        self._given_up.unlink(missing_ok=True)
         try:
             self._deliver_all()
         except _GivenUpError:
-            pass
+            self._tell_waiting()
         except Exception as error:  # noqa: BLE001 - the backend refuses the run: say so where people look
             self._note(error)
+            self._tell_waiting()
         finally:
             if self._sink is not None:
                 self._sink.close()
@@ -204,6 +207,10 @@ class Lane:
         waited = now - self._down_since
         if waited >= self._patience and (self._once or not self.folder.alive()):
             raise _GivenUpError
+
+    def _tell_waiting(self) -> None:
+        """Tell those who wait for the sink that nobody works on it any more; whoever comes next takes it back."""
+        self._given_up.touch()
 
     def _note(self, error: BaseException) -> None:
         self._cursor.error = clip(f"{type(error).__name__}: {error}", 300)

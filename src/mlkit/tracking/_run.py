@@ -11,7 +11,7 @@ from mlkit._clock import current
 from mlkit.errors import ConfigurationError, RunClosedError, TrackingWarning
 from mlkit.telemetry import emit
 from mlkit.tracking import _frames
-from mlkit.tracking._delivery import Delivery, caught_up, delivery_of, merged, shortfall
+from mlkit.tracking._delivery import Delivery, delivery_of, merged, settled, shortfall
 from mlkit.tracking._folder import new_folder, unwritable
 from mlkit.tracking._journal import Journal
 from mlkit.tracking._read import read
@@ -294,7 +294,7 @@ class Run:
         if not self._journal.closed and self._durability != "process":
             self._journal.sync()
         pause = 0.005
-        while not caught_up(self._folder, self._keys, self._journal.path):
+        while not settled(self._folder, self._keys, self._journal.path):
             if current().monotonic() >= deadline or self._shipper.why_idle():
                 break
             current().sleep(min(pause, max(0.0, deadline - current().monotonic())))

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from mlkit._arguments import one_of
 from mlkit.errors import ConfigurationError
+from mlkit.tracking._delivery import given_up
 from mlkit.tracking._folder import Folder, find_run, new_folder
 from mlkit.tracking._read import read
 from mlkit.tracking._run import Run
 from mlkit.tracking._shipper import NoShipper, ProcessShipper, ThreadShipper
-from mlkit.tracking._sink import make_sinks, maker
+from mlkit.tracking._sink import make_sinks, maker, sink_key
 from mlkit.tracking._values import as_tags, check_key
 
 if TYPE_CHECKING:
@@ -101,6 +102,9 @@ def start_run(
     if resume is not None:
         run._journal.params.update(read(folder.path).params)  # noqa: SLF001 - the other half of the class
     run._start(checked)  # noqa: SLF001 - as above
+    for one in folder.family():
+        for uri in uris:  # those who come now try again
+            given_up(one, sink_key(uri)).unlink(missing_ok=True)
     if chosen is process:
         process.start()
     elif chosen is threads:
