@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import statistics
 import tempfile
 import time
 from functools import partial
@@ -39,6 +40,7 @@ def run(bench: Bench) -> None:
         close()
         _assign(bench, flags, 5_000 if bench.quick else 100_000)
         _load(bench, 300 if bench.quick else 10_000)
+        _rollback(bench, 300 if bench.quick else 10_000)
     finally:
         logging.disable(logging.NOTSET)
     bench.note(
@@ -177,7 +179,8 @@ def _assign(bench: Bench, flags: Flags, n: int) -> None:
 
     contenders: dict[str, Callable[[], object]] = {
         "mmh3 in a loop, by hand": bare,
-        "mlkit assign": lambda: sum(flag.assign(units, plan=plans).values),
+        "mlkit assign": lambda: flag.assign(units, plan=plans).counts()["on"],
+        "mlkit assign, values as a list": lambda: sum(flag.assign(units, plan=plans).values),
         "mlkit in a loop": lambda: sum([flag(unit, plan="pro") for unit in units]),
     }
     work = f"assign {n} ids"
@@ -240,6 +243,36 @@ def _load(bench: Bench, n: int) -> None:
     bench.compare(
         work, again, baseline="json.loads", unit="ms", calls=2, rounds=3 if bench.quick else 15
     )
+
+
+def _rollback(bench: Bench, n: int) -> None:
+    """Time the end of a rollout: a fresh one for each round, as it can be taken back only once."""
+    from benchmarks.harness import Row
+
+    document = {f"flag-{i}": _flag_of_many(i) for i in range(n)}
+    ranker = {"state": "ENABLED", "variants": {"v1": "m:/1", "v2": "m:/2"}, "defaultVariant": "v1"}
+    times: dict[str, list[float]] = {"a dict of all flags, copied": [], "mlkit rollback": []}
+    for _ in range(_rounds(bench)):
+        model = Flags.from_dict({"flags": {**document, "ranker": ranker}}).model(
+            "ranker", default="v1"
+        )
+        rollout = model.rollout("v2", steps=[0.5, 1.0])
+        rollout.advance()
+        if set(model.assign(range(100)).counts()) != {"v1", "v2"}:
+            raise RuntimeError("the candidate has no share")
+        for name, work in zip(
+            times, (document.copy, partial(rollout.rollback, "slow")), strict=True
+        ):
+            begin = bench.clock()
+            work()
+            times[name].append(bench.clock() - begin)
+        if model.assign(range(100)).counts() != {"v1": 100}:
+            raise RuntimeError("it was not taken back")
+    baseline, work_name = "a dict of all flags, copied", f"take a rollout back among {n} flags"
+    for name, seconds in times.items():
+        low, middle, high = (each(seconds) * 1e3 for each in (min, statistics.median, max))
+        ratio = middle / (statistics.median(times[baseline]) * 1e3)
+        bench.rows.append(Row(work_name, name, "ms", low, middle, high, baseline, ratio))
 
 
 def _entered(flags: Flags) -> Any:
