@@ -32,9 +32,9 @@ def read(monkeypatch):
     names: list[str] = []
     pieces = hashing._pieces
 
-    def noted(path):
-        names.append(path.name)
-        return pieces(path)
+    def noted(file):
+        names.append(Path(file.name).name)
+        return pieces(file)
 
     monkeypatch.setattr(hashing, "_pieces", noted)
     return names

@@ -10,7 +10,7 @@ from mlkit._optional import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
+    from io import FileIO
 
 __all__ = ["Algorithm", "Hashing", "hashing"]
 
@@ -19,12 +19,12 @@ _PIECE = 1 << 18  # bytes; of a file, at a time
 
 
 class Hashing(NamedTuple):
-    """One hash: of bytes, of pieces of them, of a file's bytes, of plain data."""
+    """One hash: of bytes, of pieces of them, of an open file, of plain data."""
 
     name: str
     of_bytes: Callable[[Any], str]
     of_pieces: Callable[[Iterable[Any]], str]
-    of_file: Callable[[Path], str]
+    of_file: Callable[[FileIO], str]
 
     def of_plain(self, value: object) -> str:
         """Return the hash of the canonical encoding of plain data.
@@ -61,12 +61,10 @@ def hashing(algorithm: Algorithm) -> Hashing:
         algorithm,
         of_bytes=lambda data: of_pieces([data]),
         of_pieces=of_pieces,
-        of_file=lambda path: of_pieces(_pieces(path)),
+        of_file=lambda file: of_pieces(_pieces(file)),
     )
 
 
-def _pieces(path: Path) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(_PIECE))
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            yield buffer[:size]
+def _pieces(file: FileIO) -> Iterator[bytes]:
+    while data := file.read(_PIECE):
+        yield data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from io import FileIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit._digest import digest_bytes
@@ -119,17 +120,15 @@ def _file_content(
     place: str, status: os.stat_result, hashing: Hashing, kept: tuple[str, str] | None
 ) -> str:
     """Return the digest of a file, read unless it was *kept* under the signature that it has now."""
-    from pathlib import Path
-
     signature = _signature(status)
     if kept is not None and kept[0] == signature:
         return kept[1]
-    path = Path(place)
     if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
         raise FingerprintError(place, "it is neither a file, a folder nor a link")
-    content = hashing.of_file(path)
-    if signature != _signature(path.stat()):
-        raise FingerprintError(place, "it changed while it was read; stop what writes to it")
+    with FileIO(place) as file:
+        content = hashing.of_file(file)
+        if signature != _signature(os.fstat(file.fileno())):
+            raise FingerprintError(place, "it changed while it was read; stop what writes to it")
     return content
 
 
