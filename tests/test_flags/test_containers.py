@@ -106,7 +106,7 @@ plans = st.none() | st.sampled_from(["pro", "free", "日本", ""]) | texts
     ),
     data=st.data(),
 )
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_every_container_gives_what_calls_give(rule, generation, rows, data):
     flag = made(rule, generation)
     # Enough ordinary rows for the vectorised path beside the odd ones.
@@ -134,6 +134,7 @@ def _there(**attributes):
     how=st.sampled_from(sorted(FULL)),
     generation=st.sampled_from(["v2", "v3"]),
 )
+@settings(max_examples=20)
 def test_ids_without_nulls(units, how, generation):
     flag = made(SPLIT, generation)
     for many in (
