@@ -109,9 +109,6 @@ def take(*, copy: bool = False) -> Snapshot:
     cpu, cuda, waiting = None, (), None
     if torch is not None:
         cpu, waiting = torch.default_generator.get_state(), queued(torch)
-        _fresh_state(
-            torch
-        )  # asked now: the probe's operations must not show in the first of two traces
         if torch.cuda.is_initialized():  # is_available() or get_rng_state_all() could start CUDA
             cuda = tuple(generator.get_state() for generator in torch.cuda.default_generators)
     generator = legacy.get_bit_generator()
@@ -191,7 +188,7 @@ def _torch_state(torch: Any, number: int) -> Any:
 
     `manual_seed` keeps 32 bits only.
     """
-    fresh = _fresh_state(torch)
+    fresh = ask_layout(torch)
     if fresh is None:
         return None
     from hashlib import shake_256
@@ -205,12 +202,6 @@ def _torch_state(torch: Any, number: int) -> Any:
     words[:] = np.frombuffer(stretched, "<u4")
     words[0] |= 0x80000000  # a Mersenne Twister state must not be all zero
     return torch.frombuffer(state, dtype=torch.uint8)
-
-
-def _fresh_state(torch: Any) -> bytes | None:
-    if not _layout:
-        _layout.append(_probe(torch))
-    return _layout[0]
 
 
 def _probe(torch: Any) -> bytes | None:

@@ -51,12 +51,12 @@ class Keyed(Generic[_T_co]):
     are as before. So an item's random augmentation is the same in any worker, with any number of workers, after any
     restart, and another one in each epoch. No worker function and no state is needed.
 
+    So are the generators that the dataset holds when it is wrapped (`self.rng = numpy.random.default_rng()`), in its
+    attributes or in those of its transforms; these keep the state that the item leaves.
+
     The epoch comes with the index from a `KeyedSampler`. For a fixed epoch (evaluation, a look at one item) use
     `at`. It may be used with `torch.utils.data.DataLoader` or without torch, and from one thread at a time (the
     global generators are the process's). It pickles if the dataset does.
-
-    So are generators that the dataset holds when it is wrapped (`self.rng = numpy.random.default_rng()`), in its
-    attributes or in those of its transforms; these keep the state that the item leaves.
 
     Give the loader a generator of its own (`generator=torch.Generator()`). Without one, each pass draws a number from
     torch's global generator, so that a restart in the middle of an epoch shifts what dropout draws.
