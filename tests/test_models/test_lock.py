@@ -27,7 +27,7 @@ HOLD = textwrap.dedent(
         sys.stdin.readline()
         return True
 
-    with store._folder.lock():
+    with store._backing.folder.lock():
         hold(None)
     """
 )
@@ -81,7 +81,7 @@ def test_a_child_that_was_forked_under_the_lock_does_not_keep_it(tmp_path):
         store = ModelStore(sys.argv[1])
         store.save("m", b"x")
         if os.fork() == 0:
-            with store._folder.lock():
+            with store._backing.folder.lock():
                 if os.fork() == 0:  # as a DataLoader's worker would, while a thread saves
                     print("alive", flush=True)
                     sys.stdin.readline()
@@ -106,7 +106,7 @@ def test_a_child_that_was_forked_under_the_lock_does_not_keep_it(tmp_path):
 def test_a_child_that_was_forked_under_the_lock_does_not_let_it_go(tmp_path):
     store = ModelStore(tmp_path)
     store.save("m", b"x")
-    with store._folder.lock():
+    with store._backing.folder.lock():
         child = os.fork()
         if child == 0:
             try:
@@ -124,7 +124,7 @@ def test_a_child_that_leaves_the_block_leaves_the_lock_to_its_parent(tmp_path):
     store = ModelStore(tmp_path)
     store.save("m", b"x")
     end, begin = os.pipe()
-    with store._folder.lock():
+    with store._backing.folder.lock():
         child = os.fork()
         if child:
             assert os.read(end, 1) == b"!", "the child is out of the block, without an error"

@@ -108,6 +108,8 @@ def test_a_store_asks_for_all_it_gives_out_and_nobody_can_ask_for_less(tmp_path,
         lambda: store.load("m@1", require=None),
         lambda: store.get("m@1"),
         lambda: store.promote("m", 1),
+        lambda: store.compare("m@1", "m@2"),
+        lambda: store.compare("m@2", "m@1"),
         lambda: store.load("m@2", require=signed_by(ed25519().public_key())),
     ):
         with pytest.raises(SignatureError):
@@ -180,7 +182,7 @@ def test_an_old_version_under_another_name_or_number_is_not_what_was_signed(tmp_
         rewrite(store, name, forged)
         number = max(event["version"] for event in forged)
         with pytest.raises(SignatureError):
-            ModelStore(tmp_path, require=store._policy.requirement).load(f"{name}@{number}")
+            ModelStore(tmp_path, require=store._backing.policy.requirement).load(f"{name}@{number}")
     rewrite(store, "m", [saved_1, signed_1, saved_2, signed_2])
     assert ModelStore(tmp_path, require=signed_by(key.public_key())).load("m@2") == b"new"
 
@@ -248,7 +250,7 @@ def test_no_change_to_a_bundle_gets_through_and_none_is_an_accident(tmp_path, ke
 def test_the_name_that_was_signed_counts_even_if_the_files_are_the_same(tmp_path, key):
     store = ModelStore(tmp_path)
     store.save("m", b"x", sign=key)
-    facts = store._catalog.state("m").facts(1)
+    facts = store._backing.catalog.state("m").facts(1)
     files = files_of("m", 1, facts)
     for ref, passes in (("m@1", True), ("m@2", False), ("n@1", False), ("", False)):
         put(store, "m", sign(ref, files, signer("test", key)))
@@ -343,7 +345,12 @@ def test_nothing_of_a_private_key_is_left_behind(tmp_path, key):
     store = ModelStore(tmp_path, require=signed_by(key.public_key()))
     version = store.save("m", b"x", sign=pem)
     store.sign(version, pem)
-    texts = [repr(store), repr(version), repr(store.history("m")), repr(store._policy.requirement)]
+    texts = [
+        repr(store),
+        repr(version),
+        repr(store.history("m")),
+        repr(store._backing.policy.requirement),
+    ]
     with pytest.raises(SignatureError) as caught:
         store.load(version, require=signed_by(ed25519().public_key()))
     texts += [str(caught.value), repr(caught.value.__dict__)]

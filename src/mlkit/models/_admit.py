@@ -12,39 +12,40 @@ from mlkit.models._folder import READABLE, WRITABLE
 from mlkit.models._payload import HashedFile
 
 if TYPE_CHECKING:
-    from mlkit.models._catalog import Catalog
+    from mlkit.models._backing import Backing
     from mlkit.models._folder import Folder
     from mlkit.models._package import Package
-    from mlkit.models._policy import Policy
     from mlkit.models._signing import Requirement
     from mlkit.models._state import State
+    from mlkit.models._version import ModelVersion
 
 __all__ = ["admit"]
 
 
 def admit(
     package: Package,
-    stores: tuple[Folder, Catalog, Policy],
-    event: dict[str, Any],
+    store: Backing,
     *,
     renumber: bool,
     require: Requirement | None,
-) -> tuple[State, int]:
-    """Take a version into a store, under the number it has, and return the state after it and its number.
+    why: str,
+) -> ModelVersion:
+    """Take a version into a store, under the number it has, and return it as it is there.
 
     Args:
         package: The version; its weights are read and checked here.
-        stores: The store: its folder, what is in it, and who must have signed it.
-        event: Who, when and why.
+        store: The store.
         renumber: Whether it gets the next number if it cannot have its own.
         require: Who must have signed it, beside whom the store requires.
+        why: Why.
 
     Raises:
         NumberTakenError: If it cannot have its number.
         SignatureError: If it is not signed as required.
         IntegrityError: If its weights are not what it says.
     """
-    folder, catalog, policy = stores
+    folder, catalog, policy = store.folder, store.catalog, store.policy
+    event = store.event("imported", package.number, why)
     name, number, facts = package.name, package.number, package.facts
     log = catalog.log(name)
     with folder.fit(READABLE):
@@ -69,7 +70,9 @@ def admit(
             events += [
                 event | {"version": taken} | policy.keep(bundle, made_here=False) for bundle in new
             ]
-            return (log.append(state, *events) if events else state), taken
+            if events:
+                state = log.append(state, *events)
+    return catalog.version(name, state, taken)
 
 
 def _taken(package: Package, state: State, *, renumber: bool) -> int:

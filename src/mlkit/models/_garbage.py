@@ -7,15 +7,19 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from mlkit.errors import VersionInUseError
 from mlkit.models._folder import blob_path, sealed_path
+from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mlkit.models._backing import Backing
     from mlkit.models._catalog import Catalog
     from mlkit.models._folder import Folder
+    from mlkit.models._version import Change
 
-__all__ = ["Sweep", "collect", "reseal"]
+__all__ = ["Sweep", "collect", "delete", "reseal"]
 
 
 class Sweep(NamedTuple):
@@ -28,6 +32,30 @@ class Sweep(NamedTuple):
 
     files: tuple[str, ...]
     n_bytes: int
+
+
+def delete(store: Backing, name: str, number: int, why: str) -> Change:
+    """Delete a version and what only it uses.
+
+    Args:
+        store: The store.
+        name: The model.
+        number: The version.
+        why: Why.
+    """
+    store.catalog.state(name)
+    log = store.catalog.log(name)
+    with store.folder.lock():
+        state = log.read_locked()
+        gone = store.catalog.version(name, state, number)
+        if using := [alias for alias, holder in state.aliases().items() if holder == number]:
+            raise VersionInUseError(gone.ref, using)
+        change = log.append(state, store.event("deleted", number, why)).last_change()
+        facts = state.versions[number]
+        unused = {facts.digest, facts.payload, *state.signatures(number)}
+        kept = store.catalog.remove_unused(unused)
+    emit("models.version.deleted", name, version=number, files_kept=kept)
+    return change
 
 
 def collect(folder: Folder, catalog: Catalog, *, before: float, dry_run: bool) -> Sweep:

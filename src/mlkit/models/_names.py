@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from mlkit.errors import ConfigurationError
@@ -93,6 +94,20 @@ def check_text(where: str, text: object) -> str:
     if not isinstance(text, str) or len(text) > _MAX_TEXT:
         raise ConfigurationError(where, text, f"text of at most {_MAX_TEXT} characters")
     return text
+
+
+def checked_path(where: str, path: object, expected: str) -> str:
+    """Return a path as absolute text; nothing looks at the disk.
+
+    Args:
+        where: The argument, for the error.
+        path: What the caller passed.
+        expected: What it should have been, for the error.
+    """
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigurationError(where, path, expected)
+    return os.path.abspath(text)  # noqa: PTH100 - a link is kept
 
 
 def parse(where: str, ref: object) -> Reference:

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import os
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar, final, overload
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 
 from mlkit._arguments import seconds
 from mlkit._clock import Clock, current
-from mlkit._digest import short
-from mlkit.errors import (
-    AliasConflictError,
-    ChecksFailedError,
-    ConfigurationError,
-    VersionInUseError,
-    VersionNotFoundError,
-)
+from mlkit.errors import ConfigurationError
+from mlkit.models import _aliases, _garbage, _saving
+from mlkit.models._backing import Backing
 from mlkit.models._catalog import Catalog
-from mlkit.models._checks import Check, ask, named, refusals
+from mlkit.models._checks import Check, named
 from mlkit.models._codec import Codec, checked_codecs
 from mlkit.models._folder import WRITABLE, Folder
-from mlkit.models._formats import Trust, check_trust, decode, may_load, takes_build
-from mlkit.models._names import check_alias, check_name, check_text
-from mlkit.models._payload import open_payload
+from mlkit.models._formats import Trust, check_trust
+from mlkit.models._names import check_alias, check_name, check_text, checked_path
 from mlkit.models._plain import check_metrics, check_tags, plain_mapping
 from mlkit.models._policy import Policy, checked_requirement
+from mlkit.models._reading import check_build, compare, open_model, parts, vouched
 from mlkit.models._sealed import checked_keys
 from mlkit.models._signature import signature_of
 from mlkit.models._signing import signer
-from mlkit.models._version import MAX_DOCUMENT, Change, ModelVersion, parse_payload, read_document
-from mlkit.telemetry import Counter, emit, register
+from mlkit.models._version import Change, ModelVersion, read_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
-    from types import EllipsisType
 
     from mlkit.models._compare import Comparison
     from mlkit.models._garbage import Sweep
-    from mlkit.models._package import Package, Parts
     from mlkit.models._sealed import KeyProvider
     from mlkit.models._signing import Requirement
     from mlkit.models._verify import Verification
@@ -46,10 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["ModelStore"]
 
 T = TypeVar("T")
-# Of the process, not of a store: a count that fell when a store was collected would be none.
-_SAVES, _LOADS = Counter("models_saves_total"), Counter("models_loads_total")
-register(_SAVES)
-register(_LOADS)
 
 
 @final
@@ -100,7 +88,7 @@ class ModelStore:
         ['saved', 'saved', 'promoted', 'promoted', 'rolled_back']
     """
 
-    __slots__ = ("__weakref__", "_catalog", "_clock", "_codecs", "_folder", "_policy", "_who")
+    __slots__ = ("__weakref__", "_backing")
 
     def __init__(
         self,
@@ -116,24 +104,28 @@ class ModelStore:
         if timeout is not None:
             timeout = seconds("ModelStore(timeout=...)", timeout, zero=True)
         checked_keys("ModelStore(keys=...)", keys)
-        self._folder = Folder(_checked_path(path), timeout=timeout, keys=keys)
-        self._who = None if who is None else check_text("ModelStore(who=...)", who)
-        self._clock = clock
-        self._codecs = checked_codecs("ModelStore(codecs=...)", codecs)
-        self._catalog = Catalog(self._folder)
-        checked_requirement("ModelStore(require=...)", require)
-        self._policy = Policy(self._folder, self._catalog, require)
+        folder = Folder(_checked_path(path), timeout=timeout, keys=keys)
+        catalog = Catalog(folder)
+        self._backing = Backing(
+            folder,
+            catalog,
+            Policy(folder, catalog, checked_requirement("ModelStore(require=...)", require)),
+            checked_codecs("ModelStore(codecs=...)", codecs),
+            None if who is None else check_text("ModelStore(who=...)", who),
+            clock,
+        )
 
     @property
     def path(self) -> str:
         """The folder."""
-        return self._folder.root
+        return self._backing.folder.root
 
     def __repr__(self) -> str:
         return f"ModelStore({self.path!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._folder.keys is not None:
+        store = self._backing
+        if store.folder.keys is not None:
             # Its copy would have the keys in its bytes, or none and save for everybody to read.
             raise ConfigurationError(
                 "pickling a ModelStore",
@@ -142,11 +134,11 @@ class ModelStore:
                 hint="open it where it is used",
             )
         settings = {
-            "who": self._who,
-            "clock": self._clock,
-            "codecs": list(self._codecs.values()),
-            "require": self._policy.requirement,
-            "timeout": self._folder.timeout,
+            "who": store.who,
+            "clock": store.clock,
+            "codecs": list(store.codecs.values()),
+            "require": store.policy.requirement,
+            "timeout": store.folder.timeout,
         }
         return _reopen, (self.path, settings)
 
@@ -158,7 +150,7 @@ class ModelStore:
         Raises:
             ConfigurationError: If the folder cannot be read.
         """
-        return self._catalog.names()
+        return self._backing.catalog.names()
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Return the versions of a model that are not deleted, oldest first.
@@ -171,8 +163,8 @@ class ModelStore:
             VersionNotFoundError: If there is no such model.
             IntegrityError: If its history was tampered with.
         """
-        state = self._catalog.state(check_name("versions(name)", name))
-        return [self._catalog.version(name, state, number) for number in state.versions]
+        state = self._backing.catalog.state(check_name("versions(name)", name))
+        return [self._backing.catalog.version(name, state, number) for number in state.versions]
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return which version each alias of a model points at.
@@ -185,7 +177,7 @@ class ModelStore:
             VersionNotFoundError: If there is no such model.
             IntegrityError: If its history was tampered with.
         """
-        return self._catalog.state(check_name("aliases(name)", name)).aliases()
+        return self._backing.catalog.state(check_name("aliases(name)", name)).aliases()
 
     def history(self, name: str) -> list[Change]:
         """Return every change of a model since its first version, oldest first.
@@ -198,7 +190,7 @@ class ModelStore:
             VersionNotFoundError: If there is no such model.
             IntegrityError: If its history was tampered with.
         """
-        state = self._catalog.state(check_name("history(name)", name))
+        state = self._backing.catalog.state(check_name("history(name)", name))
         return [_copy(change) for change in state.changes]
 
     def get(self, ref: str | ModelVersion, *, require: Requirement | None = None) -> ModelVersion:
@@ -216,9 +208,8 @@ class ModelStore:
             SignatureError: If it is not signed as required.
         """
         checked_requirement("get(require=...)", require)
-        version = self._catalog.resolve("get(ref)", ref)
-        self._policy.check(version, require)
-        self._catalog.reading(version, lambda: read_document(version))
+        version = vouched(self._backing, "get(ref)", ref, require)
+        self._backing.catalog.reading(version, lambda: read_document(version))
         return version
 
     # --- saving and loading --------------------------------------------------------------------------------------
@@ -274,21 +265,17 @@ class ModelStore:
             StoreLockedError: If another writer held the store for longer than *timeout*.
             OSError: If a file of it cannot be written, or the disk is full; nothing was saved.
         """
-        from mlkit.models._draft import Draft  # a process that only loads never needs it
-
         check_name("save(name)", name)
         check_trust("save(trust=...)", trust)
         if run is not None:
             check_text("save(run=...)", run)
         check_text("save(why=...)", why)
         key = None if sign is None else signer("save(sign=...)", sign)
+        numbers = check_metrics("save(metrics=...)", metrics)
         facts: dict[str, Any] = {
             "run": run,
             # JSON has no NaN.
-            "metrics": {
-                key: repr(value)
-                for key, value in check_metrics("save(metrics=...)", metrics).items()
-            },
+            "metrics": {metric: repr(value) for metric, value in numbers.items()},
             "tags": check_tags("save(tags=...)", tags),
         }
         parts = {
@@ -296,19 +283,9 @@ class ModelStore:
             "signature": signature_of("save", signature, example, output),
             "manifest": plain_mapping("save(manifest=...)", manifest),
         }
-        with Draft(self._folder) as draft:
-            with self._folder.fit(WRITABLE):
-                facts |= draft.write(model, parts, trust, self._codecs)
-            log = self._catalog.log(name)
-            with self._folder.lock():
-                state = log.read_locked()
-                draft.adopt()
-                events = [self._event("saved", state.last + 1, why) | facts]
-                if key is not None:
-                    events.append(self._policy.signed_event(events[0], name, key))
-                state = log.append(state, *events)
-        _SAVES.add()
-        return self._catalog.version(name, state, state.last)
+        return _saving.save(
+            self._backing, name, model, parts=parts, facts=facts, why=why, trust=trust, key=key
+        )
 
     @overload
     def load(
@@ -366,46 +343,10 @@ class ModelStore:
         """
         check_trust("load(trust=...)", trust)
         if build is not None:
-            _check_build("load(build=...)", build)
+            check_build("load(build=...)", build)
         checked_requirement("load(require=...)", require)
-        version = self._catalog.resolve("load(ref)", ref)
-        self._policy.check(version, require)
-        return self._open(version, build=build, trust=trust)
-
-    def _open(
-        self,
-        version: ModelVersion,
-        *,
-        build: Callable[[dict[str, Any]], Any] | None,
-        trust: Trust | None,
-    ) -> Any:
-        """Return the model of a version whose files are here; another store uses this one as its cache."""
-        document = self._catalog.reading(version, lambda: read_document(version))
-        payload = parse_payload(document)
-        may_load(f"{version.ref} (sha256:{short(version.digest)})", payload, trust)
-        if build is None and payload.rebuild:
-            raise ConfigurationError(
-                "load(build=...)",
-                None,
-                f"the callable that rebuilds {version.ref} from its spec",
-                hint="e.g. the build method of the registry it came from",
-            )
-        if build is not None and not takes_build(payload):
-            raise ConfigurationError(
-                "load(build=...)", build, f"no build for {version.ref}, which is {payload.format}"
-            )
-        with self._catalog.reading(version, lambda: open_payload(self._folder, payload)) as file:
-            model = decode(
-                version.ref,
-                file,
-                payload,
-                spec=document["spec"],
-                build=build,
-                trust=trust,
-                codecs=self._codecs,
-            )
-        _LOADS.add()
-        return model
+        version = vouched(self._backing, "load(ref)", ref, require)
+        return open_model(self._backing, version, build=build, trust=trust)
 
     def compare(self, first: str | ModelVersion, second: str | ModelVersion) -> Comparison:
         """Return what differs between two versions: spec, signature, manifest, metrics, tags, and each tensor.
@@ -421,15 +362,14 @@ class ModelStore:
             ConfigurationError: If an argument is no reference, or the folder cannot be read.
             VersionNotFoundError: If there is no such version.
             IntegrityError: If what is stored is not what was saved.
+            SignatureError: If one is not signed as the store requires.
 
         Note:
             Weights whose digests are equal are not read; of others two tensors at a time are in memory.
         """
-        from mlkit.models._compare import compare
-
-        one = self._catalog.resolve("compare(first)", first)
-        other = self._catalog.resolve("compare(second)", second)
-        return self._catalog.reading(one, lambda: compare(one, other, self._opened))
+        one = vouched(self._backing, "compare(first)", first)
+        other = vouched(self._backing, "compare(second)", second)
+        return compare(self._backing, one, other)
 
     def card(self, ref: str | ModelVersion) -> str:
         """Return the model card of a version, in Markdown.
@@ -476,13 +416,13 @@ class ModelStore:
 
         checked_requirement("verify(require=...)", require)
         names = self.names() if name is None else [check_name("verify(name)", name)]
+        store = self._backing
         return verify(
-            names, self._catalog, self._folder, lambda version: self._policy.check(version, require)
+            names,
+            store.catalog,
+            store.folder,
+            lambda version: store.policy.check(version, require),
         )
-
-    def _opened(self, version: ModelVersion) -> IO[bytes]:
-        payload = parse_payload(read_document(version))
-        return self._catalog.reading(version, lambda: open_payload(self._folder, payload))
 
     # --- changing ------------------------------------------------------------------------------------------------
 
@@ -528,39 +468,20 @@ class ModelStore:
         check_text("promote(why=...)", why)
         checked_requirement("promote(require=...)", require)
         gates = named("promote(checks=...)", checks)
-        number = self._catalog.number("promote(version)", name, version)
-        expected = (
-            expect
-            if expect is ... or expect is None
-            else self._catalog.number("promote(expect=...)", name, expect)
+        catalog = self._backing.catalog
+        change = _aliases.promote(
+            self._backing,
+            name,
+            catalog.number("promote(version)", name, version),
+            to=to,
+            expected=None
+            if expect is None
+            else _holder(catalog, "promote(expect=...)", name, expect),
+            gates=gates,
+            why=why,
+            require=require,
         )
-        state = self._catalog.state(name)
-        judged = self._catalog.version(name, state, number)
-        self._policy.check_number(name, number, state, require)
-        holder = state.aliases().get(to)
-        if expected is not ... and expected != holder:
-            raise AliasConflictError(f"{name}@{to}", expected=expected, got=holder)
-        evidence = {gate: ask(check, judged) for gate, check in gates.items()}
-        failures = refusals(evidence)
-        kind: Literal["promoted", "refused"] = "refused" if failures else "promoted"
-        log = self._catalog.log(name)
-        with self._folder.lock():
-            state = log.read_locked()
-            self._catalog.version(name, state, number)
-            holder_now = state.aliases().get(to)
-            if not failures:
-                if (expected is not ... or gates) and holder_now != holder:
-                    raise AliasConflictError(f"{name}@{to}", expected=holder, got=holder_now)
-                if holder_now == number:
-                    return _copy(state.last_move(to))
-            event = self._event(kind, number, why)
-            event |= {"alias": to, "previous": holder_now, "evidence": evidence}
-            change = _copy(log.append(state, event).last_change())
-        if failures:
-            emit("models.promotion.refused", name, alias=to, version=number)
-            raise ChecksFailedError(f"{name}@{number}", failures)
-        emit("models.alias.moved", name, alias=to, version=number, previous=holder_now)
-        return change
+        return _copy(change)
 
     def rollback(
         self,
@@ -596,32 +517,8 @@ class ModelStore:
         check_name("rollback(name)", name)
         check_alias("rollback(alias)", alias)
         check_text("rollback(why=...)", why)
-        expected = (
-            ... if expect is ... else self._catalog.number("rollback(expect=...)", name, expect)
-        )
-        self._catalog.state(name)
-        log = self._catalog.log(name)
-        with self._folder.lock():
-            state = log.read_locked()
-            held = state.holders.get(alias, ())
-            if not held:
-                raise self._catalog.missing(f"{name}@{alias}", state)
-            if expected is not ... and held[-1] != expected:
-                raise AliasConflictError(f"{name}@{alias}", expected=expected, got=held[-1])
-            if len(held) < 2:
-                raise VersionNotFoundError(f"{name}@{alias}", before=held[-1])
-            self._policy.check_number(name, held[-2], state)
-            event = self._event("rolled_back", held[-2], why)
-            event |= {"alias": alias, "previous": held[-1]}
-            change = _copy(log.append(state, event).last_change())
-        emit(
-            "models.alias.moved",
-            name,
-            alias=alias,
-            version=change.version,
-            previous=change.previous,
-        )
-        return change
+        expected = _holder(self._backing.catalog, "rollback(expect=...)", name, expect)
+        return _copy(_aliases.rollback(self._backing, name, alias, expected=expected, why=why))
 
     def remove_alias(
         self,
@@ -653,22 +550,8 @@ class ModelStore:
         check_name("remove_alias(name)", name)
         check_alias("remove_alias(alias)", alias)
         check_text("remove_alias(why=...)", why)
-        expected = (
-            ... if expect is ... else self._catalog.number("remove_alias(expect=...)", name, expect)
-        )
-        self._catalog.state(name)
-        log = self._catalog.log(name)
-        with self._folder.lock():
-            state = log.read_locked()
-            holder = state.aliases().get(alias)
-            if holder is None:
-                raise self._catalog.missing(f"{name}@{alias}", state)
-            if expected is not ... and holder != expected:
-                raise AliasConflictError(f"{name}@{alias}", expected=expected, got=holder)
-            event = self._event("alias_removed", holder, why) | {"alias": alias, "previous": holder}
-            change = _copy(log.append(state, event).last_change())
-        emit("models.alias.removed", name, alias=alias, previous=holder)
-        return change
+        expected = _holder(self._backing.catalog, "remove_alias(expect=...)", name, expect)
+        return _copy(_aliases.remove_alias(self._backing, name, alias, expected=expected, why=why))
 
     def sign(
         self, ref: str | ModelVersion, key: str | PathLike[str] | object, *, why: str = ""
@@ -699,10 +582,11 @@ class ModelStore:
         """
         check_text("sign(why=...)", why)
         private = signer("sign(key)", key)
-        version = self._catalog.resolve("sign(ref)", ref)
-        self._catalog.check_files(version)
-        event = self._event("signed", version.number, why)
-        return _copy(self._policy.sign(version, private, event))
+        store = self._backing
+        version = store.catalog.resolve("sign(ref)", ref)
+        store.catalog.check_files(version)
+        event = store.event("signed", version.number, why)
+        return _copy(store.policy.sign(version, private, event))
 
     def delete(self, name: str, version: int | ModelVersion, *, why: str = "") -> Change:
         """Delete a version and what only it uses on the disk. Its number is never given again.
@@ -725,20 +609,8 @@ class ModelStore:
         """
         check_name("delete(name)", name)
         check_text("delete(why=...)", why)
-        number = self._catalog.number("delete(version)", name, version)
-        self._catalog.state(name)
-        log = self._catalog.log(name)
-        with self._folder.lock():
-            state = log.read_locked()
-            gone = self._catalog.version(name, state, number)
-            if using := [alias for alias, holder in state.aliases().items() if holder == number]:
-                raise VersionInUseError(gone.ref, using)
-            change = _copy(log.append(state, self._event("deleted", number, why)).last_change())
-            facts = state.versions[number]
-            unused = {facts.digest, facts.payload, *state.signatures(number)}
-            kept = self._catalog.remove_unused(unused)
-        emit("models.version.deleted", name, version=number, files_kept=kept)
-        return change
+        number = self._backing.catalog.number("delete(version)", name, version)
+        return _copy(_garbage.delete(self._backing, name, number, why))
 
     def collect_garbage(self, *, older_than: float = 3600.0, dry_run: bool = False) -> Sweep:
         """Remove files that no version needs: what killed processes left, and what could not be removed by `delete`.
@@ -760,12 +632,11 @@ class ModelStore:
             StoreLockedError: If another writer held the store for longer than *timeout*.
             OSError: If a file cannot be removed; others may have been.
         """
-        from mlkit.models._garbage import collect
-
         older_than = seconds("collect_garbage(older_than=...)", older_than, zero=True)
-        before = current(self._clock).time() - older_than
-        with self._folder.fit(WRITABLE):
-            return collect(self._folder, self._catalog, before=before, dry_run=dry_run)
+        store = self._backing
+        before = current(store.clock).time() - older_than
+        with store.folder.fit(WRITABLE):
+            return _garbage.collect(store.folder, store.catalog, before=before, dry_run=dry_run)
 
     def reseal(self) -> Sweep:
         """Seal with the present key every file that is sealed with another one, or not at all.
@@ -782,12 +653,11 @@ class ModelStore:
             StoreLockedError: If another writer held the store for longer than *timeout*.
             OSError: If a file cannot be written, or the disk is full; each file is as it was, or sealed anew.
         """
-        from mlkit.models._garbage import reseal
-
-        if self._folder.keys is None:
+        store = self._backing
+        if store.folder.keys is None:
             raise ConfigurationError("reseal()", self, "a store opened with keys=")
-        with self._folder.fit(WRITABLE):
-            return reseal(self._folder, self._catalog)
+        with store.folder.fit(WRITABLE):
+            return _garbage.reseal(store.folder, store.catalog)
 
     # --- to and from other stores --------------------------------------------------------------------------------
 
@@ -817,19 +687,15 @@ class ModelStore:
             IntegrityError: If what is stored is not what was saved; nothing was written.
             OSError: If a file cannot be written, or the disk is full; nothing was written.
         """
-        from mlkit.models._transfer import to_folder, to_tar
+        from mlkit.models._transfer import checked_target, write_parts
 
         checked_requirement("export(require=...)", require)
-        target = _checked_target("export(path)", path)
-        if not os.path.isdir(os.path.dirname(target)):  # noqa: PTH112, PTH120 - a path is text here
-            raise ConfigurationError("export(path)", path, "a path in a folder that exists")
-        version = self._catalog.resolve("export(ref)", ref)
-        self._policy.check(version, require)
-        parts = self._parts(version)
-        if target.endswith(".tar"):
-            self._catalog.reading(version, lambda: to_tar(parts, target, version.n_bytes))
-        else:
-            self._catalog.reading(version, lambda: to_folder(parts, target))
+        target = checked_target("export(path)", path)
+        version = vouched(self._backing, "export(ref)", ref, require)
+        exported = parts(self._backing, version)
+        self._backing.catalog.reading(
+            version, lambda: write_parts(exported, target, version.n_bytes)
+        )
         return target
 
     def import_(
@@ -863,12 +729,13 @@ class ModelStore:
             StoreLockedError: If another writer held the store for longer than *timeout*.
             OSError: If a file of it cannot be written, or the disk is full; nothing was imported.
         """
+        from mlkit.models._admit import admit
         from mlkit.models._package import read_package, read_parts
 
         checked_requirement("import_(require=...)", require)
         check_text("import_(why=...)", why)
-        package = read_package(read_parts(_checked_target("import_(path)", path)))
-        return self._admit(package, renumber=renumber, require=require, why=why)
+        package = read_package(read_parts(checked_path("import_(path)", path, "a path")))
+        return admit(package, self._backing, renumber=renumber, require=require, why=why)
 
     def copy(
         self,
@@ -900,93 +767,38 @@ class ModelStore:
             StoreLockedError: If another writer held the other store for longer than its *timeout*.
             OSError: If a file of it cannot be written, or the disk is full; nothing was copied.
         """
+        from mlkit.models._admit import admit
         from mlkit.models._package import read_package
 
         if not isinstance(to, ModelStore):
             raise ConfigurationError("copy(to=...)", to, "a ModelStore")
         checked_requirement("copy(require=...)", require)
         check_text("copy(why=...)", why)
-        version = self._catalog.resolve("copy(ref)", ref)
-        self._policy.check(version, require)
-        package = read_package(self._parts(version))
-        return self._catalog.reading(
+        version = vouched(self._backing, "copy(ref)", ref, require)
+        package = read_package(parts(self._backing, version))
+        return self._backing.catalog.reading(
             version,
-            lambda: to._admit(package, renumber=renumber, require=require, why=why),
+            lambda: admit(package, to._backing, renumber=renumber, require=require, why=why),
         )
-
-    def _parts(self, version: ModelVersion) -> Parts:
-        from mlkit.models._transfer import parts_of
-
-        name, number = version.name, version.number
-        state = self._catalog.state(name)
-        self._catalog.version(name, state, number)
-        facts = state.facts(number)
-        document = self._catalog.reading(
-            version, lambda: self._folder.read_blob(facts.digest, limit=MAX_DOCUMENT)
-        )
-        return parts_of(
-            version.ref,
-            (name, number, facts),
-            document=document,
-            bundles=self._policy.bundles(name, number, state),
-            changes=state.changes,
-            weights=lambda: self._folder.pieces(facts.payload),
-        )
-
-    def _admit(
-        self, package: Package, *, renumber: bool, require: Requirement | None, why: str
-    ) -> ModelVersion:
-        from mlkit.models._admit import admit
-
-        state, number = admit(
-            package,
-            (self._folder, self._catalog, self._policy),
-            self._event("imported", package.number, why),
-            renumber=renumber,
-            require=require,
-        )
-        return self._catalog.version(package.name, state, number)
-
-    # --- within --------------------------------------------------------------------------------------------------
-
-    def _event(self, kind: str, number: int, why: str) -> dict[str, Any]:
-        who = _whoami() if self._who is None else self._who
-        time = current(self._clock).time()
-        return {"kind": kind, "version": number, "who": who, "time": time, "why": why}
 
 
 def _reopen(path: str, settings: dict[str, Any]) -> ModelStore:
     return ModelStore(path, **settings)
 
 
-def _checked_target(where: str, path: object) -> str:
-    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ConfigurationError(where, path, "a path")
-    return os.path.abspath(text)  # noqa: PTH100 - does not look at the disk
-
-
 def _checked_path(path: object) -> str:
     import re
 
-    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ConfigurationError("ModelStore(path)", path, "the path of a folder")
-    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", text):  # it would become a folder named "s3:"
+    absolute = checked_path("ModelStore(path)", path, "the path of a folder")
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # it would become a folder named "s3:"
         raise ConfigurationError("ModelStore(path)", path, "the path of a local folder, not a URL")
-    return os.path.abspath(text)  # noqa: PTH100 - does not look at the disk
+    return absolute
 
 
-def _check_build(where: str, build: object) -> None:
-    if not isinstance(build, type) and callable(getattr(build, "state_dict", None)):
-        raise ConfigurationError(
-            where,
-            f"a {type(build).__name__}",
-            "a callable of the spec",
-            hint="pass a function of the spec, such as a registry's build, not the model",
-        )
-    if not callable(build):
-        raise ConfigurationError(where, build, "a callable of the spec")
+def _holder(
+    catalog: Catalog, where: str, name: str, expect: int | ModelVersion | EllipsisType
+) -> int | EllipsisType:
+    return expect if isinstance(expect, EllipsisType) else catalog.number(where, name, expect)
 
 
 def _copy(change: Change) -> Change:
@@ -996,13 +808,3 @@ def _copy(change: Change) -> Change:
         for name, said in change.evidence.items()
     }
     return change._replace(evidence=evidence)
-
-
-def _whoami() -> str:
-    import pwd
-
-    try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # containers often run as a number without a name
-        user = str(os.getuid())
-    return f"{user}@{os.uname().nodename}"

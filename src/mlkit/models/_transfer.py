@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from mlkit.errors import ConfigurationError
 from mlkit.models._bundle import description
+from mlkit.models._names import checked_path
 from mlkit.models._package import Parts
 from mlkit.models._plain import dump
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from mlkit.models._version import Change, Facts
 
-__all__ = ["parts_of", "to_folder", "to_tar"]
+__all__ = ["checked_target", "parts_of", "write_parts"]
 
 _MAX_CHANGES = 1000
 
@@ -64,13 +65,34 @@ def parts_of(
     return Parts(where, dict(sorted(files.items())), weights)
 
 
-def to_folder(parts: Parts, path: str) -> None:
-    """Write a folder that does not exist; it appears when it is whole.
+def checked_target(where: str, path: object) -> str:
+    """Return *path* as absolute text if an export may be written there, as far as can be seen before.
+
+    Args:
+        where: The argument, for the error.
+        path: What the caller passed.
+    """
+    target = checked_path(where, path, "a path")
+    if not os.path.isdir(os.path.dirname(target)):  # noqa: PTH112, PTH120 - paths are text here
+        raise ConfigurationError(where, path, "a path in a folder that exists")
+    return target
+
+
+def write_parts(parts: Parts, path: str, n_bytes: int) -> None:
+    """Write a folder, or a tar file if *path* ends so, that does not exist; it appears when it is whole.
 
     Args:
         parts: What to write.
-        path: The folder.
+        path: Where.
+        n_bytes: The size of the weights.
     """
+    if path.endswith(".tar"):
+        _to_tar(parts, path, n_bytes)
+    else:
+        _to_folder(parts, path)
+
+
+def _to_folder(parts: Parts, path: str) -> None:
     from shutil import rmtree
 
     partial = f"{path}.{os.urandom(8).hex()}"
@@ -88,14 +110,8 @@ def to_folder(parts: Parts, path: str) -> None:
         rmtree(partial, ignore_errors=True)
 
 
-def to_tar(parts: Parts, path: str, n_bytes: int) -> None:
-    """Write one tar file, not compressed, that does not exist; it appears when it is whole.
-
-    Args:
-        parts: What to write.
-        path: The file.
-        n_bytes: The size of the weights.
-    """
+def _to_tar(parts: Parts, path: str, n_bytes: int) -> None:
+    # Not compressed, so that the weights can be read in place.
     partial = f"{path}.{os.urandom(8).hex()}"
     try:
         _write(partial, _tar(parts, n_bytes))

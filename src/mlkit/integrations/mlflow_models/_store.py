@@ -27,6 +27,7 @@ from mlkit.models import Broken, Change, Check, ModelStore, ModelVersion, Verifi
 from mlkit.models._checks import ask, named, refusals
 from mlkit.models._formats import check_trust
 from mlkit.models._names import check_alias, check_name, check_text
+from mlkit.models._reading import check_build, compare, open_model
 from mlkit.models._verify import broken_by
 from mlkit.models._version import MAX_DOCUMENT, parse_payload, read_document
 from mlkit.telemetry import emit
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from mlkit.integrations.mlflow_models._catalogue import Found
     from mlkit.integrations.mlflow_models._history import Past
     from mlkit.models import Codec, Comparison
+    from mlkit.models._backing import Backing
     from mlkit.models._formats import Trust
 
 __all__ = ["MlflowModelStore"]
@@ -331,9 +333,10 @@ class MlflowModelStore:
         found = self._catalogue.resolve("load(ref)", ref)
         version = self._catalogue.version(found)
         if found.digest is not None:
-            return self._local._open(  # noqa: SLF001 - one way to open a version
-                self._cache.fetch(version, found.location), build=build, trust=trust
-            )
+            if build is not None:
+                check_build("load(build=...)", build)
+            here = self._cache.fetch(version, found.location)
+            return open_model(self._backing, here, build=build, trust=trust)
         if build is not None:
             raise ConfigurationError(
                 "load(build=...)", build, f"no build for {version.ref}, which MLflow loads"
@@ -354,8 +357,6 @@ class MlflowModelStore:
             IntegrityError: If what MLflow serves is not what was saved.
             StoreUnavailableError: If MLflow does not answer.
         """
-        from mlkit.models._compare import compare
-
         fetched: list[ModelVersion] = []
         for where, ref in (("compare(first)", first), ("compare(second)", second)):
             found = self._catalogue.resolve(where, ref)
@@ -363,7 +364,7 @@ class MlflowModelStore:
                 raise ConfigurationError(where, ref, "a version that was saved by mlkit")
             fetched.append(self._cache.fetch(self._catalogue.version(found), found.location))
         one, other = fetched
-        return compare(one, other, self._local._opened)  # noqa: SLF001 - one way to open a version
+        return compare(self._backing, one, other)
 
     def card(self, ref: str | ModelVersion) -> str:
         """Return the model card of a version that was saved by mlkit, in Markdown, as `ModelStore.card`.
@@ -433,8 +434,9 @@ class MlflowModelStore:
             StoreUnavailableError: If MLflow does not answer.
             OSError: If a file cannot be written, or the disk is full; nothing was written.
         """
-        from mlkit.models._transfer import parts_of, to_folder, to_tar
+        from mlkit.models._transfer import checked_target, parts_of, write_parts
 
+        target = checked_target("export(path)", path)
         found = self._catalogue.resolve("export(ref)", ref)
         if found.digest is None:
             raise ConfigurationError("export(ref)", ref, "a version that was saved by mlkit")
@@ -448,11 +450,7 @@ class MlflowModelStore:
             changes=self.history(found.name),
             weights=lambda: folder.pieces(payload.digest),
         )
-        target = os.path.abspath(path)  # noqa: PTH100 - a link is kept
-        if target.endswith(".tar"):
-            to_tar(parts, target, version.n_bytes)
-        else:
-            to_folder(parts, target)
+        write_parts(parts, target, version.n_bytes)
         return target
 
     # --- changing ------------------------------------------------------------------------------------------------
@@ -683,6 +681,10 @@ class MlflowModelStore:
         pack(local, store.path, packed)
         history = self._writer.history(local.name)
         return self._catalogue.found(register(self._server, history, local, packed, why))
+
+    @property
+    def _backing(self) -> Backing:
+        return self._local._backing  # noqa: SLF001 - one way to open a version
 
     @property
     def _client(self) -> Any:

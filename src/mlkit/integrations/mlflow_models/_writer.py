@@ -8,6 +8,7 @@ from mlkit._clock import Clock, current
 from mlkit.errors import AliasConflictError, ModelStoreError
 from mlkit.integrations.mlflow_models._history import History, moves
 from mlkit.models import Change
+from mlkit.models._backing import event_of
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -52,11 +53,7 @@ class Writer:
         return self._histories.setdefault(name, History(self._server, name, self._clock))
 
     def event(self, kind: str, number: int, why: str) -> dict[str, Any]:
-        from mlkit.models._store import _whoami
-
-        who = _whoami() if self._who is None else self._who
-        time = current(self._clock).time()
-        return {"kind": kind, "version": number, "who": who, "time": time, "why": why}
+        return event_of(self._who, self._clock, kind, number, why)
 
     def enter(
         self, name: str, event: Mapping[str, Any], again: Callable[[], None] = lambda: None
