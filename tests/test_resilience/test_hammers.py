@@ -430,6 +430,32 @@ class TestMemory:
 
         assert asyncio.run(main()) is None
 
+    @pytest.mark.parametrize(
+        "policy",
+        [
+            Policy(timeout=0.002),
+            Policy(deadline=0.002, retry=Retry(2, backoff=0)),
+            Policy(timeout=0.004, hedge=Hedge(0.001)),
+        ],
+        ids=["timeout", "deadline", "hedged"],
+    )
+    def test_arguments_are_freed_at_once_when_time_is_over(self, policy, without_collector):
+        @policy
+        async def hangs(_batch):
+            await asyncio.Event().wait()  # `sleep` would leave a timer, which holds its future
+
+        async def main():
+            batch = Batch()
+            reference = weakref.ref(batch)
+            task = asyncio.create_task(hangs(batch))  # a task keeps its error, and so its frames
+            await asyncio.wait([task])
+            assert isinstance(task.exception(), TimeoutError)
+            del task, batch
+            await asyncio.sleep(0)
+            return reference()
+
+        assert asyncio.run(main()) is None
+
     @pytest.mark.parametrize("fn", [_identity, _down], ids=["success", "failure"])
     @pytest.mark.parametrize("way", SYNC)
     def test_calls_leave_no_cycle(self, way, fn, cycles_left_by):

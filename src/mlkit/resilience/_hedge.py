@@ -117,6 +117,7 @@ class _Race:
         if self.winner is not None and not self._over and not self._failed:
             self._task.uncancel()  # the first attempt ended all the same
         self._over = True
+        del self._task  # it keeps the error that is raised, whose frames lead back to this
         stop(self._timers, self)
         if self.others:
             others, self.others = self.others, []

@@ -186,5 +186,6 @@ class Scope:
             stop(self._timers, self)
             return
         alone = self._task.uncancel() <= self._cancelling
+        del self._task  # it keeps the error raised here, whose frames lead back to this
         if alone and isinstance(error, asyncio.CancelledError):
             raise DeadlineExceededError(self._plan.name, self._limit) from None
