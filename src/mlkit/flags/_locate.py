@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit.flags._parts import column
 
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["MAX_SCANNED", "Scan", "scan"]
 
 MAX_SCANNED = 4 * 2**20
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s"{}\[\],:]+')
+# A text with what ends it, a colon if it is a key; or what begins and ends all else.
+_TOKEN = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")\s*([:,\]}])|[{}\[\],]')
+_ELEMENT = re.compile(rb"\s*(?=[^\s\]])")
 _HERE = None  # the key under which a node of the tree of pointers keeps its own
 
 
@@ -29,19 +31,26 @@ class Scan(NamedTuple):
     twice: dict[str, tuple[int, int]]
 
 
+@final
 class _Frame:
-    """An object or a list that is open."""
+    """An object or a list that is open: the part of the tree that is about it, and where in it one is."""
 
-    __slots__ = ("child", "index", "keys", "node", "wants_key")
+    __slots__ = ("child", "index", "key", "keys", "node")
 
     def __init__(self, node: Any, *, is_object: bool) -> None:
-        self.node, self.child = node, None
-        self.keys: set[str] | None = set() if is_object else None
-        self.wants_key, self.index = is_object, 0
+        self.node: dict[Any, Any] | None = node
+        self.child: dict[Any, Any] | None = None
+        self.keys: set[bytes] | None = set() if is_object else None
+        self.key, self.index = b"", 0
+
+    @property
+    def step(self) -> str:
+        """The step of a pointer to where one is."""
+        return str(self.index) if self.keys is None else self.key.decode()
 
 
 def scan(data: bytes, pointers: Iterable[str]) -> Scan:
-    """Return where *pointers* lead in valid JSON. One pass, about 0.1 s a MiB.
+    """Return where *pointers* lead in valid JSON. One pass, about 0.06 s a MiB.
 
     Args:
         data: The file.
@@ -50,50 +59,50 @@ def scan(data: bytes, pointers: Iterable[str]) -> Scan:
     wanted = {pointer: _steps(pointer) for pointer in pointers}
     found: dict[tuple[str, ...], int] = {}
     twice: dict[str, int] = {}
+    frame = _Frame(None, is_object=False)  # around the whole
+    frame.child = _tree(wanted.values())
     frames: list[_Frame] = []
-    path: list[str] = []
     for match in _TOKEN.finditer(data):
-        token = match[0]
-        frame = frames[-1] if frames else None
-        if token == b",":
-            if frame is not None:
-                frame.wants_key = frame.keys is not None
-                frame.index += 1
-            continue
-        if token == b":":
-            continue
-        if token in {b"}", b"]"}:
-            frames.pop()
-            if path:
-                path.pop()
-            continue
-        child = _tree(wanted.values()) if frame is None else frame.child
-        if frame is not None and frame.keys is not None and frame.wants_key:
-            key = _text(token)
-            frame.wants_key = False
+        token = match[2] or match[0]
+        if token == b":" and frame.keys is not None:
+            key = frame.key = _key(match[1])
             if key in frame.keys:
-                twice[_pointer([*path, key])] = match.start()
+                twice[_pointer([*_path(frames), frame.step])] = match.start()
             frame.keys.add(key)
-            frame.child = None if frame.node is None else frame.node.get(key)
-            if frame.child is not None:
-                found[(*path, key)] = match.start()
-            path.append(key)
+            if frame.node is not None:
+                _enter(frame, frames, match.start(), found)
             continue
-        if frame is not None and frame.keys is None:
-            child = None if frame.node is None else frame.node.get(str(frame.index))
-            if child is not None:
-                found[(*path, str(frame.index))] = match.start()
-            path.append(str(frame.index))
-        if token in {b"{", b"["}:
-            frames.append(_Frame(child, is_object=token == b"{"))
-        elif path:
-            path.pop()
+        if token == b",":
+            frame.index += 1
+        elif token in {b"{", b"["}:
+            frames.append(frame)
+            frame = _Frame(frame.child, is_object=token == b"{")
+        else:
+            frame = frames.pop()
+            continue
+        if frame.node is not None and frame.keys is None:
+            start = _ELEMENT.match(data, match.end())
+            if start is not None:  # an empty list has none
+                _enter(frame, frames, start.end(), found)
     places = {pointer: _nearest(steps, found) for pointer, steps in wanted.items()}
     rows = _rows(data, {*places.values(), *twice.values()})
     return Scan(
         {pointer: rows[offset] for pointer, offset in places.items()},
         {pointer: rows[offset] for pointer, offset in twice.items()},
     )
+
+
+def _enter(
+    frame: _Frame, frames: list[_Frame], offset: int, found: dict[tuple[str, ...], int]
+) -> None:
+    """Go on to a member or an element, and note where it begins if that was asked for."""
+    frame.child = None if frame.node is None else frame.node.get(frame.step)
+    if frame.child is not None:
+        found[*_path(frames), frame.step] = offset
+
+
+def _path(frames: list[_Frame]) -> list[str]:
+    return [frame.step for frame in frames[1:]]
 
 
 def _tree(all_steps: Iterable[tuple[str, ...]]) -> dict[Any, Any]:
@@ -114,12 +123,13 @@ def _pointer(steps: list[str]) -> str:
     return "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
 
 
-def _text(token: bytes) -> str:
+def _key(token: bytes) -> bytes:
+    """Return a key in UTF-8, however it is spelt."""
     if b"\\" not in token:
-        return token[1:-1].decode()
+        return token[1:-1]
     from msgspec.json import decode
 
-    return decode(token, type=str)
+    return decode(token, type=str).encode()
 
 
 def _nearest(steps: tuple[str, ...], found: dict[tuple[str, ...], int]) -> int:
