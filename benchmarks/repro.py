@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.repro_batches import batches
 from benchmarks.repro_content import contents
 from mlkit.repro import Keyed, Seeds, check, isolated, seed_all
 
@@ -45,6 +46,7 @@ def run(bench: Bench) -> None:
     contents(bench, peer)
     if torch is not None:
         _checks(bench, torch)
+        batches(bench, torch)
 
 
 def _cpu_seconds() -> float:
