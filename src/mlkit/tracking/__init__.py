@@ -7,7 +7,9 @@ behind is complete, and `sync` delivers it.
 
 from __future__ import annotations
 
+from mlkit.tracking._data import DataRef
 from mlkit.tracking._delivery import Delivery
+from mlkit.tracking._listen import Listening
 from mlkit.tracking._read import Point, RunData, read
 from mlkit.tracking._records import Record, RunInfo
 from mlkit.tracking._run import Run
@@ -17,8 +19,10 @@ from mlkit.tracking._start import start_run
 from mlkit.tracking._status import RunStatus, find_runs, status
 
 __all__ = [
+    "DataRef",
     "Delivery",
     "JsonlSink",
+    "Listening",
     "Point",
     "Record",
     "Run",

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 __all__ = [
     "FORMAT",
     "Folder",
+    "check_run_id",
     "find_run",
     "folder_of",
     "is_locked",
+    "named_folder",
     "new_folder",
     "replace_text",
     "sync_path",
@@ -120,7 +122,13 @@ class Folder:
 
     def alive(self) -> bool:
         """Return whether a process still writes to the journal."""
-        return any(is_locked(path) for path in self.writers())
+        seen: list[Path] = []
+        # A writer that goes on in a new file has opened it before it lets go of the old one.
+        while (files := self.writers()) != seen:
+            if any(is_locked(path) for path in files):
+                return True
+            seen = files
+        return False
 
     def family(self) -> Iterator[Folder]:
         """Yield this run and all nested in it."""
@@ -198,6 +206,54 @@ def new_folder(
         else:
             return info, folder
     raise ConfigurationError("start_run(root=...)", str(root), "a folder, not a file")
+
+
+def check_run_id(where: str, run_id: object) -> None:
+    """Raise unless *run_id* can be the name of a folder everywhere."""
+    import re
+
+    if not isinstance(run_id, str) or not re.fullmatch(
+        r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,199}", run_id
+    ):
+        raise ConfigurationError(
+            where,
+            run_id,
+            "1 to 200 of the characters A-Z a-z 0-9 _ . - that do not begin with . or -",
+        )
+
+
+def named_folder(
+    root: Path,
+    run_id: str,
+    experiment: str,
+    name: str | None,
+    sinks: Sequence[str],
+    *,
+    sync: bool,
+) -> Folder:
+    """Return the folder of the run of that id, made by whoever is first.
+
+    Raises:
+        ConfigurationError: If it cannot be made.
+    """
+    import shutil
+
+    folder = Folder(root / run_id)
+    if (folder.path / "run.json").exists():
+        return folder
+    info = RunInfo(run_id, experiment, name or run_id, None, int(current().time() * 1e6) / 1e6)
+    fresh = Folder(root / f".{run_id}.{os.urandom(4).hex()}")
+    try:
+        fresh.create(info, sinks, sync=sync)
+        # Whole or not at all: who comes second finds a folder that is not empty.
+        fresh.path.rename(folder.path)
+        if sync:
+            sync_path(root)
+    except OSError as error:
+        shutil.rmtree(fresh.path, ignore_errors=True)
+        if not (folder.path / "run.json").exists():
+            raise unwritable(folder.path, error) from error
+    return folder
 
 
 def unwritable(place: Path, error: OSError) -> ConfigurationError:

@@ -20,7 +20,7 @@ from mlkit.tracking._folder import sync_path
 from mlkit.tracking._values import as_step, check_key, same
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
     from typing import SupportsFloat
 
@@ -28,6 +28,9 @@ __all__ = ["Journal"]
 
 _SYNC_EVERY = {"record": 0.0, "group": 0.05}
 _MAX_SERIES = 1000
+_ROWS_AT_ONCE = (
+    5000  # of a call with many: what other threads wait for, and what a full disk takes at once
+)
 
 
 @final
@@ -36,11 +39,11 @@ class _Series:
 
     __slots__ = ("definition", "epoch", "head", "last", "length", "number", "pack", "step")
 
-    def __init__(self, number: int, keys: tuple[str, ...]) -> None:
+    def __init__(self, number: int, keys: tuple[str, ...], prefix: str) -> None:
         self.number = number
         self.pack = Struct(f"<{len(keys)}d").pack
         self.length = _frames.METRICS_FIXED + 8 * len(keys)
-        self.definition = _frames.series_frame(number, keys)
+        self.definition = _frames.series_frame(number, [prefix + key for key in keys])
         self.epoch = 0  # of the file in which the definition was written last
         self.step = 0
         self.last = 0
@@ -57,10 +60,12 @@ class Journal:
         run_id: The run, for errors and events.
         folder: Where journal files are.
         durability: `"process"`, `"group"` or `"record"`.
+        prefix: What is put before the names of metrics.
     """
 
-    def __init__(self, run_id: str, folder: Path, durability: str) -> None:
+    def __init__(self, run_id: str, folder: Path, durability: str, prefix: str = "") -> None:
         self.run_id = run_id
+        self._prefix = prefix
         self.path: Path | None = None
         self.records = 0
         """Records this process wrote to files it can still see."""
@@ -111,14 +116,27 @@ class Journal:
             series.step, series.last = step, now
             data = _METRICS_HEAD(series.length, _METRICS, series.number, step, now) + values
             data += _CRC(crc32(data))
-            if self._file >= 0 or self._reopen(len(values) >> 3):
-                defines = series.epoch != self._epoch
-                if defines:
-                    data = series.definition + data
-                if self._append(data, len(values) >> 3) and defines:
-                    series.epoch = self._epoch
+            self._place(series, data, len(values) >> 3)
         if self._news:
             self._tell()
+
+    def points(self, keys: tuple[str, ...], rows: Sequence[tuple[int, tuple[float, ...]]]) -> None:
+        """Append many points: of each row its step and one value per key, as if logged one row after the other."""
+        series = self._series_of(keys)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            with self._lock:
+                pieces = []
+                for step, values in some:
+                    now = int(current().time() * 1e6)
+                    if step == series.step and now < series.last + 1000:
+                        now = series.last + 1000
+                    series.step, series.last = step, now
+                    head = _METRICS_HEAD(series.length, _METRICS, series.number, step, now)
+                    piece = head + series.pack(*values)
+                    pieces += [piece, _CRC(crc32(piece))]
+                self._place(series, b"".join(pieces), len(some) * len(keys))
+        self._tell()
 
     def add(self, kind: int, content: dict[str, Any], records: int) -> bool:
         """Append a frame of JSON, and return whether it was written.
@@ -205,9 +223,12 @@ class Journal:
                 raise ConfigurationError(
                     f"Run.log_metrics({{{key!r}: ...}})", value, "one number"
                 ) from error
+        return (series := self._series_of(keys)), series.pack(*numbers)
+
+    def _series_of(self, keys: tuple[str, ...]) -> _Series:
         series = self._series.get(keys)
         if series is None:
-            series = _Series(next(self._numbers), keys)
+            series = _Series(next(self._numbers), keys, self._prefix)
             if series.length > _frames.MAX_PAYLOAD or len(series.definition) > _frames.MAX_PAYLOAD:
                 raise ConfigurationError(
                     "Run.log_metrics(metrics)", f"{len(keys)} keys", "at most 16 MiB at once"
@@ -216,7 +237,7 @@ class Journal:
                 self._series.clear()  # keys that never come again must not fill the memory
             # Threads whose first call this is must share one, or equal points would not stay apart.
             series = self._series.setdefault(keys, series)
-        return series, series.pack(*numbers)
+        return series
 
     def _add(self, kind: int, content: dict[str, Any], records: int) -> bool:
         # The last of two tags is the later one, also when the clock has gone back between them.
@@ -230,6 +251,15 @@ class Journal:
                 hint="log it as an artifact",
             )
         return (self._file >= 0 or self._reopen(records)) and self._append(data, records)
+
+    def _place(self, series: _Series, data: bytes, records: int) -> None:
+        """Append points, behind the names of their keys where the file does not have them."""
+        if self._file >= 0 or self._reopen(records):
+            defines = series.epoch != self._epoch
+            if defines:
+                data = series.definition + data
+            if self._append(data, records) and defines:
+                series.epoch = self._epoch
 
     def _append(self, data: bytes, records: int) -> bool:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit.tracking import _frames
+from mlkit.tracking._data import INPUT, OUTPUT, DataRef, take_refs
 from mlkit.tracking._folder import Folder, folder_of
 from mlkit.tracking._frames import metric_values, series_keys
 from mlkit.tracking._records import begin, walk
@@ -49,6 +50,8 @@ class RunData(NamedTuple):
         dir: The run's folder.
         torn_bytes: Bytes at the end of journal files that are no whole frame: what a power cut or a
             full disk took.
+        inputs: By name, the data that the run read.
+        outputs: By name, the data that it made.
     """
 
     id: str
@@ -63,6 +66,8 @@ class RunData(NamedTuple):
     artifacts: dict[str, str]
     dir: Path
     torn_bytes: int
+    inputs: dict[str, DataRef]
+    outputs: dict[str, DataRef]
 
     def artifact(self, name: str) -> Path:
         """Return the file that holds an artifact's content.
@@ -161,12 +166,15 @@ def read(run: str | os.PathLike[str]) -> RunData:
                     status = _later(status, (at, content["status"]))
         torn += max(0, size - end)
     final = "KILLED" if status[1] == "RUNNING" and not alive else status[1]
+    texts = {key: value for key, (_, value) in tags.items()}
     return RunData(
         *info,
         status=final,
         params=params,
         metrics=metrics,
-        tags={key: value for key, (_, value) in tags.items()},
+        inputs=take_refs(texts, INPUT),
+        outputs=take_refs(texts, OUTPUT),
+        tags=texts,
         artifacts={key: value for key, (_, value) in artifacts.items()},
         dir=folder.path,
         torn_bytes=torn,

@@ -11,19 +11,23 @@ from mlkit._clock import current
 from mlkit.errors import ConfigurationError, RunClosedError, TrackingWarning
 from mlkit.telemetry import emit
 from mlkit.tracking import _frames
+from mlkit.tracking._data import INPUT, OUTPUT, as_ref, as_text
 from mlkit.tracking._delivery import Delivery, delivery_of, merged, settled, shortfall
+from mlkit.tracking._ending import last_line, tell
 from mlkit.tracking._folder import new_folder, unwritable
 from mlkit.tracking._journal import Journal
+from mlkit.tracking._listen import Listening
 from mlkit.tracking._read import read
 from mlkit.tracking._sink import sink_key
-from mlkit.tracking._values import artifact_name, as_tags, check_key, flat_params
+from mlkit.tracking._values import artifact_name, as_tags, check_key, flat_params, table_of_points
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
-    from typing import SupportsFloat
+    from typing import Any, SupportsFloat, SupportsIndex
 
+    from mlkit.tracking._data import DataRef
     from mlkit.tracking._folder import Folder
     from mlkit.tracking._records import RunInfo
     from mlkit.tracking._shipper import Shipper
@@ -43,7 +47,7 @@ class Run:
     A wrong argument raises at once, and so does logging after `close`.
 
     Thread-safe. After a fork the child logs into the same run; its `close` closes its own file
-    only. Not picklable: in a spawned process call `start_run(..., resume=run.id)`. As a context
+    only. Not picklable: in a spawned process call `start_run(..., resume=run.dir, rank=1)`. As a context
     manager it closes the run as finished, or as failed if the block raises, or as killed if it is
     interrupted.
     """
@@ -57,11 +61,16 @@ class Run:
         shipper: Shipper,
         *,
         nested: bool = False,
+        rank: int = 0,
     ) -> None:
         self._folder, self._info, self._sinks = folder, info, tuple(sinks)
         self._keys = tuple(sink_key(uri) for uri in sinks)
         self._durability, self._shipper, self._nested = durability, shipper, nested
-        self._journal = Journal(info.id, folder.journal, durability)
+        self._rank, self._entered, self._told = rank, False, False
+        self._journal = Journal(
+            info.id, folder.journal, durability, f"rank-{rank}/" if rank else ""
+        )
+        self._listening: list[Listening] = []
         self._journals = [self._journal]  # and those of the runs nested in it
         self._above: tuple[Run, ...] = ()
         self._owner = os.getpid()
@@ -108,6 +117,26 @@ class Run:
             One `write` of 29 bytes and 8 for each metric; the first with new keys also names them.
         """
         self._journal.metrics(metrics, step)
+
+    def log_points(
+        self, metrics: Mapping[str, Iterable[SupportsFloat]], steps: Iterable[SupportsIndex]
+    ) -> None:
+        """Log many points of each of several metrics: a curve that is there already.
+
+        Args:
+            metrics: By name, a list, array or tensor of shape (n,) of numbers, see `log_metrics`.
+            steps: Their steps, of shape (n,): integers from -2**63 to 2**63 - 1.
+
+        Raises:
+            ConfigurationError: If an argument is wrong; nothing is logged then.
+            RunClosedError: If the run is closed.
+
+        Note:
+            A disk that fills up keeps the first points, and `Delivery.lost` counts the others.
+        """
+        self._check_open()
+        keys, rows = table_of_points("Run.log_points", metrics, steps)
+        self._journal.points(keys, rows)
 
     def log_metric(self, key: str, value: SupportsFloat, step: int = 0) -> None:
         """Log one point of one metric.
@@ -245,6 +274,157 @@ class Run:
         }  # fmt: skip
         return {entry: self._keep(path, entry) for entry, path in found.items()}
 
+    def log_text(self, text: str, name: str) -> str:
+        """Keep a text as an artifact, in UTF-8.
+
+        Args:
+            text: The text.
+            name: Its name in the run, such as `"notes/prompt.txt"`.
+
+        Returns:
+            The digest of the content.
+
+        Raises:
+            ConfigurationError: If an argument is no text, or the name would lead out of the run.
+            RunClosedError: If the run is closed.
+        """
+        if not isinstance(text, str):
+            raise ConfigurationError("Run.log_text(text)", text, "text")
+        return self.log_artifact(text.encode("utf-8", "backslashreplace"), name)
+
+    def log_figure(self, figure: object, name: str) -> str:
+        """Keep a figure as an artifact.
+
+        Args:
+            figure: A figure of Matplotlib or Plotly, or an image of Pillow.
+            name: Its name in the run, whose ending says the form: `"roc.png"`, `"roc.svg"`,
+                `"roc.html"` for Plotly.
+
+        Returns:
+            The digest of the content.
+
+        Raises:
+            ConfigurationError: If it is no figure, or cannot be written in that form.
+            RunClosedError: If the run is closed.
+        """
+        from mlkit.tracking._render import figure_bytes
+
+        self._check_open()
+        artifact_name("Run.log_figure(name)", name)
+        return self.log_artifact(figure_bytes("Run.log_figure(...)", figure, name), name)
+
+    def log_table(self, table: object, name: str) -> str:
+        """Keep a table as an artifact.
+
+        Args:
+            table: Columns by name, a list of rows by column name, or a data frame of pandas, Polars
+                or Arrow.
+            name: Its name in the run. The ending says the form: `.json`
+                (`{"columns": [...], "data": [[...], ...]}`, as MLflow's own tables), `.csv` or
+                `.parquet`.
+
+        Returns:
+            The digest of the content.
+
+        Raises:
+            ConfigurationError: If it is no table, or the name has another ending.
+            MissingDependencyError: If Parquet is asked for and PyArrow is not installed.
+            RunClosedError: If the run is closed.
+        """
+        from mlkit.tracking._render import table_bytes
+
+        self._check_open()
+        artifact_name("Run.log_table(name)", name)
+        return self.log_artifact(table_bytes("Run.log_table(...)", table, name), name)
+
+    def log_input(
+        self,
+        name: str,
+        data: object = None,
+        *,
+        fingerprint: str | Callable[[Any], str] | None = None,
+        source: str | os.PathLike[str] = "",
+        context: str = "",
+    ) -> DataRef:
+        """Say what data the run reads. The data itself is not kept.
+
+        Args:
+            name: What it is called, such as `"train"`. A name that is used again gets the new data.
+            data: A file's path, bytes, plain data or a NumPy array; anything for which
+                *fingerprint* is a callable; not needed if that is a text.
+            fingerprint: Text that is the same for the same content only, or what computes it from
+                *data*; by default the SHA-256 of the content.
+            source: Where it is; by default the path, if *data* is one.
+            context: What it is for, such as `"training"`.
+
+        Returns:
+            What was written down.
+
+        Raises:
+            ConfigurationError: If an argument is wrong, or no fingerprint can be had.
+            DigestError: If *data* has no digest of its own and no fingerprint was passed.
+            RunClosedError: If the run is closed.
+        """
+        ref = as_ref("Run.log_input", data, fingerprint, source, context)
+        return self._refer(check_key("Run.log_input(name)", name), INPUT, ref)
+
+    def log_output(
+        self,
+        name: str,
+        data: object = None,
+        *,
+        fingerprint: str | Callable[[Any], str] | None = None,
+        source: str | os.PathLike[str] = "",
+        context: str = "",
+    ) -> DataRef:
+        """Say what data the run has made. The data itself is not kept, see `log_artifact`.
+
+        Args:
+            name: What it is called.
+            data: As for `log_input`.
+            fingerprint: As for `log_input`.
+            source: As for `log_input`.
+            context: As for `log_input`.
+
+        Returns:
+            What was written down.
+
+        Raises:
+            ConfigurationError: If an argument is wrong, or no fingerprint can be had.
+            DigestError: If *data* has no digest of its own and no fingerprint was passed.
+            RunClosedError: If the run is closed.
+        """
+        ref = as_ref("Run.log_output", data, fingerprint, source, context)
+        return self._refer(check_key("Run.log_output(name)", name), OUTPUT, ref)
+
+    def listen(self) -> Listening:
+        """Record what the other blocks say about themselves, until the run is closed or the result is.
+
+        Each event becomes a point of the metric `telemetry/<kind>/<name>` that counts them, with the
+        numbers among its fields beside it; the other fields of the last one are the tag
+        `mlkit.event.<kind>.<name>`. Counters are the metrics `telemetry/<metric>/<label>=<value>`,
+        recorded at the end and by `Listening.record`. Never arguments or data: they are in neither.
+
+        Returns:
+            What listens, a context manager.
+
+        Raises:
+            RunClosedError: If the run is closed.
+
+        Examples:
+            >>> import tempfile
+            >>> from mlkit.telemetry import emit
+            >>> from mlkit.tracking import read, start_run
+            >>> with start_run("doc", root=tempfile.mkdtemp()) as run, run.listen():
+            ...     emit("resilience.breaker.opened", "ranker", failures=5)
+            >>> read(run.dir).metrics["telemetry/resilience.breaker.opened/ranker/failures"][0].value
+            5.0
+        """
+        self._check_open()
+        listening = Listening(self._journal)
+        self._listening.append(listening)
+        return listening
+
     def child(self, name: str) -> Run:
         """Start a run that is nested in this one, with the same sinks and durability.
 
@@ -268,7 +448,9 @@ class Run:
             self._sinks,
             sync=self._durability != "process",
         )
-        run = Run(folder, info, self._sinks, self._durability, self._shipper, nested=True)
+        run = Run(
+            folder, info, self._sinks, self._durability, self._shipper, nested=True, rank=self._rank
+        )
         run._above = (self, *self._above)
         for outer in run._above:
             outer._journals.append(run._journal)  # noqa: SLF001 - of the same class
@@ -307,7 +489,7 @@ class Run:
         Args:
             status: How it ended: `"FINISHED"`, `"FAILED"` or `"KILLED"`.
             timeout: The longest wait in seconds, at least 0; by default 10, and 0 for a nested
-                run, which its parent waits for. What is not delivered then is delivered by the
+                run, which its parent waits for, and for a rank other than 0. What is not delivered then is delivered by the
                 shipper as long as it can, or by `sync`.
 
         Returns:
@@ -317,13 +499,20 @@ class Run:
             ConfigurationError: If an argument is wrong.
         """
         one_of("Run.close(status)", status, ("FINISHED", "FAILED", "KILLED"))
-        patience = (0.0 if self._nested else 10.0) if timeout is None else timeout
+        waits = not self._nested and not self._rank
+        patience = (10.0 if waits else 0.0) if timeout is None else timeout
         seconds("Run.close(timeout=...)", patience, zero=True, endless=True)
-        self._journal.close(status if os.getpid() == self._owner else "")
+        for listening in self._listening:
+            listening.close()
+        own = os.getpid() == self._owner
+        self._journal.close(status if own and (self._nested or not self._rank) else "")
         delivery = self.flush(patience)
+        if own and waits and not self._told:
+            self._told = True
+            tell(last_line(self, status, delivery))
         if not self._nested:
             self._shipper.let_go()
-        if not delivery.complete and self._sinks and not (self._nested and timeout is None):
+        if not delivery.complete and self._sinks and (waits or timeout is not None):
             emit(
                 "tracking.delivery.incomplete",
                 self.id,
@@ -334,6 +523,7 @@ class Run:
         return delivery
 
     def __enter__(self) -> Run:
+        self._entered = True
         return self
 
     def __exit__(
@@ -349,7 +539,7 @@ class Run:
         if kind is not None:
             status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
         delivery = self.close(status)
-        short = not delivery.complete and not self._nested
+        short = not delivery.complete and not self._nested and not self._rank
         if short and kind is None and os.getpid() == self._owner:
             message = shortfall(delivery, self.id, self.dir)
             warnings.warn(message, TrackingWarning, stacklevel=2)
@@ -368,13 +558,29 @@ class Run:
         state = "closed" if self._journal.closed else "open"
         return f"<Run {self.id} of {self.experiment!r}, {state}, {self.dir}>"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError(
+            "a Run cannot be pickled; in the other process call "
+            f"start_run({self.experiment!r}, resume={str(self.dir)!r}, rank=1)"
+        )
+
+    def _is_left_open(self) -> bool:
+        """Return whether nobody closes the run: it is open, and no `with` block will end it."""
+        return not self._journal.closed and not self._entered
+
+    def _refer(self, name: str, prefix: str, ref: DataRef) -> DataRef:
+        self._check_open()
+        self._journal.add(_frames.TAGS, {prefix + name: as_text(ref)}, 1)
+        return ref
+
     def _start(self, tags: Mapping[str, str]) -> None:
         """Open the journal; from here on no failure raises."""
         try:
             self._journal.open()
         except OSError as error:
             raise unwritable(self.dir, error) from error
-        self._journal.add(_frames.STATUS, {"status": "RUNNING"}, 1)
+        if self._nested or not self._rank:
+            self._journal.add(_frames.STATUS, {"status": "RUNNING"}, 1)
         if tags:
             self._journal.add(_frames.TAGS, dict(tags), len(tags))
 

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["NoShipper", "ProcessShipper", "Shipper", "ThreadShipper", "ship", "sync"]
+__all__ = [
+    "NoShipper",
+    "OtherShipper",
+    "ProcessShipper",
+    "Shipper",
+    "ThreadShipper",
+    "ship",
+    "sync",
+]
 
 
 @final
@@ -36,6 +44,21 @@ class NoShipper:
 
     def wake_children(self, folder: Folder) -> None:
         """Do nothing."""
+
+
+@final
+class OtherShipper:
+    """Another process of the run ships, the one of rank 0."""
+
+    def why_idle(self) -> str:
+        """Return nothing: it cannot be seen from here."""
+        return ""
+
+    def let_go(self) -> None:
+        """Do nothing."""
+
+    def wake_children(self, folder: Folder) -> None:
+        """Do nothing: a shipper that is a process looks for nested runs by itself."""
 
 
 @final
@@ -141,7 +164,7 @@ class ThreadShipper:
         self.start(folder, nested=True)
 
 
-Shipper: TypeAlias = "NoShipper | ProcessShipper | ThreadShipper"
+Shipper: TypeAlias = "NoShipper | OtherShipper | ProcessShipper | ThreadShipper"
 
 
 def ship(path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
-from mlkit._arguments import one_of
+from mlkit._arguments import one_of, whole
 from mlkit.errors import ConfigurationError
 from mlkit.tracking._delivery import given_up
-from mlkit.tracking._folder import Folder, find_run, new_folder
+from mlkit.tracking._ending import close_left_open, remember
+from mlkit.tracking._folder import Folder, check_run_id, find_run, named_folder, new_folder
 from mlkit.tracking._read import read
 from mlkit.tracking._run import Run
-from mlkit.tracking._shipper import NoShipper, ProcessShipper, ThreadShipper
+from mlkit.tracking._shipper import NoShipper, OtherShipper, ProcessShipper, ThreadShipper
 from mlkit.tracking._sink import make_sinks, maker, sink_key
 from mlkit.tracking._values import as_tags, check_key
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mlkit.tracking._records import RunInfo
+    from mlkit.tracking._shipper import Shipper
     from mlkit.tracking._sink import Sink
 
 __all__ = ["start_run"]
@@ -32,6 +34,8 @@ def start_run(
     sinks: Sequence[str | Sink] = (),
     durability: Literal["process", "group", "record"] = "process",
     resume: str | os.PathLike[str] | None = None,
+    run_id: str | None = None,
+    rank: int = 0,
     tags: Mapping[str, str | float] | None = None,
     shipper: Literal["process", "thread", "none"] = "process",
 ) -> Run:
@@ -50,6 +54,11 @@ def start_run(
             that finds it due, by `flush` and by `close`. `"record"`: `fdatasync` in every call, for
             power cuts; hundreds of microseconds.
         resume: Id or folder of a run to go on with; its params, its name and its sinks hold.
+        run_id: An id for the run, such as that of the job. Of several processes that pass the same
+            the first makes the run, and the others, then and later, go on with it.
+        rank: Which of the processes of one run this is. Those other than 0 write into the same run
+            without a shipper or a status of their own, and the names of their metrics begin with
+            `rank-<rank>/`.
         tags: Tags to begin with.
         shipper: Who delivers: a process of its own (its imports and its work tax no training loop),
             threads of this process, or nobody until `sync` is called.
@@ -84,25 +93,36 @@ def start_run(
     if resume is not None and not isinstance(resume, (str, os.PathLike)):
         raise ConfigurationError("start_run(resume=...)", resume, "the id or the folder of a run")
     checked = as_tags("start_run(tags=...)", {} if tags is None else tags)
+    if run_id is not None:
+        if resume is not None:
+            raise ConfigurationError("start_run(run_id=...)", run_id, "either run_id or resume")
+        check_run_id("start_run(run_id=...)", run_id)
+    whole("start_run(rank=...)", rank)
+    close_left_open()
     makers = _makers(sinks, shipper)
     top = Path(root).absolute()
-    if resume is None:
-        info, folder = new_folder(
-            top, experiment, name, None, list(makers), sync=durability != "process"
-        )
-        uris = list(makers)
-    else:
+    sync, uris, taken_up = durability != "process", list(makers), True
+    if resume is not None:
         folder = find_run(top, os.fspath(resume))
-        info, uris = _take_up(folder, experiment, makers, sync=durability != "process")
+    elif run_id is not None:
+        folder = named_folder(top, run_id, experiment, name, uris, sync=sync)
+    else:
+        info, folder = new_folder(top, experiment, name, None, uris, sync=sync)
+        taken_up = False
+    if taken_up:
+        info, uris = _take_up(folder, experiment, makers, sync=sync)
     threads = ThreadShipper({uri: makers.get(uri) or maker(uri) for uri in uris})
     process = ProcessShipper(folder)
-    working = uris and shipper != "none"
-    chosen = (process if shipper == "process" else threads) if working else NoShipper()
-    run = Run(folder, info, uris, durability, chosen)
-    if resume is not None:
+    chosen: Shipper = process if shipper == "process" else threads
+    if not uris or shipper == "none":
+        chosen = NoShipper()
+    elif rank:
+        chosen = OtherShipper()
+    run = Run(folder, info, uris, durability, chosen, rank=rank)
+    if taken_up:
         run._journal.params.update(read(folder.path).params)  # noqa: SLF001 - the other half of the class
     run._start(checked)  # noqa: SLF001 - as above
-    for one in folder.family():
+    for one in folder.family() if taken_up and not rank else ():
         for uri in uris:  # those who come now try again
             given_up(one, sink_key(uri)).unlink(missing_ok=True)
     if chosen is process:
@@ -110,6 +130,7 @@ def start_run(
     elif chosen is threads:
         for one in folder.family():
             threads.start(one, nested=one.path != folder.path)
+    remember(run)
     return run
 
 

@@ -8,7 +8,15 @@ from typing import Any
 
 from mlkit.errors import ConfigurationError, ParamConflictError
 
-__all__ = ["artifact_name", "as_step", "as_tags", "check_key", "flat_params", "same"]
+__all__ = [
+    "artifact_name",
+    "as_step",
+    "as_tags",
+    "check_key",
+    "flat_params",
+    "same",
+    "table_of_points",
+]
 
 _MAX_KEY = 1000
 _MAX_INT_BITS = 4096  # Python refuses to print integers much beyond this
@@ -33,6 +41,49 @@ def as_step(where: str, step: object) -> int:
     if number is None or isinstance(step, bool) or not -(2**63) <= number < 2**63:
         raise ConfigurationError(where, step, "an integer from -2**63 to 2**63 - 1")
     return number
+
+
+def table_of_points(
+    where: str, metrics: object, steps: object
+) -> tuple[tuple[str, ...], list[tuple[int, tuple[float, ...]]]]:
+    """Return the names of *metrics*, and for each step its values.
+
+    Raises:
+        ConfigurationError: If they are no columns of one length, a value is no number, or a step no
+            integer.
+    """
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise ConfigurationError(
+            f"{where}(metrics)", metrics, "a non-empty mapping of names to arrays of numbers"
+        )
+    keys = tuple(check_key(f"{where}(metrics)", key) for key in metrics)
+    all_steps = [as_step(f"{where}(steps)", one) for one in _items(f"{where}(steps)", steps)]
+    columns = []
+    for key, values in metrics.items():
+        place = f"{where}({{{key!r}: ...}})"
+        column = [_float(place, value) for value in _items(place, values)]
+        if len(column) != len(all_steps):
+            raise ConfigurationError(
+                place, f"{len(column)} values", f"one for each of the {len(all_steps)} steps"
+            )
+        columns.append(column)
+    return keys, list(zip(all_steps, zip(*columns, strict=True), strict=True))
+
+
+def _items(where: str, values: Any) -> list[Any]:
+    held = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(held, (str, bytes, Mapping)) or not hasattr(held, "__iter__"):
+        raise ConfigurationError(where, values, "a list or an array of one dimension")
+    return list(held)
+
+
+def _float(where: str, value: Any) -> float:
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError("text is no number")
+        return float(value)
+    except Exception as error:
+        raise ConfigurationError(where, value, "one number") from error
 
 
 def flat_params(where: str, params: object) -> dict[str, Any]:
@@ -132,6 +183,8 @@ def as_tags(where: str, tags: object) -> dict[str, str]:
         number = value.item() if _is_numpy(value, "generic") else value
         if not isinstance(number, (str, int, float)):
             raise ConfigurationError(f"{where[:-1]}[{key!r}])", value, "text, a number or a bool")
+        if isinstance(key, str) and key.startswith("mlkit."):
+            raise ConfigurationError(where, key, "a name that does not begin with 'mlkit.'")
         checked[check_key(where, key)] = str(_printable(f"{where[:-1]}[{key!r}])", number))
     return checked
 
