@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections import deque
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required, TypedDict
 
@@ -474,3 +475,23 @@ def test_none_is_taken_where_it_is_the_default_whatever_the_annotation_says():
 def test_none_is_no_value_for_what_checks_its_own_arguments():
     assert spec_of(kinds.build("unset-model")).to_dict() == {"type": "unset-model@1"}
     assert problems({"type": "unset-model", "width": None}) == ["width: expected int, got None"]
+
+
+def test_an_iterable_is_checked_as_data_and_handed_on_unread_if_it_is_live():
+    @kinds.register("sums", replace=True)
+    def make(items: Iterable[int], more: Sequence[int] = ()) -> Keep:
+        return Keep(items=items)
+
+    assert problems({"type": "sums", "items": [1, "2"], "more": 3}) == [
+        "items[1]: expected int, got '2'",
+        "more: expected a list, got 3",
+    ]
+    for wrong in ("12", {"a": 1}, 3):
+        assert problems({"type": "sums", "items": wrong}) == [
+            f"items: expected a list, got {wrong!r}"
+        ]
+    read: list[int] = []
+    live = (read.append(n) or n for n in range(3))
+    for given in (live, range(3), {1, 2}, [1], (1, 2)):
+        assert kinds.build({"type": "sums", "items": given}).items is given
+    assert read == []

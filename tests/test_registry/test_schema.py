@@ -8,8 +8,8 @@ import inspect
 import json
 import pathlib
 import types
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import jsonschema
 import pytest
@@ -81,6 +81,11 @@ class Point:
     y: float = 0.5
 
 
+class Pair(NamedTuple):
+    x: int
+    y: float = 0.5
+
+
 class Options(TypedDict, total=False):
     depth: int
 
@@ -141,9 +146,13 @@ PLAIN: list[Any] = [
     dict[str, int],
     dict[str, list[bool]],
     Sequence[int],
+    Iterable,
+    Iterable[int],
+    dict[str, Iterable[Literal[1]]] | None,
     Mapping[str, float],
     tuple[int, str],
     tuple[float, ...],
+    set,
     set[str],
     frozenset[int],
     list[Color | None],
@@ -151,6 +160,7 @@ PLAIN: list[Any] = [
     Annotated[str, Field(min_length=2)],
     Annotated[list[int], Field(min_length=1, max_length=2)],
     Point,
+    Pair,
     Options,
     Model,
     list[Model],

@@ -204,9 +204,9 @@ def _adapter(annotations: dict[str, Any]) -> Any:
     from pydantic import ConfigDict, TypeAdapter, with_config
     from typing_extensions import TypedDict  # pydantic refuses typing's own before Python 3.12
 
-    from mlkit.registry._literal import told_apart
+    from mlkit.registry._checkable import checkable
 
-    annotations = {name: told_apart(annotation) for name, annotation in annotations.items()}
+    annotations = {name: checkable(annotation) for name, annotation in annotations.items()}
     config = ConfigDict(strict=True, arbitrary_types_allowed=True)
     make: Any = TypedDict  # mypy wants a literal here
     adapter = TypeAdapter(with_config(config)(make("Arguments", annotations, total=False)))
@@ -232,17 +232,35 @@ def _generator() -> Any:
             return {"not": {}}
 
         def set_schema(self, schema: Any) -> dict[str, Any]:
-            # A list with a value twice is accepted, and makes a set without it.
-            return _without_unique(super().set_schema(schema))
+            return _of_set(super().set_schema(schema))
 
         def frozenset_schema(self, schema: Any) -> dict[str, Any]:
-            return _without_unique(super().frozenset_schema(schema))
+            return _of_set(super().frozenset_schema(schema))
+
+        def named_tuple_schema(self, schema: Any) -> dict[str, Any]:
+            names = [field["name"] for field in schema["fields"]]
+            return _also_by_name(super().named_tuple_schema(schema), names)
 
     return Generator
 
 
-def _without_unique(schema: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in schema.items() if key != "uniqueItems"}
+def _also_by_name(listed: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return the schema of a named tuple: a list of its parts, or a mapping of their names to them."""
+    named = {
+        "type": "object",
+        "properties": dict(zip(names, listed.get("prefixItems", ()), strict=True)),
+        "required": names[: listed.get("minItems", 0)],
+        "additionalProperties": False,
+    }
+    return {"anyOf": [listed, named]}
+
+
+def _of_set(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a set: a list with a value twice makes one without it; a list or mapping cannot be in one."""
+    made = {key: value for key, value in schema.items() if key != "uniqueItems"}
+    if not made.get("items"):
+        made["items"] = {"type": ["string", "number", "boolean", "null"]}
+    return made
 
 
 def _kept(value: Any, made: Any, *, keep: bool) -> Any:
@@ -300,6 +318,8 @@ def _says(row: Any) -> str:
     name = _NAMES.get(row["type"])
     if name is not None:
         return f"expected {name}"
+    if row["type"] == "sequence_str" or row.get("ctx") == {"class": "Sequence"}:
+        return "expected a list"
     message: str = row["msg"]
     for start in ("Input should be ", "Value error, ", "Assertion failed, "):
         if message.startswith(start):

@@ -1,38 +1,61 @@
-"""Literals and enumerations in which a bool is no int: Python, and so pydantic, takes True and 1 for one value."""
+"""Annotations as pydantic has to see them, so that it checks what they say.
+
+To Python, and so to pydantic, True and 1 are one value: here a bool is no int, in a literal or an enumeration. Of an
+`Iterable` pydantic would check the items only when somebody reads them: here those of data are checked at once.
+"""
 
 from __future__ import annotations
 
 import types
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-__all__ = ["told_apart"]
+__all__ = ["checkable"]
 
 _CONTAINERS = frozenset({list, dict, set, frozenset, tuple})
 
 
-def told_apart(annotation: Any) -> Any:
-    """Return *annotation*, with a check of that on every literal and enumeration in it that needs one."""
+def checkable(annotation: Any) -> Any:
+    """Return *annotation*, with those of its parts changed of which pydantic would let pass what they do not say."""
     origin, args = get_origin(annotation), get_args(annotation)
+    if annotation is Iterable or origin is Iterable:
+        return _iterable(args[0] if args else Any)
     if origin is Literal:
         return _checked(annotation, args)
     if not args:
         return _checked(annotation, _members(annotation))
     if origin is Annotated:
-        inner = told_apart(annotation.__origin__)
+        inner = checkable(annotation.__origin__)
         if inner is annotation.__origin__:
             return annotation
         made: Any = Annotated
         return made[(inner, *annotation.__metadata__)]
-    changed = [told_apart(arg) for arg in args]
+    changed = [checkable(arg) for arg in args]
     if all(a is b for a, b in zip(changed, args, strict=True)):
         return annotation
     if origin is Union or origin is types.UnionType:
         return Union[tuple(changed)]  # noqa: UP007 - the members are a list
     kind: Any = origin
     return kind[tuple(changed)] if origin in _CONTAINERS else _copied(annotation, changed)
+
+
+def _iterable(item: Any) -> Any:
+    from pydantic import WrapValidator
+
+    return Annotated[Sequence[checkable(item)], WrapValidator(_read_by_item)]  # type: ignore[misc]
+
+
+def _read_by_item(value: Any, check: Callable[[Any], Any]) -> Any:
+    """Let a live iterable pass unread, for it may be good for one reading; check the items of data."""
+    if isinstance(value, str):  # an iterable of its letters, which nobody means
+        from pydantic_core import PydanticKnownError
+
+        raise PydanticKnownError("list_type")
+    live = isinstance(value, Iterable) and not isinstance(value, (list, tuple, dict))
+    return value if live else check(value)
 
 
 def _copied(annotation: Any, args: list[Any]) -> Any:
