@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -22,12 +23,13 @@ from mlkit.errors import (
     IntegrityError,
     MissingDependencyError,
     ModelStoreError,
+    SignatureError,
     StoreUnavailableError,
     UntrustedFormatError,
     VersionNotFoundError,
 )
 from mlkit.integrations.mlflow_models import MlflowModelStore
-from mlkit.models import Evidence, ModelStore, VersionStore
+from mlkit.models import Evidence, ModelStore, VersionStore, signed_by
 from mlkit.testing import VersionStoreContract
 
 mlflow = pytest.importorskip("mlflow")
@@ -279,6 +281,90 @@ class TestTravels:
         assert store.verify("a").broken == ()
 
 
+class TestSignatures:
+    @pytest.fixture
+    def key(self):
+        return pytest.importorskip(
+            "cryptography.hazmat.primitives.asymmetric.ed25519"
+        ).Ed25519PrivateKey.generate()
+
+    def test_a_store_gives_out_what_is_signed_and_nothing_else(self, place, key):
+        theirs = open_store(place)
+        theirs.save("ranker", b"1", metrics={"a": 0.1 + 0.2}, tags={"t": "é"}, sign=key)
+        theirs.save("ranker", b"2")
+        ours = signed_by(key.public_key())
+        store = MlflowModelStore(theirs.uri, cache=place / "cache", require=ours)
+        assert store.load("ranker@1") == b"1"
+        theirs.promote("ranker", 2)
+        theirs.promote("ranker", 1)
+        for refused in (
+            lambda: store.load("ranker@2", require=None),
+            lambda: store.get("ranker@2"),
+            lambda: store.card("ranker@2"),
+            lambda: store.promote("ranker", 2),
+            lambda: store.rollback("ranker"),
+            lambda: store.compare("ranker@1", "ranker@2"),
+            lambda: store.export("ranker@2", place / "out"),
+            lambda: theirs.load("ranker@2", require=ours),
+            lambda: pickle.loads(pickle.dumps(store)).load("ranker@2"),
+        ):
+            with pytest.raises(SignatureError, match="ranker@2"):
+                refused()
+        assert store.aliases("ranker") == {"champion": 1}
+        (broken,) = store.verify().broken
+        assert broken.ref == "ranker@2"
+        change = theirs.sign("ranker@2", key, why="looked at")
+        assert (change.kind, change.version, change.why) == ("signed", 2, "looked at")
+        assert theirs.sign("ranker@2", key) == change
+        assert store.load("ranker@2") == b"2"
+        assert store.rollback("ranker").version == 2
+
+    def test_what_was_signed_is_the_name_the_number_and_the_facts(self, place, key):
+        store = open_store(place)
+        ours = signed_by(key.public_key())
+        for _ in range(2):  # equal content lies at one place, if it is of one run
+            store.save("ranker", b"same", tags={"t": "1"})
+        store.sign("ranker@1", key)
+        with pytest.raises(SignatureError):
+            store.load("ranker@2", require=ours)
+        use(store)
+        client_of(store).copy_model_version("models:/ranker/1", "other")
+        with pytest.raises(SignatureError, match="other@1"):
+            store.load("other@1", require=ours)
+        client_of(store).set_model_version_tag("ranker", "1", "t", "2")
+        with pytest.raises(SignatureError, match="ranker@1"):
+            store.load("ranker@1", require=ours)
+        client_of(store).create_model_version("ranker", (place / "theirs").as_uri())
+        with pytest.raises(SignatureError, match="ranker@3"):
+            store.load("ranker@3", require=ours, trust="pickle")
+
+    def test_signatures_travel_under_their_number(self, place, key):
+        folder, store = ModelStore(place / "folder"), open_store(place)
+        for content in (b"1", b"2"):
+            folder.save("ranker", content, sign=key)
+        ours = signed_by(key.public_key())
+        store.import_(folder.export("ranker@1", place / "1.tar"), require=ours)
+        assert store.load("ranker@1", require=ours) == b"1"
+        store.save("ranker", b"between")
+        assert store.import_(folder.export("ranker@2", place / "2.tar"), require=ours).number == 3
+        with pytest.raises(SignatureError):
+            store.load("ranker@3", require=ours)
+        back = ModelStore(place / "back", require=ours)
+        assert back.load(back.import_(store.export("ranker@1", place / "out"))) == b"1"
+
+
+def test_our_downloads_show_no_progress_bar_and_others_still_do(place, monkeypatch, capfd):
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "true")
+    store = open_store(place)
+    store.save("ranker", b"1")
+    capfd.readouterr()
+    assert store.load("ranker@1") == b"1"
+    assert capfd.readouterr().err == ""
+    use(store)
+    mlflow.artifacts.download_artifacts("models:/ranker/1", dst_path=str(place / "theirs"))
+    assert "Downloading" in capfd.readouterr().err
+
+
 class TestOthersModels:
     @pytest.fixture
     def store(self, place):
@@ -511,6 +597,14 @@ def test_the_command_line_does_the_same(place, capsys, monkeypatch):
     assert run("verify", uri, "--signed-by", "x.pem")[0] == 1
     assert run("export", uri, "digits@2", place / "two")[0] == 0
     assert ModelStore(place / "folder").import_(place / "two").ref == "digits@2"
+
+
+def test_an_export_to_a_wrong_place_is_told_early(place):
+    store = open_store(place)
+    store.save("ranker", b"1")
+    for path in (3, "", place / "missing" / "out", place):
+        with pytest.raises(ConfigurationError, match=r"export\(path\)"):
+            store.export("ranker@1", path)
 
 
 def test_a_server_that_is_not_there_is_one_clear_error(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PEM",
-        help="and one of these keys has signed each version (folders only)",
+        help="and one of these keys has signed each version",
     )
     made["export"].add_argument("ref", metavar="REF", help=ref)
     made["export"].add_argument("path", metavar="PATH", help="a new folder, or a new file *.tar")
@@ -224,18 +224,10 @@ def _rollback(store: Store, options: argparse.Namespace) -> int:
 
 
 def _verify(store: Store, options: argparse.Namespace) -> int:
-    from mlkit.errors import ConfigurationError
-    from mlkit.models import ModelStore, signed_by
+    from mlkit.models import signed_by
 
-    if isinstance(store, ModelStore):
-        require = signed_by(*options.signed_by) if options.signed_by else None
-        found = store.verify(options.name, require=require)
-    elif options.signed_by:
-        raise ConfigurationError(
-            "--signed-by", options.signed_by, "a folder: MLflow has no signatures"
-        )
-    else:
-        found = store.verify(options.name)
+    require = signed_by(*options.signed_by) if options.signed_by else None
+    found = store.verify(options.name, require=require)
     if options.json:
         broken = [one._asdict() for one in found.broken]
         print_json({"n_versions": found.n_versions, "n_files": found.n_files, "broken": broken})

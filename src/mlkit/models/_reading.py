@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlkit.models._signing import Requirement
     from mlkit.models._version import ModelVersion
 
-__all__ = ["check_build", "compare", "open_model", "parts", "vouched"]
+__all__ = ["bundles_of", "check_build", "compare", "open_model", "parts", "vouched"]
 
 # Of the process, not of a store: a count that fell when a store was collected would be none.
 _LOADS = Counter("models_loads_total")
@@ -123,6 +123,17 @@ def compare(store: Backing, first: ModelVersion, second: ModelVersion) -> Compar
     for version in (first, second):
         store.catalog.reading(version, partial(read_document, version))
     return differences(first, second, opened)
+
+
+def bundles_of(store: Backing, version: ModelVersion) -> list[bytes]:
+    """Return the signatures that are kept with a version.
+
+    Args:
+        store: The store.
+        version: The version.
+    """
+    state = store.catalog.state(version.name)
+    return store.policy.bundles(version.name, version.number, state)
 
 
 def parts(store: Backing, version: ModelVersion) -> Parts:

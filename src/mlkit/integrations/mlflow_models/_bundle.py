@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from mlkit.integrations.mlflow_models._server import Server
 
-__all__ = ["Cache", "digest_of", "pack", "place_of"]
+__all__ = ["Cache", "digest_of", "is_missing", "pack", "place_of"]
 
 _PLACE = re.compile(r"(?:^|/)mlkit/([0-9a-f]{64})/?$")
 _SUFFIXES = {"torch": "safetensors", "numpy": "safetensors", "pickle": "pickle"}
@@ -140,7 +140,7 @@ class Cache:
         try:
             return self._server.download(uri, temporary)
         except Exception as error:
-            if _is_missing(error):
+            if is_missing(error):
                 raise IntegrityError(uri, expected="a file of a version", got="nothing") from error
             raise
 
@@ -191,7 +191,7 @@ def _move(source: str, target: str) -> None:
     shutil.move(source, target)
 
 
-def _is_missing(error: BaseException) -> bool:
+def is_missing(error: BaseException) -> bool:
     """Return whether an error of a download says that the file is not there."""
     from mlkit.integrations.mlflow_models._server import error_code
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -29,6 +30,8 @@ _SQLITE = "sqlite:///"
 _REFUSED = frozenset(
     {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "MALFORMED_REQUEST"}
 )
+# Of the thread or task that downloads.
+_ours: ContextVar[bool] = ContextVar("mlkit_mlflow_download", default=False)
 _MODEL_NAME = re.compile(r"[^/:'\"@\x00-\x1f]{1,200}")
 
 
@@ -105,8 +108,41 @@ class Server:
         """
         from mlflow.artifacts import download_artifacts
 
-        path: str = download_artifacts(uri, dst_path=folder, tracking_uri=self.uri)
+        _silence_our_downloads()
+        token = _ours.set(True)
+        try:
+            path: str = download_artifacts(uri, dst_path=folder, tracking_uri=self.uri)
+        finally:
+            _ours.reset(token)
         return path
+
+
+@final
+class _Shown:
+    """MLflow's setting of whether downloads show a progress bar, and off within ours.
+
+    The setting is an environment variable, which is of the whole process: set here, it would be off for others too.
+    """
+
+    def __init__(self, setting: Any) -> None:
+        self._setting = setting
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._setting, name)
+
+    def get(self) -> bool:
+        return not _ours.get() and bool(self._setting.get())
+
+
+def _silence_our_downloads() -> None:
+    from mlflow.utils import file_utils
+
+    name = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+    setting = getattr(file_utils, name, None)
+    if setting is not None and not isinstance(
+        setting, _Shown
+    ):  # without it a bar is shown, no more
+        setattr(file_utils, name, _Shown(setting))
 
 
 def error_code(error: BaseException) -> str | None:

@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, final, overload
 
 from mlkit.errors import (
-    AliasConflictError,
-    ChecksFailedError,
     ConfigurationError,
     ModelStoreError,
+    SignatureError,
     StoreUnavailableError,
     VersionInUseError,
-    VersionNotFoundError,
 )
+from mlkit.integrations.mlflow_models import _aliases
+from mlkit.integrations.mlflow_models._backing import Backing
 from mlkit.integrations.mlflow_models._bundle import Cache, Remote, pack
 from mlkit.integrations.mlflow_models._catalogue import Catalogue
-from mlkit.integrations.mlflow_models._foreign import digest_of_files
 from mlkit.integrations.mlflow_models._foreign import load as load_foreign
 from mlkit.integrations.mlflow_models._registering import VERSION_RUN, register
 from mlkit.integrations.mlflow_models._server import Server, check_registered
+from mlkit.integrations.mlflow_models._signatures import Signatures
 from mlkit.integrations.mlflow_models._writer import Writer
 from mlkit.models import Broken, Change, Check, ModelStore, ModelVersion, Verification
-from mlkit.models._checks import ask, named, refusals
+from mlkit.models._checks import named
 from mlkit.models._formats import check_trust
 from mlkit.models._names import check_alias, check_name, check_text
-from mlkit.models._reading import check_build, compare, open_model
+from mlkit.models._policy import checked_requirement
+from mlkit.models._reading import bundles_of, check_build, compare, open_model
+from mlkit.models._signing import signer
 from mlkit.models._verify import broken_by
 from mlkit.models._version import MAX_DOCUMENT, parse_payload, read_document
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import EllipsisType
 
     from mlkit._clock import Clock
     from mlkit.integrations.mlflow_models._catalogue import Found
-    from mlkit.integrations.mlflow_models._history import Past
-    from mlkit.models import Codec, Comparison
-    from mlkit.models._backing import Backing
+    from mlkit.models import Codec, Comparison, Requirement
+    from mlkit.models._backing import Backing as Opener
     from mlkit.models._formats import Trust
+    from mlkit.models._signing import Signer
 
 __all__ = ["MlflowModelStore"]
 
@@ -80,6 +83,7 @@ class MlflowModelStore:
         codecs: Formats beside the built-in ones, as for `ModelStore`.
         who: Who is written down for a change; by default `user@host`.
         clock: Where times come from; by default the context's clock.
+        require: Who must have signed every version that is given out, promoted or rolled back to: `signed_by(...)`.
 
     Raises:
         ConfigurationError: If an argument is wrong.
@@ -103,8 +107,10 @@ class MlflowModelStore:
         codecs: Sequence[Codec] = (),
         who: str | None = None,
         clock: Clock | None = None,
+        require: Requirement | None = None,
     ) -> None:
-        self._server = Server(uri)
+        checked_requirement("MlflowModelStore(require=...)", require)
+        server = Server(uri)
         if who is not None:
             check_text("MlflowModelStore(who=...)", who)
         self._who, self._clock = who, clock
@@ -112,20 +118,33 @@ class MlflowModelStore:
         self._codecs = tuple(codecs)
         folder = _cache_folder() if cache is None else cache
         self._local = ModelStore(folder, codecs=codecs, clock=clock)
-        self._cache = Cache(self._local.path, self._server)
-        self._catalogue = Catalogue(self._server, self._cache)
-        self._writer = Writer(self._server, self._catalogue, who, clock)
+        cache_of_files = Cache(self._local.path, server)
+        catalogue = Catalogue(server, cache_of_files)
+        self._backing = Backing(
+            server,
+            cache_of_files,
+            catalogue,
+            Signatures(server, catalogue, require),
+            Writer(server, catalogue, who, clock),
+        )
 
     @property
     def uri(self) -> str:
         """The tracking URI, with the path of a database file made absolute."""
-        return self._server.uri
+        return self._backing.server.uri
 
     def __repr__(self) -> str:
         return f"MlflowModelStore({self.uri!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.uri, self._local.path, self._codecs, self._who, self._clock)
+        settings = {
+            "cache": self._local.path,
+            "codecs": self._codecs,
+            "who": self._who,
+            "clock": self._clock,
+            "require": self._backing.signatures.requirement,
+        }
+        return _reopen, (self.uri, settings)
 
     # --- finding -----------------------------------------------------------------------------------------------
 
@@ -135,7 +154,7 @@ class MlflowModelStore:
         Raises:
             StoreUnavailableError: If MLflow does not answer.
         """
-        return self._catalogue.names()
+        return self._backing.catalogue.names()
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Return the versions of a model, oldest first; those of other clients have the format `"mlflow"`.
@@ -149,7 +168,9 @@ class MlflowModelStore:
             StoreUnavailableError: If MLflow does not answer.
         """
         check_registered("versions(name)", name)
-        return [self._catalogue.version(found) for found in self._catalogue.all(name)]
+        return [
+            self._backing.catalogue.version(found) for found in self._backing.catalogue.all(name)
+        ]
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return which version each alias of a model points at in MLflow, whoever set it.
@@ -162,7 +183,7 @@ class MlflowModelStore:
             VersionNotFoundError: If there is no such model.
             StoreUnavailableError: If MLflow does not answer.
         """
-        return self._catalogue.aliases(check_registered("aliases(name)", name))
+        return self._backing.catalogue.aliases(check_registered("aliases(name)", name))
 
     def history(self, name: str) -> list[Change]:
         """Return every change of a model that was made here, or found here, oldest first.
@@ -177,23 +198,25 @@ class MlflowModelStore:
             StoreUnavailableError: If MLflow does not answer.
         """
         self.aliases(name)
-        return list(self._writer.history(name).read().changes)
+        return list(self._backing.writer.history(name).read().changes)
 
-    def get(self, ref: str | ModelVersion) -> ModelVersion:
+    def get(self, ref: str | ModelVersion, *, require: Requirement | None = None) -> ModelVersion:
         """Return a version without its weights; its spec, signature and manifest are read and checked.
 
         Args:
             ref: `"churn@champion"`, `"churn@7"`, `"churn@sha256:..."` (a beginning of at least 4 digits that only one
                 content has), MLflow's `"models:/churn@champion"` or `"models:/churn/7"`, or a version.
+            require: Who must have signed it, beside whom the store requires.
 
         Raises:
             ConfigurationError: If *ref* is none of these.
             VersionNotFoundError: If there is no such version.
             IntegrityError: If what MLflow has is not what was saved.
+            SignatureError: If it is not signed as required.
             StoreUnavailableError: If MLflow does not answer.
         """
-        found = self._catalogue.resolve("get(ref)", ref)
-        version = self._catalogue.version(found)
+        found = self._vouched("get(ref)", ref, require)
+        version = self._backing.catalogue.version(found)
         if found.digest is not None:
             cast("Remote", version._folder).have_document()  # noqa: SLF001
         return version
@@ -215,6 +238,7 @@ class MlflowModelStore:
         tags: Mapping[str, str] | None = None,
         why: str = "",
         trust: Trust | None = None,
+        sign: str | os.PathLike[str] | object | None = None,
     ) -> ModelVersion:
         """Store a model as the next version of *name*, in MLflow.
 
@@ -234,6 +258,7 @@ class MlflowModelStore:
             tags: Notes; tags of the version in MLflow, where they can be changed.
             why: Why, for the history; MLflow shows it as the description.
             trust: As for `ModelStore.save`.
+            sign: A private key, see `sign`.
 
         Returns:
             The new version. Its digest is what a folder store would give it.
@@ -251,6 +276,8 @@ class MlflowModelStore:
             raise ConfigurationError(
                 "save(tags=...)", bad[0], "names that do not begin with mlkit."
             )
+        key = None if sign is None else signer("save(sign=...)", sign)
+        writer = self._backing.writer
         with TemporaryDirectory(prefix="mlkit-") as folder:
             store = ModelStore(
                 Path(folder, "store"), codecs=self._codecs, who=self._who, clock=self._clock
@@ -261,17 +288,27 @@ class MlflowModelStore:
                 trust=trust,
             )  # fmt: skip
             found = self._upload(store, local, Path(folder, "packed"), why)
-        event = self._writer.event("saved", found.number, why) | {"digest": local.digest}
-        self._writer.enter(name, event)
-        return self._catalogue.version(found)
+        event = writer.event("saved", found.number, why) | {"digest": local.digest}
+        writer.enter(name, event)
+        if key is not None:
+            self._sign(found, key, why)
+        return self._backing.catalogue.version(found)
 
-    def import_(self, path: str | os.PathLike[str], *, why: str = "") -> ModelVersion:
-        """Take in a version that a store exported, after checking every byte of it, under the next number.
+    def import_(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        require: Requirement | None = None,
+        why: str = "",
+    ) -> ModelVersion:
+        """Take in a version that a store exported, after checking its files, under the next number.
 
-        Its digest stays the same. Its signatures, which are of its old number, stay behind.
+        Its digest stays the same. Its signatures come with it if the next number is its own; those of another number
+        stay behind.
 
         Args:
             path: The folder or file; of anybody.
+            require: Who must have signed it under the number that it had, beside whom the store requires.
             why: Why, for the history.
 
         Returns:
@@ -280,26 +317,43 @@ class MlflowModelStore:
         Raises:
             ConfigurationError: If *path* cannot be read, or MLflow cannot have a model of that name.
             IntegrityError: If a file of it is not what the others say.
+            SignatureError: If it is not signed as required.
             StoreUnavailableError: If MLflow does not answer.
             ModelStoreError: If it refuses.
         """
         check_text("import_(why=...)", why)
+        checked_requirement("import_(require=...)", require)
+        signatures, writer = self._backing.signatures, self._backing.writer
         with TemporaryDirectory(prefix="mlkit-") as folder:
-            store = ModelStore(Path(folder, "store"), clock=self._clock)
-            local = store.import_(path)
+            store = ModelStore(
+                Path(folder, "store"), clock=self._clock, require=signatures.requirement
+            )
+            local = store.import_(path, require=require)
             name = check_registered("import_(path)", local.name)
             found = self._upload(store, local, Path(folder, "packed"), why)
-        event = self._writer.event("imported", found.number, why) | {"digest": local.digest}
-        self._writer.enter(name, event)
-        return self._catalogue.version(found)
+            if found.number == local.number:
+                signatures.keep(found, bundles_of(store._backing, local))  # noqa: SLF001 - of the same block
+        event = writer.event("imported", found.number, why) | {"digest": local.digest}
+        writer.enter(name, event)
+        return self._backing.catalogue.version(found)
 
     @overload
     def load(
-        self, ref: str | ModelVersion, *, build: Callable[[dict[str, Any]], T], trust: None = None
+        self,
+        ref: str | ModelVersion,
+        *,
+        build: Callable[[dict[str, Any]], T],
+        trust: None = None,
+        require: Requirement | None = None,
     ) -> T: ...
     @overload
     def load(
-        self, ref: str | ModelVersion, *, build: None = None, trust: Trust | None = None
+        self,
+        ref: str | ModelVersion,
+        *,
+        build: None = None,
+        trust: Trust | None = None,
+        require: Requirement | None = None,
     ) -> Any: ...
     def load(
         self,
@@ -307,6 +361,7 @@ class MlflowModelStore:
         *,
         build: Callable[[dict[str, Any]], Any] | None = None,
         trust: Trust | None = None,
+        require: Requirement | None = None,
     ) -> Any:
         """Return the model of a version: one of ours after checking every byte, another client's by MLflow.
 
@@ -315,6 +370,7 @@ class MlflowModelStore:
             build: Called with a copy of the version's spec, as for `ModelStore.load`.
             trust: `"pickle"` if code in the file may run; needed for what was saved so, and for every version that
                 another client logged.
+            require: Who must have signed it, beside whom the store requires.
 
         Returns:
             As `ModelStore.load`. Of another client's version what its library had (scikit-learn, PyTorch, XGBoost, ...),
@@ -325,24 +381,24 @@ class MlflowModelStore:
             VersionNotFoundError: If there is no such version.
             IntegrityError: If what MLflow serves is not what was saved; or, of another client's version, not what was
                 promoted here.
+            SignatureError: If it is not signed as required; no version of another client is.
             UntrustedFormatError: If code in the file would run and *trust* does not say so.
             RebuildError: As for `ModelStore.load`.
             StoreUnavailableError: If MLflow does not answer.
         """
         check_trust("load(trust=...)", trust)
-        found = self._catalogue.resolve("load(ref)", ref)
-        version = self._catalogue.version(found)
+        if build is not None:
+            check_build("load(build=...)", build)
+        found = self._vouched("load(ref)", ref, require)
         if found.digest is not None:
-            if build is not None:
-                check_build("load(build=...)", build)
-            here = self._cache.fetch(version, found.location)
-            return open_model(self._backing, here, build=build, trust=trust)
+            return open_model(self._opener, self._fetched(found), build=build, trust=trust)
+        ref = f"{found.name}@{found.number}"
         if build is not None:
             raise ConfigurationError(
-                "load(build=...)", build, f"no build for {version.ref}, which MLflow loads"
+                "load(build=...)", build, f"no build for {ref}, which MLflow loads"
             )
-        pinned = self._writer.history(found.name).read().pins.get(found.number)
-        return load_foreign(self._server, version.ref, found.location, trust=trust, pinned=pinned)
+        pinned = self._backing.writer.history(found.name).read().pins.get(found.number)
+        return load_foreign(self._backing.server, ref, found.location, trust=trust, pinned=pinned)
 
     def compare(self, first: str | ModelVersion, second: str | ModelVersion) -> Comparison:
         """Return what differs between two versions that were saved by mlkit, as `ModelStore.compare`.
@@ -355,16 +411,12 @@ class MlflowModelStore:
             ConfigurationError: If an argument is no reference, or a version of another client.
             VersionNotFoundError: If there is no such version.
             IntegrityError: If what MLflow serves is not what was saved.
+            SignatureError: If one is not signed as the store requires.
             StoreUnavailableError: If MLflow does not answer.
         """
-        fetched: list[ModelVersion] = []
-        for where, ref in (("compare(first)", first), ("compare(second)", second)):
-            found = self._catalogue.resolve(where, ref)
-            if found.digest is None:
-                raise ConfigurationError(where, ref, "a version that was saved by mlkit")
-            fetched.append(self._cache.fetch(self._catalogue.version(found), found.location))
-        one, other = fetched
-        return compare(self._backing, one, other)
+        one = self._fetched(self._vouched("compare(first)", first), "compare(first)")
+        other = self._fetched(self._vouched("compare(second)", second), "compare(second)")
+        return compare(self._opener, one, other)
 
     def card(self, ref: str | ModelVersion) -> str:
         """Return the model card of a version that was saved by mlkit, in Markdown, as `ModelStore.card`.
@@ -385,11 +437,14 @@ class MlflowModelStore:
             raise ConfigurationError("card(ref)", ref, "a version that was saved by mlkit")
         return card(version, self.history(version.name), self.aliases(version.name))
 
-    def verify(self, name: str | None = None) -> Verification:
+    def verify(
+        self, name: str | None = None, *, require: Requirement | None = None
+    ) -> Verification:
         """Download every file of every version that was saved by mlkit, and say which are not what was saved.
 
         Args:
             name: One model only.
+            require: Who must have signed each version, beside whom the store requires.
 
         Returns:
             What is broken, and how much was looked at; versions of other clients are not, for MLflow has no digest of
@@ -401,28 +456,38 @@ class MlflowModelStore:
             StoreUnavailableError: If MLflow does not answer.
         """
         names = self.names() if name is None else [check_registered("verify(name)", name)]
-        every = [found for one in names for found in self._catalogue.all(one)]
+        checked_requirement("verify(require=...)", require)
+        catalogue, signatures = self._backing.catalogue, self._backing.signatures
+        every = [found for one in names for found in catalogue.all(one)]
         ours = [found for found in every if found.digest is not None]
         broken: list[Broken] = []
         for found in ours:
             with TemporaryDirectory(prefix="mlkit-") as folder:
                 try:
                     # Not the cache: what MLflow serves now.
-                    Cache(folder, self._server).fetch(
-                        self._catalogue.version(found), found.location
+                    Cache(folder, self._backing.server).fetch(
+                        catalogue.version(found), found.location
                     )
+                    signatures.check(found, require)
                 except StoreUnavailableError:
                     raise
                 except ModelStoreError as error:
                     broken.append(broken_by(f"{found.name}@{found.number}", error))
         return Verification(len(ours), 2 * len(ours), tuple(broken))
 
-    def export(self, ref: str | ModelVersion, path: str | os.PathLike[str]) -> str:
-        """Write a version that was saved by mlkit as one folder or file, which every store can import.
+    def export(
+        self,
+        ref: str | ModelVersion,
+        path: str | os.PathLike[str],
+        *,
+        require: Requirement | None = None,
+    ) -> str:
+        """Write a version that was saved by mlkit, with its signatures, as one folder or file that every store imports.
 
         Args:
             ref: As for `get`.
             path: Where nothing is; a folder, or a tar file if it ends with `.tar`.
+            require: Who must have signed it, beside whom the store requires.
 
         Returns:
             The path.
@@ -431,22 +496,21 @@ class MlflowModelStore:
             ConfigurationError: If an argument is wrong, or something is there.
             VersionNotFoundError: If there is no such version.
             IntegrityError: If what MLflow serves is not what was saved; nothing was written.
+            SignatureError: If it is not signed as required.
             StoreUnavailableError: If MLflow does not answer.
             OSError: If a file cannot be written, or the disk is full; nothing was written.
         """
         from mlkit.models._transfer import checked_target, parts_of, write_parts
 
         target = checked_target("export(path)", path)
-        found = self._catalogue.resolve("export(ref)", ref)
-        if found.digest is None:
-            raise ConfigurationError("export(ref)", ref, "a version that was saved by mlkit")
-        version = self._cache.fetch(self._catalogue.version(found), found.location)
-        folder, payload = self._cache.folder, parse_payload(read_document(version))
+        found = self._vouched("export(ref)", ref, require)
+        version = self._fetched(found, "export(ref)")
+        folder, payload = self._backing.cache.folder, parse_payload(read_document(version))
         parts = parts_of(
             version.ref,
             (found.name, found.number, version._facts),  # noqa: SLF001 - what is exported
             document=folder.read_blob(version.digest, limit=MAX_DOCUMENT),
-            bundles=[],
+            bundles=self._backing.signatures.bundles(found),
             changes=self.history(found.name),
             weights=lambda: folder.pieces(payload.digest),
         )
@@ -464,6 +528,7 @@ class MlflowModelStore:
         expect: int | ModelVersion | EllipsisType | None = ...,
         checks: Sequence[Check] = (),
         why: str = "",
+        require: Requirement | None = None,
     ) -> Change:
         """Point an alias at a version, if the alias is where it is expected to be and every check passes.
 
@@ -476,6 +541,7 @@ class MlflowModelStore:
             expect: As for `ModelStore.promote`.
             checks: As for `ModelStore.promote`.
             why: Why, for the history.
+            require: Who must have signed it, beside whom the store requires.
 
         Returns:
             The change as it was written down; if the alias points there already, the one that put it there.
@@ -485,6 +551,7 @@ class MlflowModelStore:
             VersionNotFoundError: If there is no such version.
             AliasConflictError: If another version than expected holds the alias, or another writer overtook this one.
             ChecksFailedError: If a check did not let it pass; the history says which and why.
+            SignatureError: If it is not signed as required; no version of another client is.
             StoreUnavailableError: If MLflow does not answer. The change may be in the history and the alias not moved:
                 the next change made here says so.
         """
@@ -492,44 +559,20 @@ class MlflowModelStore:
         check_alias("promote(to=...)", to)
         check_text("promote(why=...)", why)
         gates = named("promote(checks=...)", checks)
-        found = self._catalogue.numbered(
-            name, self._catalogue.number("promote(version)", name, version)
+        checked_requirement("promote(require=...)", require)
+        catalogue = self._backing.catalogue
+        number = catalogue.number("promote(version)", name, version)
+        return _aliases.promote(
+            self._backing,
+            catalogue.numbered(name, number),
+            to=to,
+            expected=None
+            if expect is None
+            else _holder(catalogue, "promote(expect=...)", name, expect),
+            gates=gates,
+            why=why,
+            require=require,
         )
-        expected = (
-            expect
-            if expect is ... or expect is None
-            else self._catalogue.number("promote(expect=...)", name, expect)
-        )
-        holder = self.aliases(name).get(to)
-        if expected is not ... and expected != holder:
-            raise AliasConflictError(f"{name}@{to}", expected=expected, got=holder)
-        judged = self._catalogue.version(found)
-        evidence = {gate: ask(check, judged) for gate, check in gates.items()}
-        failures = refusals(evidence)
-        if failures:
-            event = self._writer.event("refused", found.number, why)
-            self._writer.enter(
-                name, event | {"alias": to, "previous": holder, "evidence": evidence}
-            )
-            emit("models.promotion.refused", name, alias=to, version=found.number)
-            raise ChecksFailedError(f"{name}@{found.number}", failures)
-        pin = (
-            {"artifacts": digest_of_files(self._server, found.location)}
-            if found.digest is None
-            else {}
-        )
-
-        def decide(past: Past, now: int | None) -> dict[str, Any] | Change:
-            self._catalogue.numbered(name, found.number)
-            if (expected is not ... or gates) and now != holder:
-                raise AliasConflictError(f"{name}@{to}", expected=holder, got=now)
-            last = past.last_move(to)
-            if now == found.number and last is not None:
-                return last
-            event = self._writer.event("promoted", found.number, why)
-            return event | {"alias": to, "previous": now, "evidence": evidence} | pin
-
-        return self._writer.move(name, to, decide)
 
     def rollback(
         self,
@@ -556,32 +599,14 @@ class MlflowModelStore:
             ConfigurationError: If an argument is wrong.
             VersionNotFoundError: If nobody holds the alias, or no version that still exists held it before.
             AliasConflictError: If another version than expected holds it, or another writer overtook this one.
+            SignatureError: If the version to go back to is not signed as the store requires.
             StoreUnavailableError: As for `promote`.
         """
         check_registered("rollback(name)", name)
         check_alias("rollback(alias)", alias)
         check_text("rollback(why=...)", why)
-        expected = (
-            expect
-            if expect is ...
-            else self._catalogue.number("rollback(expect=...)", name, expect)
-        )
-        known = self.aliases(name)
-        if alias not in known:
-            raise self._catalogue.missing(f"{name}@{alias}", name, known)
-
-        def decide(past: Past, now: int | None) -> dict[str, Any] | Change:
-            if now is None:
-                raise self._catalogue.missing(f"{name}@{alias}", name, {})
-            if expected is not ... and now != expected:
-                raise AliasConflictError(f"{name}@{alias}", expected=expected, got=now)
-            held = past.holders.get(alias, ())
-            if len(held) < 2:
-                raise VersionNotFoundError(f"{name}@{alias}", before=now)
-            event = self._writer.event("rolled_back", held[-2], why)
-            return event | {"alias": alias, "previous": now}
-
-        return self._writer.move(name, alias, decide)
+        expected = _holder(self._backing.catalogue, "rollback(expect=...)", name, expect)
+        return _aliases.rollback(self._backing, name, alias, expected=expected, why=why)
 
     def remove_alias(
         self,
@@ -611,24 +636,38 @@ class MlflowModelStore:
         check_registered("remove_alias(name)", name)
         check_alias("remove_alias(alias)", alias)
         check_text("remove_alias(why=...)", why)
-        expected = (
-            expect
-            if expect is ...
-            else self._catalogue.number("remove_alias(expect=...)", name, expect)
-        )
-        known = self.aliases(name)
-        if alias not in known:
-            raise self._catalogue.missing(f"{name}@{alias}", name, known)
+        expected = _holder(self._backing.catalogue, "remove_alias(expect=...)", name, expect)
+        return _aliases.remove_alias(self._backing, name, alias, expected=expected, why=why)
 
-        def decide(_: Past, now: int | None) -> dict[str, Any]:
-            if now is None:
-                raise self._catalogue.missing(f"{name}@{alias}", name, {})
-            if expected is not ... and now != expected:
-                raise AliasConflictError(f"{name}@{alias}", expected=expected, got=now)
-            event = self._writer.event("alias_removed", now, why)
-            return event | {"alias": alias, "previous": now}
+    def sign(
+        self, ref: str | ModelVersion, key: str | os.PathLike[str] | object, *, why: str = ""
+    ) -> Change:
+        """Vouch for a version that was saved by mlkit with a private key, after checking every byte of it.
 
-        return self._writer.move(name, alias, decide)
+        What is signed is what `ModelStore.sign` signs, tags too: one that is changed in MLflow afterwards is not what
+        was signed. The signature is an artifact beside the files of the version.
+
+        Args:
+            ref: As for `get`.
+            key: A private key, as for `ModelStore.sign`.
+            why: Why, for the history.
+
+        Returns:
+            The change as it was written down; if the key had signed it already, the change of that time.
+
+        Raises:
+            ConfigurationError: If an argument is wrong, or the version is another client's.
+            MissingDependencyError: If `cryptography` is not installed.
+            VersionNotFoundError: If there is no such version.
+            IntegrityError: If what MLflow has is not what was saved.
+            StoreUnavailableError: If MLflow does not answer.
+        """
+        check_text("sign(why=...)", why)
+        private = signer("sign(key)", key)
+        found = self._backing.catalogue.resolve("sign(ref)", ref)
+        version = self._fetched(found, "sign(ref)")
+        self._local._backing.catalog.check_files(version)  # noqa: SLF001 - of the same block
+        return self._sign(found, private, why)
 
     def delete(self, name: str, version: int | ModelVersion, *, why: str = "") -> Change:
         """Delete a version. MLflow keeps its artifacts until `mlflow gc` removes those of deleted runs.
@@ -652,8 +691,8 @@ class MlflowModelStore:
         """
         check_registered("delete(name)", name)
         check_text("delete(why=...)", why)
-        found = self._catalogue.numbered(
-            name, self._catalogue.number("delete(version)", name, version)
+        found = self._backing.catalogue.numbered(
+            name, self._backing.catalogue.number("delete(version)", name, version)
         )
 
         def refuse_if_used() -> None:
@@ -662,33 +701,73 @@ class MlflowModelStore:
                 raise VersionInUseError(f"{name}@{found.number}", using)
 
         refuse_if_used()
-        change = self._writer.enter(
-            name, self._writer.event("deleted", found.number, why), refuse_if_used
+        change = self._backing.writer.enter(
+            name, self._backing.writer.event("deleted", found.number, why), refuse_if_used
         )
-        with self._server.asked():
-            self._client.delete_model_version(name, str(found.number))
+        with self._backing.server.asked():
+            self._backing.server.client.delete_model_version(name, str(found.number))
             run = found.entity.run_id
-            if run and self._client.get_run(run).data.tags.get(VERSION_RUN) == name:
-                self._client.delete_run(run)  # so that `mlflow gc` may free its artifacts
+            if run and self._backing.server.client.get_run(run).data.tags.get(VERSION_RUN) == name:
+                self._backing.server.client.delete_run(
+                    run
+                )  # so that `mlflow gc` may free its artifacts
         emit("models.version.deleted", name, version=found.number, files_kept=0)
         return change
 
-    # --- within: what MLflow has -----------------------------------------------------------------------------------
+    # --- within --------------------------------------------------------------------------------------------------
+
+    @property
+    def _opener(self) -> Opener:
+        return self._local._backing  # noqa: SLF001 - one way to open a version
+
+    def _vouched(
+        self, where: str, ref: str | ModelVersion, require: Requirement | None = None
+    ) -> Found:
+        """Return the version that a reference means now, if it is signed as it must be."""
+        checked_requirement(f"{where.partition('(')[0]}(require=...)", require)
+        found = self._backing.catalogue.resolve(where, ref)
+        self._backing.signatures.check(found, require)
+        return found
+
+    def _fetched(self, found: Found, where: str = "load(ref)") -> ModelVersion:
+        """Return a version of ours whose files are here."""
+        if found.digest is None:
+            ref = f"{found.name}@{found.number}"
+            raise ConfigurationError(where, ref, "a version that was saved by mlkit")
+        version = self._backing.catalogue.version(found)
+        return self._backing.cache.fetch(version, found.location)
 
     def _upload(self, store: ModelStore, local: ModelVersion, packed: Path, why: str) -> Found:
         """Register a version of a folder store."""
         packed.mkdir()
         pack(local, store.path, packed)
-        history = self._writer.history(local.name)
-        return self._catalogue.found(register(self._server, history, local, packed, why))
+        history = self._backing.writer.history(local.name)
+        entity = register(self._backing.server, history, local, packed, why)
+        return self._backing.catalogue.found(entity)
 
-    @property
-    def _backing(self) -> Backing:
-        return self._local._backing  # noqa: SLF001 - one way to open a version
+    def _sign(self, found: Found, key: Signer, why: str) -> Change:
+        """Sign a version and say so in the history; one that the key has signed already needs no more."""
+        signatures, writer = self._backing.signatures, self._backing.writer
+        signed = [
+            change
+            for change in writer.history(found.name).read().changes
+            if change.kind == "signed"
+            and (change.version, change.evidence.get("signed_by"))
+            == (found.number, key.fingerprint)
+        ]
+        with suppress(SignatureError):
+            signatures.check(found, key.requirement)
+            if signed:
+                return signed[-1]
+        signatures.keep(found, [signatures.sign(found, key)])
+        event = writer.event("signed", found.number, why)
+        return writer.enter(found.name, event | {"evidence": {"signed_by": key.fingerprint}})
 
-    @property
-    def _client(self) -> Any:
-        return self._server.client
+
+def _holder(
+    catalogue: Catalogue, where: str, name: str, expect: int | ModelVersion | EllipsisType
+) -> int | EllipsisType:
+    return expect if isinstance(expect, EllipsisType) else catalogue.number(where, name, expect)
 
 
 def _cache_folder() -> str:
@@ -696,7 +775,5 @@ def _cache_folder() -> str:
     return str(Path(home, "mlkit", "models"))
 
 
-def _reopen(
-    uri: str, cache: str, codecs: Sequence[Codec], who: str | None, clock: Clock | None
-) -> MlflowModelStore:
-    return MlflowModelStore(uri, cache=cache, codecs=codecs, who=who, clock=clock)
+def _reopen(uri: str, settings: dict[str, Any]) -> MlflowModelStore:
+    return MlflowModelStore(uri, **settings)
