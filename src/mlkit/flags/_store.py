@@ -54,8 +54,12 @@ class _News(NamedTuple):
 class _Refused(NamedTuple):
     """The bytes read last, if they cannot be used."""
 
-    content: str
+    digest: str
     error: FlagFileError
+
+    def has(self, data: bytes) -> bool:
+        """Return whether *data* are those bytes."""
+        return self.digest == digest_bytes(data)
 
 
 @final
@@ -90,7 +94,7 @@ class Store:
         age: float = 0.0,
     ) -> None:
         self.source, self.origin, self.data = source, origin, data
-        self._content, self._mark = digest_bytes(data), mark
+        self._content, self._mark = data, mark  # what the source had, whatever took its place
         self._refused: _Refused | None = None
         self._replaced = False
         self._lock = threading.Lock()
@@ -218,15 +222,15 @@ class Store:
     def _take_over(self, reading: Reading, *, asked: bool) -> _News:
         with self._lock:
             refused, self._mark = self._refused, reading.mark
-            content = None if reading.data is None else digest_bytes(reading.data)
-            if refused is not None and content in {None, refused.content}:
+            content = reading.data
+            if refused is not None and (content is None or refused.has(content)):
                 raise copy(refused.error)
-            if content in {None, self._content} and not (asked and self._replaced and content):
+            if content is None or (content == self._content and not (asked and self._replaced)):
                 return self._confirm()
             try:
-                news = self._take(reading.data or b"")
+                news = self._take(content)
             except FlagFileError as error:
-                self._refused = _Refused(content or "", error)
+                self._refused = _Refused(digest_bytes(content), error)  # the bytes may be many
                 raise
             # Last, so that a fork in between leaves the child to do it again.
             self._content, self._replaced = content, False
