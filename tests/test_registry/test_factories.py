@@ -5,7 +5,7 @@ import functools
 from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required, TypedDict, Unpack
 
 import jsonschema
 import pytest
@@ -495,3 +495,24 @@ def test_an_iterable_is_checked_as_data_and_handed_on_unread_if_it_is_live():
     for given in (live, range(3), {1, 2}, [1], (1, 2)):
         assert kinds.build({"type": "sums", "items": given}).items is given
     assert read == []
+
+
+class Tuning(TypedDict, total=False):
+    rate: Required[float]
+    steps: int
+
+
+def test_keywords_that_a_typed_dictionary_names_are_arguments():
+    @kinds.register("tuned", replace=True)
+    def make(name: str = "a", **tuning: "Unpack[Tuning]") -> Keep:
+        return Keep(tuning=tuning)
+
+    made = kinds.build({"type": "tuned", "rate": 1})
+    assert made.tuning == {"rate": 1.0}
+    assert spec_of(made).to_dict() == {"type": "tuned@1", "name": "a", "rate": 1.0}
+    assert problems({"type": "tuned", "rate": "x", "step": 3}) == [
+        "rate: expected float, got 'x'",
+        "step: tuned@1 has no argument 'step'; did you mean 'steps'?",
+    ]
+    assert problems({"type": "tuned"}) == ["rate: tuned@1 needs an argument 'rate'"]
+    jsonschema.validate({"type": "tuned", "rate": 1.0}, kinds.json_schema("tuned"))

@@ -11,7 +11,7 @@ from mlkit.registry._signature import Unreadable, annotation_of, signature_of
 from mlkit.registry._validate import Validator, exact_types
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from inspect import Parameter as Declared
     from inspect import Signature
 
@@ -189,7 +189,7 @@ def _read(factory: Any, signature: Signature, *, extra: bool) -> Plan:
     parameters: dict[str, Parameter] = {}
     positional, ordered, variadic = [], [], ""
     extras, swallows = None, False
-    for index, declared in enumerate(signature.parameters.values()):
+    for index, declared in enumerate(_declared(factory, signature)):
         name, kind = declared.name, declared.kind
         annotation = _annotation(factory, declared)
         if kind is declared.VAR_KEYWORD:
@@ -220,6 +220,22 @@ def _read(factory: Any, signature: Signature, *, extra: bool) -> Plan:
         if name in parameters:
             parameters[name].written = made
     return plan
+
+
+def _declared(factory: Any, signature: Signature) -> Iterator[Declared]:
+    """Yield the parameters; for `**options: Unpack[Options]` those that the typed dictionary names."""
+    import typing
+
+    for declared in signature.parameters.values():
+        if declared.kind is declared.VAR_KEYWORD:
+            annotation = _annotation(factory, declared)
+            inner = typing.get_args(annotation)
+            # typing's, or on Python 3.11 the other one of typing_extensions
+            if inner and str(typing.get_origin(annotation)).endswith(".Unpack"):
+                named = signature_of(inner[0])
+                yield from () if named is None else named.parameters.values()
+                continue
+        yield declared
 
 
 def _annotation(factory: Any, declared: Declared) -> Any:
