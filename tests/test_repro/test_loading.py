@@ -268,8 +268,40 @@ def test_training_goes_on_with_another_number_of_ranks(n, done, before, after):
     for rank in range(after):
         sampler = KeyedSampler(n, 5, rank=rank, world_size=after, even=False)
         sampler.load_state_dict(state)
-        seen += list(sampler)
+        if done * before == n:
+            assert sampler.state_dict() == {"epoch": 1, "consumed": 0}
+        else:
+            seen += list(sampler)
     assert sorted(seen) == sorted(order)
+
+
+@given(
+    n=st.integers(2, 30),
+    world=st.integers(1, 4),
+    even=st.booleans(),
+    stop=st.integers(1, 3),
+    batch=st.integers(1, 7),
+)
+@settings(max_examples=40)
+def test_saved_at_the_end_of_an_epoch_no_epoch_is_lost(n, world, even, stop, batch):
+    """A checkpoint after each epoch is the commonest one: the next pass must not be the empty rest of the last."""
+    world = min(world, n)
+
+    def make(rank):
+        return KeyedSampler(n, 5, rank=rank, world_size=world, even=even)
+
+    for rank in range(world if even else 1):  # without even, it is rank 0 that knows the most
+        sampler, whole = make(rank), make(rank)
+        expected = [list(whole) for _ in range(stop + 1)]
+        for done in range(stop):
+            order = list(sampler)
+            assert order == expected[done]
+            for start in range(0, len(order), batch):
+                sampler.advance(len(order[start : start + batch]))
+            state = sampler.state_dict()
+            sampler = make(rank)
+            sampler.load_state_dict(state)
+        assert list(sampler) == expected[stop]
 
 
 def test_epochs_have_orders_of_their_own():
@@ -330,6 +362,8 @@ class Sampling(RuleBasedStateMachine):
         self.sampler = KeyedSampler(self.n, 7)
         self.sampler.load_state_dict(state)
         self.begun = False
+        if self.consumed == self.n:  # it would have gone on with the next epoch
+            self.epoch, self.consumed = self.epoch + 1, 0
 
     @invariant()
     def two_integers(self):

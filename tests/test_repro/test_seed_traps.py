@@ -332,3 +332,43 @@ def test_ranks_that_each_seed_their_sampler_do_not_share_the_epoch():
     assert len({index for share in naive for index in share}) < 40
     ours = [list(KeyedSampler(40, 7, rank=rank, world_size=4)) for rank in range(4)]
     assert sorted(index for share in ours for index in share) == list(range(40))
+
+
+def test_a_run_that_is_restarted_every_epoch_sees_new_orders():
+    """Seeded alike at each start, a shuffling loader gives every epoch of a preempted run one order for ever."""
+
+    def naive():
+        seed_by_hand(7)
+        loader = torch.utils.data.DataLoader(range(20), batch_size=20, shuffle=True)
+        return tuple(next(iter(loader)).tolist())
+
+    assert len({naive() for _ in range(4)}) == 1
+    orders, state = set(), {"epoch": 0, "consumed": 0}
+    for _ in range(4):
+        seed_all(7)
+        sampler = KeyedSampler(20, 7)
+        sampler.load_state_dict(state)
+        orders.add(tuple(sampler))
+        sampler.advance(20)
+        state = sampler.state_dict()
+    whole = KeyedSampler(20, 7)
+    assert orders == {tuple(whole) for _ in range(4)}
+
+
+def test_seeding_switches_nothing():
+    """Another library's seed function turns cuDNN's switches as a side effect."""
+
+    def switches():
+        return (
+            torch.backends.cudnn.benchmark,
+            torch.backends.cudnn.deterministic,
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_num_threads(),
+            dict(os.environ),
+        )
+
+    before = switches()
+    seed_all(7)
+    with isolated(8):
+        rng_state().restore()
+    assert switches() == before

@@ -268,11 +268,17 @@ class KeyedSampler:
         self._consumed = min(self._n, self._consumed + count * self._world)
 
     def state_dict(self) -> dict[str, int]:
-        """Return where training stands: `{"epoch": ..., "consumed": ...}`."""
+        """Return where training stands: `{"epoch": ..., "consumed": ...}`.
+
+        It is the same on all ranks; with `even=False` take that of rank 0, which may have one item more.
+        """
         return {"epoch": self._epoch, "consumed": self._consumed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from where `state_dict` was taken, also with another number of ranks.
+
+        Of an epoch that was over, nothing is left: the next pass is then the epoch after it, as it would have been.
+        Loop over `range(sampler.epoch, n_epochs)`, or until the last step.
 
         Args:
             state: What `state_dict` returned.
@@ -284,6 +290,9 @@ class KeyedSampler:
             expected = "a mapping with exactly 'epoch' and 'consumed'"
             raise ConfigurationError("KeyedSampler.load_state_dict(state)", state, expected)
         self.set(state["epoch"], state["consumed"])
+        left = self._n - self._consumed
+        if left < (self._world if self._even else 1):
+            self.set(self._epoch + 1)
 
     def __iter__(self) -> Iterator[int]:
         """Begin the next pass: the rest of the epoch that was set, or the epoch after the one begun last."""
