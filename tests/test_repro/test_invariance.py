@@ -118,17 +118,17 @@ def models():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return {
-            "linear": (nn.Linear(96, 80), torch.randn(40, 96)),
+            "linear": (nn.Linear(96, 80), torch.randn(32, 96)),
             "mlp with a sigmoid head": (
                 nn.Sequential(nn.Linear(30, 50), nn.Sigmoid(), nn.Linear(50, 1), nn.Sigmoid()),
-                torch.randn(40, 30),
+                torch.randn(32, 30),
             ),
             "conv": (
                 nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)),
-                torch.randn(40, 3, 8, 8),
+                torch.randn(32, 3, 8, 8),
             ),
-            "gru": (Gru(), torch.randn(40, 6, 16)),
-            "encoder": (Encoder(), torch.randn(40, 3, 32)),
+            "gru": (Gru(), torch.randn(32, 6, 16)),
+            "encoder": (Encoder(), torch.randn(32, 3, 32)),
         }
 
 
