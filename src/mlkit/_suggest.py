@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["clip", "closest", "did_you_mean", "listing", "meant"]
+__all__ = ["clip", "closest", "did_you_mean", "listing", "meant", "said"]
 
 _COMPARED = 500  # names, letter by letter: some 3 ms
 
@@ -91,6 +91,14 @@ def clip(value: object, limit: int = 80) -> str:
         return text
     head = (limit - 3) // 2
     return f"{text[:head]}...{text[len(text) - (limit - 3 - head) :]}"
+
+
+def said(error: BaseException) -> str:
+    """Return the text of an error of a user, or a stand-in if its `str` fails."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - as above
+        return "<its text cannot be shown>"
 
 
 def _fold(name: str) -> str:

@@ -73,7 +73,7 @@ from __future__ import annotations
 from math import inf as _inf
 from typing import TYPE_CHECKING, Any
 
-from mlkit._suggest import clip, closest, did_you_mean, listing, meant
+from mlkit._suggest import clip, closest, did_you_mean, listing, meant, said
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -665,7 +665,7 @@ class AllTiersFailedError(MlkitError, ExceptionGroup[Exception]):
         named += [""] * (len(exceptions) - len(named))
         self._text = f"{message}\n" + _bullets(
             [
-                f"{name}{type(error).__name__}: {error}"
+                f"{name}{type(error).__name__}: {said(error)}"
                 for name, error in zip(named, exceptions, strict=False)
             ]
         )

@@ -213,6 +213,8 @@ def test_each_broken_double_is_caught_by_the_test_of_its_law(kind, law, tmp_path
 
 
 def test_what_is_no_storage_is_refused():
+    with pytest.raises(ConfigurationError, match=r"FileStorage\(folder\)"):
+        FileStorage(3)
     with pytest.raises(ConfigurationError, match=r"Breaker\(storage"):
         Breaker(name="x", storage={})
     with pytest.raises(ConfigurationError, match="by which breakers of one storage"):

@@ -11,7 +11,7 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlkit.errors import ConfigurationError, ResultRejectedError
+from mlkit.errors import AllTiersFailedError, ConfigurationError, ResultRejectedError
 from mlkit.resilience import (
     FALL,
     RAISE,
@@ -368,3 +368,33 @@ def test_budgets_of_one_name_are_one():
         Budget(name="")
     del one
     assert Budget(0.5, 1, name="verdict-test").tokens == 1  # nobody held the other any more
+
+
+class Unreadable(ConnectionError):
+    def __str__(self):
+        raise ValueError("no text")
+
+    def __setattr__(self, name, value):
+        raise RuntimeError("frozen")
+
+    @property
+    def status_code(self):
+        raise KeyError("no response")
+
+
+class UnreadableStatus(Exception):
+    @property
+    def response(self):
+        raise RuntimeError("not sent")  # as httpx has it for `request`
+
+
+@pytest.mark.parametrize("kind", [Unreadable, UnreadableStatus])
+def test_an_error_that_cannot_be_read_comes_out_itself(kind):
+    work = flaky(kind(), kind(), kind())
+    with pytest.raises(kind):
+        Policy(retry=Retry(2, backoff=0)).call(work)
+    assert work.calls == (2 if kind is Unreadable else 1)
+    with pytest.raises(AllTiersFailedError) as caught:
+        fallback(tier(flaky(kind()), policy=None))()
+    assert kind.__name__ in str(caught.value)
+    assert isinstance(caught.value.exceptions[0], kind)

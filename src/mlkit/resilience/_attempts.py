@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current
-from mlkit._suggest import clip
+from mlkit._suggest import clip, said
 from mlkit.errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -86,7 +86,7 @@ class Attempts:
         verdict = FALL if retry is None and not self.plan.decides else self._verdict(error)
         if retry is None or not verdict.again:
             if verdict == RAISE:
-                with suppress(AttributeError):  # a frozen error: the next tier is asked
+                with suppress(Exception):  # a frozen error: the next tier is asked
                     setattr(error, _FINAL, True)
             return self._give_up(error, None, retried=False)
         if self.retrying:
@@ -104,7 +104,7 @@ class Attempts:
             return self._give_up(error, why, counts=why is _SPENT)
         self.plan.retries.add()
         # The text now, the note only if it is needed; the error itself would keep the batch alive.
-        text = str(error)
+        text = said(error)
         self._notes.append(
             (self.made, type(error).__name__, text if len(text) <= 160 else clip(text, 160))
         )
@@ -169,7 +169,7 @@ class Attempts:
         notes = [f"{name}: attempt {made}: {kind}: {text}" for made, kind, text in self._notes]
         if why is not None:
             notes.append(f"{name}: {why}")
-        with suppress(AttributeError):  # a frozen one takes no notes; it comes out all the same
+        with suppress(Exception):  # a frozen one takes no notes; it comes out all the same
             if notes:
                 known = getattr(error, "__notes__", ())  # a shared error must not grow for ever
                 for note in notes:

@@ -131,7 +131,12 @@ class FileStorage:
             raise ConfigurationError(
                 "FileStorage(folder)", folder, "a platform with fcntl: Linux, macOS or another Unix"
             ) from None
-        self._folder = Path(folder)
+        try:
+            self._folder = Path(folder)
+        except TypeError:
+            raise ConfigurationError(
+                "FileStorage(folder)", folder, "the path of a folder"
+            ) from None
         self._refresh = seconds("FileStorage(refresh=...)", refresh, zero=True)
 
     @property

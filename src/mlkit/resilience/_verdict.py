@@ -111,7 +111,7 @@ def transient(error: Exception) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in _NETWORK:
         return True
-    if _number(getattr(error, "retry_after", None)) is not None:
+    if _number(_field(error, "retry_after")) is not None:
         return True
     return _status_says(error) or (_of_a_client(error) and not _permanent(error))
 
@@ -121,10 +121,10 @@ def pushback(error: Exception) -> float | None:
 
     They are its `retry_after`, or the `Retry-After` header of its `response` (seconds or a date).
     """
-    asked = getattr(error, "retry_after", None)
+    asked = _field(error, "retry_after")
     if asked is not None and (wait := _number(asked)) is not None:
         return wait
-    response = getattr(error, "response", None)
+    response = _field(error, "response")
     if response is None:
         return None
     get = getattr(getattr(response, "headers", None), "get", None)
@@ -152,19 +152,27 @@ def predicate(where: str, on: object) -> Callable[[Exception], Any]:
 
 
 def _status_says(error: Exception) -> bool:
-    response = getattr(error, "response", None)
+    response = _field(error, "response")
     if isinstance(response, dict):  # botocore's
         metadata = response.get("ResponseMetadata")
         return isinstance(metadata, dict) and metadata.get("HTTPStatusCode") in _STATUS
     for carrier in (error, response):
         for field in ("status", "status_code", "code"):
-            status = getattr(carrier, field, None)
+            status = _field(carrier, field)
             if isinstance(status, int) and status in _STATUS:
                 return True
-    code = getattr(error, "code", None)  # gRPC's is a method that returns an enumeration
-    if callable(code) and hasattr(error, "details"):
+    code = _field(error, "code")  # gRPC's is a method that returns an enumeration
+    if callable(code) and _field(error, "details") is not None:
         return getattr(code(), "name", None) in _GRPC
     return False
+
+
+def _field(carrier: object, name: str) -> Any:
+    """Return an attribute, or None if there is none; a property of a foreign error may raise anything."""
+    try:
+        return getattr(carrier, name, None)
+    except Exception:  # noqa: BLE001 - it must not take the place of the error
+        return None
 
 
 def _of_a_client(error: Exception) -> bool:
