@@ -98,6 +98,22 @@ def test_a_flipped_bit_never_becomes_a_wrong_value(journal, where, bit):
         path.write_bytes(data)
 
 
+def test_a_bit_flipped_anywhere_never_becomes_a_wrong_value(journal):
+    """Every byte of the file, each with another of its bits than its neighbours."""
+    run_dir, data = journal
+    path = journal_of(run_dir)
+    whole = facts(run_dir)
+    try:
+        for where in range(len(data)):
+            spoiled = bytearray(data)
+            spoiled[where] ^= 1 << where % 8
+            path.write_bytes(spoiled)
+            assert is_part(facts(run_dir), whole)
+            assert read(run_dir).torn_bytes > 0
+    finally:
+        path.write_bytes(data)
+
+
 def test_a_killed_process_group_loses_nothing_that_was_acknowledged(tmp_path):
     code = """
         import os, sys

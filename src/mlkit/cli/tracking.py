@@ -101,6 +101,18 @@ def _sync(options: argparse.Namespace) -> int:
     return int(left)
 
 
+def _prune(options: argparse.Namespace) -> int:
+    from mlkit.tracking import find_runs, prune
+
+    removed = {str(folder): prune(folder) for folder in find_runs(options.folder)}
+    if options.json:
+        print_json(removed)
+    else:
+        for folder, points in removed.items():
+            say(f"{folder}: {counted(points, 'point')} removed")
+    return 0
+
+
 def _is_at_work(found: list[RunStatus]) -> bool:
     """Return whether a run is still recorded and each of its sinks is delivered to."""
     return any(one.writers for one in found) and all(
@@ -123,6 +135,7 @@ def _show(options: argparse.Namespace) -> int:
 _ACTIONS: dict[str, tuple[Callable[[argparse.Namespace], int], str]] = {
     "status": (_status, "say what each sink has of each run, and which processes are alive"),
     "sync": (_sync, "deliver what a dead process or an outage has left"),
+    "prune": (_prune, "remove the points that every sink has, but for the last of each metric"),
     "show": (_show, "print params, last metrics, tags and artifacts of each run"),
 }
 
@@ -183,6 +196,8 @@ def _say_run(data: RunData) -> None:
         say(
             f"  metric {key} = {last.value!r} at step {last.step} ({counted(len(points), 'point')})"
         )
+    if data.pruned_points:
+        say(f"  {counted(data.pruned_points, 'earlier point')} removed by prune")
     for key, text in sorted(data.tags.items()):
         say(f"  tag {key} = {text}")
     for key, digest in sorted(data.artifacts.items()):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from mlkit.tracking._data import DataRef
 from mlkit.tracking._delivery import Delivery
 from mlkit.tracking._listen import Listening
+from mlkit.tracking._prune import prune
 from mlkit.tracking._read import Point, RunData, read
 from mlkit.tracking._records import Record, RunInfo
 from mlkit.tracking._run import Run
@@ -31,6 +32,7 @@ __all__ = [
     "RunStatus",
     "Sink",
     "find_runs",
+    "prune",
     "read",
     "start_run",
     "status",

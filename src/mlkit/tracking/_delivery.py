@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit.tracking._folder import Folder, replace_text
+from mlkit.tracking._frames import MAGIC
 from mlkit.tracking._records import count_from
 
 if TYPE_CHECKING:
@@ -161,7 +162,8 @@ def settled(root: Folder, keys: Sequence[str], own: Path | None) -> bool:
         except FileNotFoundError:
             size = 0
         for key in keys:
-            behind = not size or Cursor(root.sinks / key).done(own.name) < size
+            done = Cursor(root.sinks / key).done(own.name)
+            behind = not size or (size > len(MAGIC) and done < size)  # one just begun holds nothing
             if behind and not given_up(root, key).exists():
                 return False
     return not any(

@@ -3,7 +3,7 @@
 ```text
 runs/20261123-063012-1f2e3d4c/
 ├── run.json                    what is known from the start: id, experiment, name, parent, sinks
-├── journal/<time>-<pid>-<nonce>.mkj    one file per writing process, which holds a lock on it while it lives
+├── journal/<time>-<pid>-<nonce>.mkj    files of each writing process, which holds a lock on its last
 ├── artifacts/<sha256>          contents, each once
 ├── sinks/<sink>/cursor.json    how far each sink has come, and dead.jsonl with what it refused, a lock,
 │                               and given_up while nobody works on it

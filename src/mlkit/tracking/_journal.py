@@ -28,6 +28,7 @@ __all__ = ["Journal"]
 
 _SYNC_EVERY = {"record": 0.0, "group": 0.05}
 _MAX_SERIES = 1000
+_SEGMENT = 64 << 20  # bytes after which a writer goes on in a new file
 _ROWS_AT_ONCE = (
     5000  # of a call with many: what other threads wait for, and what a full disk takes at once
 )
@@ -79,6 +80,7 @@ class Journal:
         self._lock = threading.RLock()
         self._file = -1
         self._epoch = 0
+        self._size = self._opened = 0
         self._last = 0
         self._failing = False
         self._news: list[tuple[str, dict[str, str | float]]] = []
@@ -255,11 +257,11 @@ class Journal:
     def _place(self, series: _Series, data: bytes, records: int) -> None:
         """Append points, behind the names of their keys where the file does not have them."""
         if self._file >= 0 or self._reopen(records):
-            defines = series.epoch != self._epoch
-            if defines:
-                data = series.definition + data
-            if self._append(data, records) and defines:
-                series.epoch = self._epoch
+            epoch = self._epoch  # appending may end the file
+            if series.epoch == epoch:
+                self._append(data, records)
+            elif self._append(series.definition + data, records):
+                series.epoch = epoch
 
     def _append(self, data: bytes, records: int) -> bool:
         try:
@@ -271,6 +273,9 @@ class Journal:
             self._failed(error, records)
             return False
         self.records += records
+        self._size += len(data)
+        if self._size >= _SEGMENT:
+            self._rotate()
         if self._failing:
             self._failing = False
             self._news.append(("tracking.journal.recovered", {"lost": self.lost}))
@@ -280,6 +285,15 @@ class Journal:
                 self._sync()
                 self._synced = now
         return True
+
+    def _rotate(self) -> None:
+        """Go on in a new file; one that cannot be made now is tried again a segment later."""
+        if self._sync_every is not None:
+            self._sync()  # nobody comes back to the old one
+        try:
+            self._open()
+        except OSError:
+            self._size = 0
 
     def _take_back(self, written: int) -> None:
         """Remove a part of a frame, behind which no reader would find anything."""
@@ -323,7 +337,9 @@ class Journal:
         return True
 
     def _open(self) -> None:
-        stem = f"{int(current().time() * 1e6):016d}-{os.getpid()}-{os.urandom(3).hex()}"
+        # Readers go by the names' order, also when the clock has gone back since the last file.
+        opened = max(int(current().time() * 1e6), self._opened + 1)
+        stem = f"{opened:016d}-{os.getpid()}-{os.urandom(3).hex()}"
         fresh, path = self._folder / f"{stem}.new", self._folder / f"{stem}.mkj"
         descriptor = os.open(fresh, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
         try:
@@ -340,6 +356,7 @@ class Journal:
             raise
         self._drop()
         self._file, self.path = descriptor, path
+        self._size, self._opened = len(_frames.MAGIC), opened
         self._epoch += 1
 
     def _drop(self) -> None:

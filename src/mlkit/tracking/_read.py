@@ -8,6 +8,7 @@ from mlkit.tracking import _frames
 from mlkit.tracking._data import INPUT, OUTPUT, DataRef, take_refs
 from mlkit.tracking._folder import Folder, folder_of
 from mlkit.tracking._frames import metric_values, series_keys
+from mlkit.tracking._prune import PRUNED
 from mlkit.tracking._records import begin, walk
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class RunData(NamedTuple):
             full disk took.
         inputs: By name, the data that the run read.
         outputs: By name, the data that it made.
+        pruned_points: How many points `prune` has removed from the journal.
     """
 
     id: str
@@ -68,6 +70,7 @@ class RunData(NamedTuple):
     torn_bytes: int
     inputs: dict[str, DataRef]
     outputs: dict[str, DataRef]
+    pruned_points: int
 
     def artifact(self, name: str) -> Path:
         """Return the file that holds an artifact's content.
@@ -174,6 +177,7 @@ def read(run: str | os.PathLike[str]) -> RunData:
         metrics=metrics,
         inputs=take_refs(texts, INPUT),
         outputs=take_refs(texts, OUTPUT),
+        pruned_points=sum(int(texts.pop(key)) for key in [*texts] if key.startswith(PRUNED)),
         tags=texts,
         artifacts={key: value for key, (_, value) in artifacts.items()},
         dir=folder.path,
