@@ -170,7 +170,7 @@ before = peak()
 for number in (1, 2):
     model = store.load(f"m@{number}"); float(model["w"].sum())
     loaded = peak(); store.save("m", model)
-    print((loaded - before) / (128 << 20), (peak() - loaded) / (128 << 20))
+    print((loaded - before) / (48 << 20), (peak() - loaded) / (48 << 20))
     del model
 """
 
@@ -178,7 +178,7 @@ for number in (1, 2):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory(tmp_path):
     for make in (torch.ones, np.ones):
-        ModelStore(tmp_path).save("m", {"w": make((128 << 20) // make(1).itemsize)})
+        ModelStore(tmp_path).save("m", {"w": make((48 << 20) // make(1).itemsize)})
     command = [sys.executable, "-c", PEAK, str(tmp_path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     for line, times in zip(done.stdout.splitlines(), (1.25, 2.25), strict=True):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Writer"]
 
 _GRACE = 2.0  # seconds that another writer may take between its two requests
-_POLL = 0.02
+_FIRST_LOOK, _LAST_LOOK = 0.02, 0.32  # seconds until the next look at whether it did, doubled each time
 _MAX_TRIES = 1000  # each one that fails means that another writer got ahead
 _OUTSIDE = "not by mlkit"
 
@@ -82,16 +82,17 @@ class Writer:
         """
         history = self.history(name)
         clock = current(self._clock)
-        waiting_for, since = 0, 0.0
+        waiting_for, since, pause = 0, 0.0, _FIRST_LOOK
         for _ in range(_MAX_TRIES):
             past, now = history.read(), self._catalogue.aliases(name).get(alias)
             if past.holder(alias) != now:
                 last = past.last_move(alias)
                 if last is not None and last.sequence != waiting_for:
-                    waiting_for, since = last.sequence, clock.monotonic()
+                    waiting_for, since, pause = last.sequence, clock.monotonic(), _FIRST_LOOK
                 waited = clock.monotonic() - since
                 if last is not None and clock.time() - last.time < _GRACE > waited:
-                    clock.sleep(_POLL)  # most likely its writer has yet to set the alias
+                    clock.sleep(pause)  # most likely its writer has yet to set the alias
+                    pause = min(2 * pause, _LAST_LOOK)
                     continue
                 history.append(len(past.changes), self._as_found(past, alias, now))
                 continue
