@@ -25,6 +25,7 @@ MlkitError
 │   ├── CollateError (ValueError)            rows cannot be put into one batch
 │   ├── OutputShapeError (ValueError)        the model returned another number of rows than it was given
 │   ├── RowError (ValueError)                one row breaks the model: which one, and its cause
+│   ├── CheckpointError (ValueError)         a checkpoint of `map_batches` is of another job, in use, or cannot be written
 │   ├── QueueFullError (RuntimeError)        rejected early: the queue is full
 │   └── BatcherClosedError (RuntimeError)    the batcher no longer accepts rows
 ├── DeadlineExceededError (TimeoutError)     time ran out
@@ -85,6 +86,7 @@ __all__ = [
     "BatcherClosedError",
     "BreakerOpenError",
     "BulkheadFullError",
+    "CheckpointError",
     "ChecksFailedError",
     "CollateError",
     "ConfigurationError",
@@ -513,6 +515,21 @@ class RowError(InferenceError, ValueError):
         self.index, self.error_type = index, type(error).__name__
         super().__init__(f"row {index}: {self.error_type}: {clip(str(error), 400)}")
         self.__cause__ = error
+
+
+class CheckpointError(InferenceError, ValueError):
+    """A checkpoint of `map_batches` is of another job, in use, or cannot hold the results.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it, and what to do.
+    """
+
+    path: str
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        super().__init__(f"checkpoint {clip(path, 100)} {reason}")
 
 
 class QueueFullError(InferenceError, RuntimeError):

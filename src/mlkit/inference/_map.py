@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from mlkit._arguments import one_of
-from mlkit._optional import require
-from mlkit._suggest import clip
-from mlkit.errors import ConfigurationError, DegradedWarning, RowError
-from mlkit.inference._runner import Failure, Runner
-from mlkit.telemetry import emit
+from mlkit._arguments import one_of, whole
+from mlkit.errors import ConfigurationError, RowError
+from mlkit.inference._check import bucket_sizes
+from mlkit.inference._progress import length, reporter
+from mlkit.inference._runner import Runner
+from mlkit.inference._sizes import LADDER, Sizes
+from mlkit.inference._stream import Job
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from os import PathLike
 
+    from mlkit.inference._checkpoint import Checkpoint
     from mlkit.inference._collate import Pad
 
 __all__ = ["map_batches"]
@@ -30,14 +32,16 @@ def map_batches(
     fn: Callable[[Any], list[_Result]],
     rows: Iterable[_Row],
     *,
-    batch_size: int = ...,
+    batch_size: int | Literal["auto"] = ...,
     on_error: Literal["raise", "skip"] = ...,
     buckets: Iterable[int] | None = ...,
     pad: Pad = ...,
     collate: Callable[[list[_Row]], Any] | None = ...,
     device: object = ...,
     isolate: bool = ...,
-    progress: bool | Callable[[int], object] = ...,
+    checkpoint: str | PathLike[str] | None = ...,
+    prefetch: int = ...,
+    progress: bool | Callable[[int], object] | None = ...,
     name: str | None = ...,
 ) -> Iterator[_Result]: ...
 @overload
@@ -45,14 +49,16 @@ def map_batches(
     fn: Callable[[Any], list[_Result]],
     rows: Iterable[_Row],
     *,
-    batch_size: int = ...,
+    batch_size: int | Literal["auto"] = ...,
     on_error: Literal["return"],
     buckets: Iterable[int] | None = ...,
     pad: Pad = ...,
     collate: Callable[[list[_Row]], Any] | None = ...,
     device: object = ...,
     isolate: bool = ...,
-    progress: bool | Callable[[int], object] = ...,
+    checkpoint: str | PathLike[str] | None = ...,
+    prefetch: int = ...,
+    progress: bool | Callable[[int], object] | None = ...,
     name: str | None = ...,
 ) -> Iterator[_Result | RowError]: ...
 @overload
@@ -60,34 +66,39 @@ def map_batches(
     fn: Callable[[Any], Any],
     rows: Iterable[_Row],
     *,
-    batch_size: int = ...,
+    batch_size: int | Literal["auto"] = ...,
     on_error: Literal["raise", "skip", "return"] = ...,
     buckets: Iterable[int] | None = ...,
     pad: Pad = ...,
     collate: Callable[[list[_Row]], Any] | None = ...,
     device: object = ...,
     isolate: bool = ...,
-    progress: bool | Callable[[int], object] = ...,
+    checkpoint: str | PathLike[str] | None = ...,
+    prefetch: int = ...,
+    progress: bool | Callable[[int], object] | None = ...,
     name: str | None = ...,
 ) -> Iterator[Any]: ...
 def map_batches(
     fn: Callable[[Any], Any],
     rows: Iterable[Any],
     *,
-    batch_size: int = 32,
+    batch_size: int | Literal["auto"] = 32,
     on_error: Literal["raise", "skip", "return"] = "raise",
     buckets: Iterable[int] | None = None,
     pad: Pad = None,
     collate: Callable[[list[Any]], Any] | None = None,
     device: object = None,
     isolate: bool = True,
-    progress: bool | Callable[[int], object] = False,
+    checkpoint: str | PathLike[str] | None = None,
+    prefetch: int = 0,
+    progress: bool | Callable[[int], object] | None = None,
     name: str | None = None,
 ) -> Iterator[Any]:
     """Run *fn* on batches of *rows* and yield one result per row, in the order of the rows.
 
     Rows are collated as by `mlkit.inference.collate`, the output is cut as by `mlkit.inference.split`. One batch is
-    read ahead of what is yielded, so an endless generator is fine. When *fn* fails, the batch is run again in halves
+    read ahead of what is yielded, so an endless generator is fine. If *rows* itself raises, the rows before it have
+    their results first. When *fn* fails, the batch is run again in halves
     until the rows that break it stand alone; when memory runs out, the batch is halved and the smaller size kept, and a
     larger one tried again later. *fn* may thus see a row more than once.
 
@@ -97,7 +108,9 @@ def map_batches(
             outputs come back as arrays on the CPU.
         rows: Any iterable of rows. A row that differs in structure, dtype or shape from the majority of the first batch
             is a bad row.
-        batch_size: Rows per call, at least 1.
+        batch_size: Rows per call, at least 1. With `"auto"` the first batches have 8, 16, 32, ... rows, at most 4096 (or
+            the sizes in *buckets*), two of each, until the time per row no longer falls; the smallest size within 5 % of
+            the best is kept, and remembered for the function and device in this process.
         on_error: What to do about a row that breaks *fn*: `"raise"` a `RowError` in its turn, `"skip"` it, or
             `"return"` the `RowError` in its place. If all rows of the first batch, two or more, fail alike, a
             `DegradedWarning` asks whether *fn* is broken, and `inference.rows.failed` is emitted.
@@ -108,8 +121,16 @@ def map_batches(
         device: Run on this torch device: tensors and arrays are moved there, through pinned memory on CUDA, and outputs
             back to where the rows were.
         isolate: Whether *fn* may be run again to find the bad rows of a failed batch. If not, all its rows fail.
-        progress: True for a tqdm bar, or a callable that is given the number of rows each batch finished, like
-            `bar.update`.
+        checkpoint: A file that keeps the results of each batch, written before they are yielded. A job that was killed
+            and is started again with the same rows and arguments yields what the file holds, reads past the rows of
+            it, and runs the rest. Failed rows are kept too, unless *on_error* is `"raise"`. Results must be numbers,
+            text, bytes, None, arrays, tensors, or dicts, lists, tuples, named tuples and dataclasses of them; no
+            pickle is written or read.
+        prefetch: How many batches a thread reads from *rows* while the model runs, counting the one it is reading; 0
+            reads in the calling thread, which iterators that are bound to one thread need.
+        progress: True for a tqdm bar, False for none, or a callable that is given the number of rows each batch finished,
+            like `bar.update`. By default a bar if the standard error is a terminal, tqdm is installed and the job
+            takes more than half a second.
         name: What events call this job; by default the name of *fn*.
 
     Returns:
@@ -119,6 +140,8 @@ def map_batches(
         ConfigurationError: If an argument is wrong or *device* is not there; at the call, not at the first result.
         RowError: For a bad row, with its index and the model's own error as `__cause__`.
         OutputShapeError: If *fn* does not return one output per row, whatever *on_error* says: no row is to blame.
+        CheckpointError: If *checkpoint* is the file of another job, at the call, or of other rows, is in use, or cannot
+            hold a result.
         MissingDependencyError: If *device* or *progress* needs a package that is not installed.
 
     Examples:
@@ -145,13 +168,13 @@ def map_batches(
             "an iterable of rows, not of columns",
             hint="pass df.to_dict('records') (pandas) or df.iter_rows(named=True) (polars)",
         )
-    if not (isinstance(progress, bool) or callable(progress)):
-        raise ConfigurationError("map_batches(progress=...)", progress, "True, False or a callable")
+    n_ahead = whole("map_batches(prefetch=...)", prefetch)
+    ladder = _ladder(batch_size, buckets)
     runner = Runner(
         fn,
         owner="map_batches",
         name=name,
-        limit=("batch_size", batch_size),
+        limit=("batch_size", ladder[-1]),
         buckets=buckets,
         pad=pad,
         collate=collate,
@@ -164,91 +187,39 @@ def map_batches(
         source = iter(rows)
     except TypeError as error:  # an array without axes, for one
         raise ConfigurationError("map_batches(rows)", rows, "an iterable of rows") from error
-    finished, close = _progress(progress, rows, runner.name)
-    results = _stream(runner, source, batch_size, on_error, finished)
+    kept = None
+    if checkpoint is not None:
+        kept = _checkpoint(checkpoint, runner, batch_size, rows)
+        kept.check()
+    job = Job(
+        runner,
+        source,
+        Sizes(ladder, *runner.identity) if len(ladder) > 1 else Sizes(ladder),
+        on_error=on_error,
+        checkpoint=kept,
+        prefetch=n_ahead,
+    )
+    finished, close = reporter(progress, rows, runner.name)
+    results = job.results(finished)
     return results if close is None else _closing(results, close)
 
 
-def _stream(
-    runner: Runner,
-    source: Iterator[Any],
-    batch_size: int,
-    on_error: str,
-    finished: Callable[[int], object] | None,
-) -> Iterator[Any]:
-    index = 0
-    while batch := list(islice(source, batch_size)):
-        n_rows = len(batch)
-        results = runner.run(batch)
-        del batch
-        if not index and on_error != "raise":
-            _doubt(runner, results)
-        results.reverse()
-        for place in range(n_rows):
-            if not isinstance(results[-1], Failure):
-                yield results.pop()  # no name here keeps it alive meanwhile
-                continue
-            failure = results.pop()
-            if failure.of_the_program:
-                raise failure.error
-            error = RowError(index + place, failure.error)
-            if failure.hint:
-                error.args = (f"{error}; {failure.hint}",)
-            if on_error == "raise":
-                raise error
-            if on_error == "return":
-                yield error
-            del failure, error
-        index += n_rows
-        if finished is not None:
-            finished(n_rows)
+def _ladder(batch_size: object, buckets: Iterable[int] | None) -> tuple[Any, ...]:
+    """Return the batch sizes to try: the one that was asked for, or, for "auto", the buckets or powers of two."""
+    if not isinstance(batch_size, str):
+        return (batch_size,)
+    one_of("map_batches(batch_size=...)", batch_size, ("auto",))
+    where = "map_batches(buckets=...)"
+    return bucket_sizes(where, buckets, largest=1, limit="batch_size") or LADDER
 
 
-def _doubt(runner: Runner, results: list[Any]) -> None:
-    """Say so when all rows of the first batch failed alike, which hides a function that never works."""
-    if len(results) < 2 or any(
-        not isinstance(result, Failure) or result.of_the_program for result in results
-    ):
-        return
-    try:
-        said = {(type(result.error), str(result.error)) for result in results}
-    except Exception:  # noqa: BLE001 - errors that cannot be shown cannot be compared
-        return
-    if len(said) > 1:
-        return
-    (kind, text), hint = said.pop(), results[0].hint
-    emit(
-        "inference.rows.failed",
-        runner.name,
-        rows=len(results),
-        failed=len(results),
-        error_type=kind.__name__,
-    )
-    import warnings
+def _checkpoint(
+    path: str | PathLike[str], runner: Runner, batch_size: object, rows: Iterable[Any]
+) -> Checkpoint:
+    from mlkit.inference._checkpoint import Checkpoint
 
-    question = "is the function broken?"
-    if results[0].n_rows > 1:  # not run one by one
-        question = "is the function broken, or one of the rows? isolate=False does not tell"
-    warnings.warn(
-        f"all {len(results)} rows of the first batch failed alike: {kind.__name__}: {clip(text, 400)}; "
-        f"{hint + '; ' if hint else ''}{question}",
-        DegradedWarning,
-        stacklevel=3,
-    )
-
-
-def _progress(
-    progress: bool | Callable[[int], object],  # noqa: FBT001 - the public argument as it came
-    rows: Iterable[Any],
-    name: str,
-) -> tuple[Callable[[int], object] | None, Callable[[], object] | None]:
-    if callable(progress):
-        return progress, None
-    if not progress:
-        return None, None
-    tqdm = require("tqdm", extra="demo", feature="map_batches(progress=True)")
-    bar = tqdm.tqdm(total=_length(rows), unit="row", desc=name)
-    return bar.update, bar.close
+    job = {**runner.settings, "batch_size": batch_size, "rows": length(rows)}
+    return Checkpoint(path, job)
 
 
 def _closing(results: Iterator[Any], close: Callable[[], object]) -> Iterator[Any]:
@@ -256,10 +227,3 @@ def _closing(results: Iterator[Any], close: Callable[[], object]) -> Iterator[An
         yield from results
     finally:
         close()
-
-
-def _length(rows: Iterable[Any]) -> int | None:
-    try:
-        return len(rows)  # type: ignore[arg-type]
-    except TypeError:
-        return None

@@ -32,13 +32,15 @@ class Model:
         owner: The public call, for error messages: `"map_batches"`.
     """
 
-    __slots__ = ("_fn", "_owner", "device", "module", "name", "tensors")
+    __slots__ = ("_fn", "_owner", "device", "identity", "module", "name", "tensors")
 
     def __init__(self, fn: Callable[[Any], Any], device: object, *, owner: str) -> None:
         plain_callable(f"{owner}(fn)", fn)
         self._fn, self._owner = fn, owner
         self.name = name_of(fn)
         self.module = _module_of(fn)
+        # A bound method is made anew each time it is named; what it belongs to stays.
+        self.identity = self.module if self.module is not None else getattr(fn, "__self__", fn)
         left = _in_training(self.module)
         if left is not None:
             raise ConfigurationError(
@@ -82,6 +84,13 @@ class Model:
                 "a device that is there",
                 hint=f"torch sees {n_devices} {self.device.type} device{'s'[: n_devices != 1]}",
             )
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device is not None and self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)
 
     def leave_thread(self) -> None:
         """Before another thread runs the model: fix which device `"cuda"` means, which is this thread's current one."""
@@ -158,7 +167,7 @@ def _module_of(fn: Any) -> Any:
     torch = sys.modules.get("torch")
     if torch is None:
         return None
-    for candidate in (fn, getattr(fn, "__self__", None)):
+    for candidate in (fn, getattr(fn, "__self__", None), getattr(fn, "__wrapped__", None)):
         if isinstance(candidate, torch.nn.Module):
             return candidate
     return None

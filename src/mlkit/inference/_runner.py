@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit._arguments import whole
@@ -10,7 +11,7 @@ from mlkit.errors import CollateError, ConfigurationError, OutputShapeError
 from mlkit.inference._check import bucket_sizes
 from mlkit.inference._collate import Pad, check_pad, stack
 from mlkit.inference._memory import is_out_of_memory, release
-from mlkit.inference._model import Model
+from mlkit.inference._model import Model, name_of
 from mlkit.inference._split import split_output
 from mlkit.telemetry import emit
 
@@ -107,7 +108,7 @@ class Runner:
         self._example: list[Any] = []  # empty, or the row that all others must fit
         self._asked = self._limit
         self._streak, self._patience, self._probing = 0, _PATIENCE, False
-        self._worked = False  # some rows have had results
+        self.worked = False  # some rows have had results
         self.calls = 0
 
     @property
@@ -115,9 +116,56 @@ class Runner:
         """The most rows in one call of the function: what was asked for, or what memory turned out to allow."""
         return self._limit
 
+    @property
+    def example(self) -> list[Any]:
+        """Empty, or the row that all others must fit."""
+        return self._example
+
+    @property
+    def learned(self) -> list[Any] | None:
+        """What memory allowed so far, to be given to `resume`; None if nothing has been learned."""
+        if self._limit == self._asked and self._patience == _PATIENCE:
+            return None
+        return [self._limit, self._streak, self._patience, self._probing]
+
+    def resume(self, example: list[Any], learned: list[Any] | None, *, worked: bool) -> None:
+        """Continue as one that has run rows before."""
+        self._example = example
+        self.worked = worked
+        self._limit, self._streak = self._asked, 0
+        self._patience, self._probing = _PATIENCE, False
+        if learned is not None:
+            limit, self._streak, self._patience, self._probing = learned
+            self._limit = min(limit, self._asked)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the results depend on besides the rows, as JSON data."""
+        from mlkit.inference._weights import weights_digest
+
+        device = self._model.device
+        pad = self._pad
+        return {
+            "function": self.name,
+            "weights": weights_digest(self._model.module),
+            "device": None if device is None else device.type,
+            "buckets": list(self._buckets) or None,
+            "pad": {**pad} if isinstance(pad, Mapping) else pad,
+            "collate": None if self._collate is None else name_of(self._collate),
+        }
+
+    @property
+    def identity(self) -> tuple[object, tuple[str, str]]:
+        """What runs, and its name and device."""
+        return self._model.identity, (self.name, str(self._model.device))
+
     def check_device(self) -> None:
         """Refuse a device that this machine has not."""
         self._model.check_device()
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was given."""
+        self._model.wait()
 
     def leave_thread(self) -> None:
         """Prepare for running the model in another thread."""
@@ -261,9 +309,9 @@ class Runner:
             output = self._model(batch, rows[0])
             results = split_output(output, len(rows), self._model.name)[:n_rows]
         except Exception as error:  # noqa: BLE001 - it is given to the row that it belongs to
-            return Failure(error, n_rows, hint="" if self._worked else self._hint(error, batch))
+            return Failure(error, n_rows, hint="" if self.worked else self._hint(error, batch))
         else:
-            self._worked = True
+            self.worked = True
             return results
         finally:
             batch = output = None
