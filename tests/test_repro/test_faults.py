@@ -5,9 +5,9 @@ The kernel whose rows depend on their batch is `batch_invariance`'s to find: tes
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
-import subprocess
 import sys
 import threading
 from itertools import count
@@ -185,7 +185,7 @@ def test_the_order_in_which_files_are_listed(tmp_path):
 
 
 HASHED = """
-from mlkit.repro import check
+import os
 
 names = {"weight", "bias", "scale", "shift", "gain"}
 
@@ -200,24 +200,38 @@ def parameters():
 def steady():
     return {name: 0.5 for name in sorted(names)}
 
-if __name__ == "__main__":
-    print(check(parameters, vary=["hashseed"]).path)
-    print(check(steady, vary=["hashseed"]))
-    import torch
-    found = check(by_set, torch.ones(3), vary=["hashseed"])
-    print(found.op, found.line, found.setting, found.differing)
+def failing():
+    if os.environ.get("PYTHONHASHSEED") == "1":
+        raise ValueError("only there")
 """
 
 
-def test_the_order_of_a_set_and_of_parameters(tmp_path):
-    (tmp_path / "hashed.py").write_text(HASHED)
-    done = subprocess.run(
-        [sys.executable, "hashed.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    lines = done.stdout.splitlines()
-    assert lines, done.stderr
-    assert lines[0].startswith("result")
-    assert lines[1:] == ["None", "aten::mul hashed.py:8 hash seed 1 instead of 0 3"]
+@pytest.fixture
+def hashed(tmp_path, monkeypatch):
+    """A module that new processes can import."""
+    (tmp_path / "hashed_faults.py").write_text(HASHED)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    yield importlib.import_module("hashed_faults")
+    del sys.modules["hashed_faults"]
+
+
+def test_the_order_of_a_set(hashed):
+    found = check(hashed.by_set, torch.ones(3), vary=["hashseed"])
+    assert (found.op, found.line) == ("aten::mul", "hashed_faults.py:8")
+    assert found.setting == "hash seed 1 instead of 0"
+    assert found.differing == 3
+
+
+def test_the_order_of_parameters(hashed):
+    assert check(hashed.parameters, vary=["hashseed"]).path.startswith("result")
+    assert check(hashed.steady, vary=["hashseed"]) is None
+
+
+def test_an_error_in_the_new_process_is_told(hashed):
+    said = "fn raised in a new process: ValueError: only there"
+    with pytest.raises(ReproError, match=said):
+        check(hashed.failing, vary="hashseed")
 
 
 def test_what_a_new_process_cannot_import_is_refused():
@@ -225,24 +239,3 @@ def test_what_a_new_process_cannot_import_is_refused():
         check(lambda: 1, vary=["hashseed"])
     with pytest.raises(ConfigurationError, match="did you mean 'workers'"):
         check(lambda: 1, vary=["worker"])
-
-
-def test_an_error_in_the_new_process_is_told(tmp_path):
-    script = (
-        "import os\nfrom mlkit.repro import check\n"
-        "def fn(): \n    if os.environ.get('PYTHONHASHSEED') == '1': raise ValueError('only there')\n"
-        "if __name__ == '__main__':\n    check(fn, vary='hashseed')\n"
-    )
-    (tmp_path / "failing.py").write_text(script)
-    done = subprocess.run(
-        [sys.executable, "failing.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"},
-    )
-    assert (
-        f"{ReproError.__name__}: check: fn raised in a new process: ValueError: only there"
-        in done.stderr
-    )
