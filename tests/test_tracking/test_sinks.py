@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
 from pathlib import Path
 
 import pytest
 
 from mlkit.errors import ConfigurationError, SinkRejectedError
 from mlkit.testing._sinks import SinkContract, StoredRun
-from mlkit.tracking import JsonlSink
+from mlkit.tracking import JsonlSink, TensorboardSink, start_run, sync
 
 
 def stored_lines(folder: Path, run) -> StoredRun:
@@ -37,6 +39,113 @@ class TestJsonl(SinkContract):
 
     def stored(self, place, run):
         return stored_lines(place / "out", run)
+
+
+def fields(message: bytes) -> list[tuple[int, object]]:
+    """Read protobuf's wire format: number and content of each field, in order."""
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    at, found = 0, []
+    while at < len(message):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            found.append((number, varint()))
+        elif kind == 1:
+            found.append((number, message[at : at + 8]))
+            at += 8
+        else:
+            length = varint()
+            found.append((number, message[at : at + length]))
+            at += length
+    return found
+
+
+def events(folder: Path) -> list[dict[int, object]]:
+    """Read TFRecords without looking at their checksums."""
+    found = []
+    for path in folder.iterdir():
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            found.append(dict(fields(data[at + 12 : at + 12 + length])))
+            at += length + 16
+    return found
+
+
+class TestTensorboard(SinkContract):
+    def make_sink(self, place):
+        return TensorboardSink(place / "out")
+
+    def stored(self, place, run):
+        params, tags, artifacts, metrics, status = {}, {}, {}, [], ""
+        for event in events(place / "out" / run.id)[1:]:
+            value = dict(fields(dict(fields(event[5]))[1]))
+            tensor = dict(fields(value[8]))
+            tag = value[1].decode()
+            plugin = dict(fields(dict(fields(value[9]))[1]))[1]
+            if tensor[1] == 2:  # DT_DOUBLE
+                assert plugin == b"scalars"
+                step = event[2] - (1 << 64 if event[2] >> 63 else 0)
+                metrics.append((tag.removeprefix("mlkit/metrics/"), step, *struct.unpack("<d", tensor[4])))  # fmt: skip
+                continue
+            assert plugin == b"text"
+            text = tensor[8].decode()
+            _, kind, *rest = tag.split("/", 2)
+            if kind == "status":
+                status = text
+            elif kind == "params":
+                params.setdefault(rest[0], text)
+            else:
+                {"tags": tags, "artifacts": artifacts}[kind][rest[0]] = text
+        return StoredRun(metrics, params, tags, artifacts, status)
+
+
+def test_a_checksum_is_that_of_the_format():
+    """The vector of RFC 3720, B.4: 32 bytes of zeros have CRC-32C 0x8a9136aa; masked as TFRecord says."""
+    from mlkit.tracking._tensorboard import _masked
+
+    crc = 0x8A9136AA
+    assert _masked(bytes(32)) == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def test_an_event_file_cut_anywhere_is_completed(tmp_path):
+    with start_run("x", root=tmp_path / "r", sinks=[f"tensorboard:{tmp_path}/tb"], shipper="none") as run:  # fmt: skip
+        run.log_metrics({"loss": 0.1, "mlkit/params/lr": 2}, step=-1)
+        run.log_param("lr", 0.5)
+        run.close(timeout=0)
+    assert sync(run.dir).complete
+    (path,) = (tmp_path / "tb" / run.id).iterdir()
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 7):
+        path.write_bytes(whole[:size])
+        next(run.dir.glob("sinks/*/cursor.json")).unlink()
+        assert sync(run.dir).complete
+        assert path.read_bytes() == whole
+
+
+def test_tensorboard_itself_reads_it(tmp_path):
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    util = pytest.importorskip("tensorboard.util.tensor_util")
+    with start_run("x", root=tmp_path / "r", sinks=[f"tensorboard:{tmp_path}/tb"], shipper="none") as run:  # fmt: skip
+        run.log_points({"loss": [0.1, math.inf, math.nan]}, steps=[1, 2, 3])
+        run.log_param("lr", 0.5)
+        run.close(timeout=0)
+    assert sync(run.dir).complete
+    read = loader.EventAccumulator(str(tmp_path / "tb" / run.id)).Reload()
+    found = [util.make_ndarray(event.tensor_proto).item() for event in read.Tensors("loss")]
+    assert repr(found) == "[0.1, inf, nan]"
+    (lr,) = read.Tensors("mlkit/params/lr")
+    assert util.make_ndarray(lr.tensor_proto).item() == b"0.5"
 
 
 class Broken:
@@ -167,3 +276,5 @@ def test_the_suite_asks_for_its_two_methods(tmp_path):
 def test_a_sink_refuses_what_is_no_folder(folder):
     with pytest.raises(ConfigurationError, match="JsonlSink"):
         JsonlSink(folder)
+    with pytest.raises(ConfigurationError, match="TensorboardSink"):
+        TensorboardSink(folder)

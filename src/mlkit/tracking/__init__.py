@@ -18,6 +18,7 @@ from mlkit.tracking._shipper import sync
 from mlkit.tracking._sink import JsonlSink, Sink
 from mlkit.tracking._start import start_run
 from mlkit.tracking._status import RunStatus, find_runs, status
+from mlkit.tracking._tensorboard import TensorboardSink
 
 __all__ = [
     "DataRef",
@@ -31,6 +32,7 @@ __all__ = [
     "RunInfo",
     "RunStatus",
     "Sink",
+    "TensorboardSink",
     "find_runs",
     "prune",
     "read",

@@ -206,13 +206,17 @@ def _make(uri: str, where: str = "start_run(sinks=...)") -> Sink:
         raise ConfigurationError(where, uri, "addresses like 'mlflow:sqlite:///mlflow.db'")
     if scheme == "jsonl":
         return JsonlSink(rest)
+    if scheme == "tensorboard":
+        from mlkit.tracking._tensorboard import TensorboardSink
+
+        return TensorboardSink(rest)
     from importlib.metadata import entry_points
 
     found = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     if scheme not in found:
         from mlkit._suggest import did_you_mean, listing
 
-        known = ["jsonl", *found]
+        known = ["jsonl", "tensorboard", *found]
         near = did_you_mean(scheme, known)
         raise ConfigurationError(
             where,

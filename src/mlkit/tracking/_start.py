@@ -46,7 +46,7 @@ def start_run(
         name: Its name, for people; by default its id.
         root: Folder of run folders; made when needed.
         sinks: Where the records go besides the journal: `"mlflow:sqlite:///mlflow.db"`,
-            `"mlflow:http://host:5000"`, `"jsonl:FOLDER"`, or any scheme of an installed package;
+            `"mlflow:http://host:5000"`, `"jsonl:FOLDER"`, `"tensorboard:FOLDER"`, or any scheme of an installed package;
             `Sink` objects with the thread shipper. An address is kept in the run's folder, in a
             file that only its owner can read.
         durability: What survives what, once a call has returned. `"process"`: everything survives
