@@ -33,7 +33,7 @@ from mlkit.errors import (
     UntrustedFormatError,
 )
 from mlkit.models import ModelStore
-from mlkit.models._archive import problem_of_archive
+from mlkit.models._zip import problem_of_archive
 from mlkit.registry import Registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

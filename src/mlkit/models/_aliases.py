@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import EllipsisType
 from typing import TYPE_CHECKING, Literal
 
 from mlkit.errors import AliasConflictError, ChecksFailedError, VersionNotFoundError
@@ -9,15 +10,14 @@ from mlkit.models._checks import ask, refusals
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from types import EllipsisType
+    from collections.abc import Callable, Mapping
 
     from mlkit.models._backing import Backing
     from mlkit.models._checks import Check
     from mlkit.models._signing import Requirement
     from mlkit.models._version import Change
 
-__all__ = ["promote", "remove_alias", "rollback"]
+__all__ = ["check_holder", "expected_holder", "promote", "remove_alias", "rollback"]
 
 
 def promote(
@@ -47,7 +47,7 @@ def promote(
     judged = store.catalog.version(name, state, number)
     store.policy.check_number(name, number, state, require)
     holder = state.aliases().get(to)
-    _check_holder(f"{name}@{to}", holder, expected)
+    check_holder(f"{name}@{to}", holder, expected)
     evidence = {gate: ask(check, judged) for gate, check in gates.items()}
     failures = refusals(evidence)
     kind: Literal["promoted", "refused"] = "refused" if failures else "promoted"
@@ -58,7 +58,7 @@ def promote(
         holder_now = state.aliases().get(to)
         if not failures:
             if expected is not ... or gates:  # what was judged was judged against that holder
-                _check_holder(f"{name}@{to}", holder_now, holder)
+                check_holder(f"{name}@{to}", holder_now, holder)
             if holder_now == number:
                 return state.last_move(to)
         event = store.event(kind, number, why)
@@ -90,7 +90,7 @@ def rollback(
         held = state.holders.get(alias, ())
         if not held:
             raise store.catalog.missing(f"{name}@{alias}", state)
-        _check_holder(f"{name}@{alias}", held[-1], expected)
+        check_holder(f"{name}@{alias}", held[-1], expected)
         if len(held) < 2:
             raise VersionNotFoundError(f"{name}@{alias}", before=held[-1])
         now, before = held[-1], held[-2]
@@ -120,13 +120,34 @@ def remove_alias(
         holder = state.aliases().get(alias)
         if holder is None:
             raise store.catalog.missing(f"{name}@{alias}", state)
-        _check_holder(f"{name}@{alias}", holder, expected)
+        check_holder(f"{name}@{alias}", holder, expected)
         event = store.event("alias_removed", holder, why) | {"alias": alias, "previous": holder}
         change = log.append(state, event).last_change()
     emit("models.alias.removed", name, alias=alias, previous=holder)
     return change
 
 
-def _check_holder(place: str, holder: int | None, expected: int | EllipsisType | None) -> None:
+def check_holder(place: str, holder: int | None, expected: int | EllipsisType | None) -> None:
+    """Raise unless an alias is held by whom it is expected to be.
+
+    Args:
+        place: `name@alias`.
+        holder: The version that holds it.
+        expected: The version that must, None if none may, `...` for any.
+    """
     if expected is not ... and holder != expected:
         raise AliasConflictError(place, expected=expected, got=holder)
+
+
+def expected_holder(
+    number: Callable[[str, str, object], int], where: str, name: str, expect: object
+) -> int | EllipsisType:
+    """Return the number that a caller expects, or `...`.
+
+    Args:
+        number: Gives the number of what callers pass for a version.
+        where: The argument, for the error.
+        name: The model.
+        expect: What the caller passed.
+    """
+    return expect if isinstance(expect, EllipsisType) else number(where, name, expect)

@@ -143,7 +143,7 @@ def parts(store: Backing, version: ModelVersion) -> Parts:
         store: The store.
         version: The version.
     """
-    from mlkit.models._transfer import parts_of
+    from mlkit.models._exporting import parts_of
 
     name, number = version.name, version.number
     state = store.catalog.state(name)

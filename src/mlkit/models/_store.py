@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeVar, final, overload
 
 from mlkit._arguments import seconds
 from mlkit._clock import Clock, current
 from mlkit.errors import ConfigurationError
 from mlkit.models import _aliases, _garbage, _saving
+from mlkit.models._aliases import expected_holder
 from mlkit.models._backing import Backing
 from mlkit.models._catalog import Catalog
 from mlkit.models._checks import Check, named
@@ -27,6 +27,7 @@ from mlkit.models._version import Change, ModelVersion, read_document
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
+    from types import EllipsisType
 
     from mlkit.models._compare import Comparison
     from mlkit.models._garbage import Sweep
@@ -476,7 +477,7 @@ class ModelStore:
             to=to,
             expected=None
             if expect is None
-            else _holder(catalog, "promote(expect=...)", name, expect),
+            else expected_holder(catalog.number, "promote(expect=...)", name, expect),
             gates=gates,
             why=why,
             require=require,
@@ -517,7 +518,9 @@ class ModelStore:
         check_name("rollback(name)", name)
         check_alias("rollback(alias)", alias)
         check_text("rollback(why=...)", why)
-        expected = _holder(self._backing.catalog, "rollback(expect=...)", name, expect)
+        expected = expected_holder(
+            self._backing.catalog.number, "rollback(expect=...)", name, expect
+        )
         return _copy(_aliases.rollback(self._backing, name, alias, expected=expected, why=why))
 
     def remove_alias(
@@ -550,7 +553,9 @@ class ModelStore:
         check_name("remove_alias(name)", name)
         check_alias("remove_alias(alias)", alias)
         check_text("remove_alias(why=...)", why)
-        expected = _holder(self._backing.catalog, "remove_alias(expect=...)", name, expect)
+        expected = expected_holder(
+            self._backing.catalog.number, "remove_alias(expect=...)", name, expect
+        )
         return _copy(_aliases.remove_alias(self._backing, name, alias, expected=expected, why=why))
 
     def sign(
@@ -687,7 +692,7 @@ class ModelStore:
             IntegrityError: If what is stored is not what was saved; nothing was written.
             OSError: If a file cannot be written, or the disk is full; nothing was written.
         """
-        from mlkit.models._transfer import checked_target, write_parts
+        from mlkit.models._exporting import checked_target, write_parts
 
         checked_requirement("export(require=...)", require)
         target = checked_target("export(path)", path)
@@ -793,12 +798,6 @@ def _checked_path(path: object) -> str:
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # it would become a folder named "s3:"
         raise ConfigurationError("ModelStore(path)", path, "the path of a local folder, not a URL")
     return absolute
-
-
-def _holder(
-    catalog: Catalog, where: str, name: str, expect: int | ModelVersion | EllipsisType
-) -> int | EllipsisType:
-    return expect if isinstance(expect, EllipsisType) else catalog.number(where, name, expect)
 
 
 def _copy(change: Change) -> Change:

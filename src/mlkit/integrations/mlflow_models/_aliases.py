@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mlkit.errors import AliasConflictError, ChecksFailedError, VersionNotFoundError
+from mlkit.errors import ChecksFailedError, VersionNotFoundError
 from mlkit.integrations.mlflow_models._foreign import digest_of_files
+from mlkit.models._aliases import check_holder
 from mlkit.models._checks import ask, refusals
 from mlkit.telemetry import emit
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from types import EllipsisType
 
     from mlkit.integrations.mlflow_models._backing import Backing
-    from mlkit.integrations.mlflow_models._catalogue import Found
+    from mlkit.integrations.mlflow_models._catalog import Found
     from mlkit.integrations.mlflow_models._history import Past
     from mlkit.models import Change, Check, Requirement
 
@@ -44,9 +45,9 @@ def promote(
     """
     name, number = found.name, found.number
     store.signatures.check(found, require)
-    holder = store.catalogue.aliases(name).get(to)
-    _check_holder(f"{name}@{to}", holder, expected)
-    judged = store.catalogue.version(found)
+    holder = store.catalog.aliases(name).get(to)
+    check_holder(f"{name}@{to}", holder, expected)
+    judged = store.catalog.version(found)
     evidence = {gate: ask(check, judged) for gate, check in gates.items()}
     if failures := refusals(evidence):
         event = store.writer.event("refused", number, why)
@@ -57,9 +58,9 @@ def promote(
     pin = {} if found.digest else {"artifacts": digest_of_files(store.server, found.location)}
 
     def decide(past: Past, now: int | None) -> dict[str, Any] | Change:
-        store.catalogue.numbered(name, number)
+        store.catalog.numbered(name, number)
         if expected is not ... or gates:  # what was judged was judged against that holder
-            _check_holder(f"{name}@{to}", now, holder)
+            check_holder(f"{name}@{to}", now, holder)
         last = past.last_move(to)
         if now == number and last is not None:
             return last
@@ -85,12 +86,12 @@ def rollback(
 
     def decide(past: Past, now: int | None) -> dict[str, Any]:
         present = _present(store, name, alias, now)
-        _check_holder(f"{name}@{alias}", present, expected)
+        check_holder(f"{name}@{alias}", present, expected)
         held = past.holders.get(alias, ())
         if len(held) < 2:
             raise VersionNotFoundError(f"{name}@{alias}", before=now)
         if store.signatures.requirement is not None:
-            store.signatures.check(store.catalogue.numbered(name, held[-2]))
+            store.signatures.check(store.catalog.numbered(name, held[-2]))
         event = store.writer.event("rolled_back", held[-2], why)
         return event | {"alias": alias, "previous": present}
 
@@ -113,7 +114,7 @@ def remove_alias(
 
     def decide(_: Past, now: int | None) -> dict[str, Any]:
         present = _present(store, name, alias, now)
-        _check_holder(f"{name}@{alias}", present, expected)
+        check_holder(f"{name}@{alias}", present, expected)
         event = store.writer.event("alias_removed", present, why)
         return event | {"alias": alias, "previous": present}
 
@@ -121,17 +122,12 @@ def remove_alias(
 
 
 def _check_held(store: Backing, name: str, alias: str) -> None:
-    known = store.catalogue.aliases(name)
+    known = store.catalog.aliases(name)
     if alias not in known:
-        raise store.catalogue.missing(f"{name}@{alias}", name, known)
+        raise store.catalog.missing(f"{name}@{alias}", name, known)
 
 
 def _present(store: Backing, name: str, alias: str, now: int | None) -> int:
     if now is None:
-        raise store.catalogue.missing(f"{name}@{alias}", name, {})
+        raise store.catalog.missing(f"{name}@{alias}", name, {})
     return now
-
-
-def _check_holder(place: str, holder: int | None, expected: int | EllipsisType | None) -> None:
-    if expected is not ... and holder != expected:
-        raise AliasConflictError(place, expected=expected, got=holder)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from mlkit.integrations.mlflow_models._bundle import Cache
-    from mlkit.integrations.mlflow_models._catalogue import Catalogue
+    from mlkit.integrations.mlflow_models._artifacts import Cache
+    from mlkit.integrations.mlflow_models._catalog import Catalog
     from mlkit.integrations.mlflow_models._server import Server
     from mlkit.integrations.mlflow_models._signatures import Signatures
     from mlkit.integrations.mlflow_models._writer import Writer
@@ -19,6 +19,6 @@ class Backing(NamedTuple):
 
     server: Server
     cache: Cache
-    catalogue: Catalogue
+    catalog: Catalog
     signatures: Signatures
     writer: Writer

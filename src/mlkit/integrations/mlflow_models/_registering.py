@@ -6,8 +6,8 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, final
 
-from mlkit.integrations.mlflow_models._bundle import place_of
-from mlkit.integrations.mlflow_models._catalogue import pages
+from mlkit.integrations.mlflow_models._artifacts import place_of
+from mlkit.integrations.mlflow_models._catalog import pages
 from mlkit.integrations.mlflow_models._server import error_code
 
 if TYPE_CHECKING:

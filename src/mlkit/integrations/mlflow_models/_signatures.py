@@ -7,14 +7,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, final
 
 from mlkit.errors import ConfigurationError, IntegrityError
-from mlkit.integrations.mlflow_models._bundle import is_missing, place_of
+from mlkit.integrations.mlflow_models._artifacts import is_missing, place_of
 from mlkit.models._bundle import MAX_BUNDLE, files_of, sign
 from mlkit.models._package import MAX_BUNDLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mlkit.integrations.mlflow_models._catalogue import Catalogue, Found
+    from mlkit.integrations.mlflow_models._catalog import Catalog, Found
     from mlkit.integrations.mlflow_models._server import Server
     from mlkit.models._signing import Requirement, Signer
 
@@ -29,14 +29,12 @@ class Signatures:
 
     Args:
         server: Where the artifacts are.
-        catalogue: What MLflow has.
+        catalog: What MLflow has.
         requirement: What each version must meet, or None.
     """
 
-    def __init__(
-        self, server: Server, catalogue: Catalogue, requirement: Requirement | None
-    ) -> None:
-        self._server, self._catalogue, self.requirement = server, catalogue, requirement
+    def __init__(self, server: Server, catalog: Catalog, requirement: Requirement | None) -> None:
+        self._server, self._catalog, self.requirement = server, catalog, requirement
 
     def check(self, found: Found, also: Requirement | None = None) -> None:
         """Raise if a version is not signed as it must be; those of other clients have no signatures.
@@ -105,7 +103,7 @@ class Signatures:
                     self._server.client.log_artifact(found.entity.run_id, str(path), place)
 
     def _files(self, found: Found) -> dict[str, str]:
-        facts = self._catalogue.version(found)._facts  # noqa: SLF001 - what is signed
+        facts = self._catalog.version(found)._facts  # noqa: SLF001 - what is signed
         return files_of(found.name, found.number, facts)
 
     def _downloaded(self, uri: str, folder: str) -> str:

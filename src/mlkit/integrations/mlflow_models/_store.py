@@ -6,7 +6,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, final, overload
 
 from mlkit.errors import (
@@ -17,15 +16,16 @@ from mlkit.errors import (
     VersionInUseError,
 )
 from mlkit.integrations.mlflow_models import _aliases
+from mlkit.integrations.mlflow_models._artifacts import Cache, Remote, pack
 from mlkit.integrations.mlflow_models._backing import Backing
-from mlkit.integrations.mlflow_models._bundle import Cache, Remote, pack
-from mlkit.integrations.mlflow_models._catalogue import Catalogue
+from mlkit.integrations.mlflow_models._catalog import Catalog
 from mlkit.integrations.mlflow_models._foreign import load as load_foreign
 from mlkit.integrations.mlflow_models._registering import VERSION_RUN, register
 from mlkit.integrations.mlflow_models._server import Server, check_registered
 from mlkit.integrations.mlflow_models._signatures import Signatures
 from mlkit.integrations.mlflow_models._writer import Writer
 from mlkit.models import Broken, Change, Check, ModelStore, ModelVersion, Verification
+from mlkit.models._aliases import expected_holder
 from mlkit.models._checks import named
 from mlkit.models._formats import check_trust
 from mlkit.models._names import check_alias, check_name, check_text
@@ -38,9 +38,10 @@ from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from types import EllipsisType
 
     from mlkit._clock import Clock
-    from mlkit.integrations.mlflow_models._catalogue import Found
+    from mlkit.integrations.mlflow_models._catalog import Found
     from mlkit.models import Codec, Comparison, Requirement
     from mlkit.models._backing import Backing as Opener
     from mlkit.models._formats import Trust
@@ -119,13 +120,13 @@ class MlflowModelStore:
         folder = _cache_folder() if cache is None else cache
         self._local = ModelStore(folder, codecs=codecs, clock=clock)
         cache_of_files = Cache(self._local.path, server)
-        catalogue = Catalogue(server, cache_of_files)
+        catalog = Catalog(server, cache_of_files)
         self._backing = Backing(
             server,
             cache_of_files,
-            catalogue,
-            Signatures(server, catalogue, require),
-            Writer(server, catalogue, who, clock),
+            catalog,
+            Signatures(server, catalog, require),
+            Writer(server, catalog, who, clock),
         )
 
     @property
@@ -154,7 +155,7 @@ class MlflowModelStore:
         Raises:
             StoreUnavailableError: If MLflow does not answer.
         """
-        return self._backing.catalogue.names()
+        return self._backing.catalog.names()
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Return the versions of a model, oldest first; those of other clients have the format `"mlflow"`.
@@ -168,9 +169,7 @@ class MlflowModelStore:
             StoreUnavailableError: If MLflow does not answer.
         """
         check_registered("versions(name)", name)
-        return [
-            self._backing.catalogue.version(found) for found in self._backing.catalogue.all(name)
-        ]
+        return [self._backing.catalog.version(found) for found in self._backing.catalog.all(name)]
 
     def aliases(self, name: str) -> dict[str, int]:
         """Return which version each alias of a model points at in MLflow, whoever set it.
@@ -183,7 +182,7 @@ class MlflowModelStore:
             VersionNotFoundError: If there is no such model.
             StoreUnavailableError: If MLflow does not answer.
         """
-        return self._backing.catalogue.aliases(check_registered("aliases(name)", name))
+        return self._backing.catalog.aliases(check_registered("aliases(name)", name))
 
     def history(self, name: str) -> list[Change]:
         """Return every change of a model that was made here, or found here, oldest first.
@@ -216,7 +215,7 @@ class MlflowModelStore:
             StoreUnavailableError: If MLflow does not answer.
         """
         found = self._vouched("get(ref)", ref, require)
-        version = self._backing.catalogue.version(found)
+        version = self._backing.catalog.version(found)
         if found.digest is not None:
             cast("Remote", version._folder).have_document()  # noqa: SLF001
         return version
@@ -292,7 +291,7 @@ class MlflowModelStore:
         writer.enter(name, event)
         if key is not None:
             self._sign(found, key, why)
-        return self._backing.catalogue.version(found)
+        return self._backing.catalog.version(found)
 
     def import_(
         self,
@@ -335,7 +334,7 @@ class MlflowModelStore:
                 signatures.keep(found, bundles_of(store._backing, local))  # noqa: SLF001 - of the same block
         event = writer.event("imported", found.number, why) | {"digest": local.digest}
         writer.enter(name, event)
-        return self._backing.catalogue.version(found)
+        return self._backing.catalog.version(found)
 
     @overload
     def load(
@@ -457,8 +456,8 @@ class MlflowModelStore:
         """
         names = self.names() if name is None else [check_registered("verify(name)", name)]
         checked_requirement("verify(require=...)", require)
-        catalogue, signatures = self._backing.catalogue, self._backing.signatures
-        every = [found for one in names for found in catalogue.all(one)]
+        catalog, signatures = self._backing.catalog, self._backing.signatures
+        every = [found for one in names for found in catalog.all(one)]
         ours = [found for found in every if found.digest is not None]
         broken: list[Broken] = []
         for found in ours:
@@ -466,7 +465,7 @@ class MlflowModelStore:
                 try:
                     # Not the cache: what MLflow serves now.
                     Cache(folder, self._backing.server).fetch(
-                        catalogue.version(found), found.location
+                        catalog.version(found), found.location
                     )
                     signatures.check(found, require)
                 except StoreUnavailableError:
@@ -500,7 +499,7 @@ class MlflowModelStore:
             StoreUnavailableError: If MLflow does not answer.
             OSError: If a file cannot be written, or the disk is full; nothing was written.
         """
-        from mlkit.models._transfer import checked_target, parts_of, write_parts
+        from mlkit.models._exporting import checked_target, parts_of, write_parts
 
         target = checked_target("export(path)", path)
         found = self._vouched("export(ref)", ref, require)
@@ -560,15 +559,15 @@ class MlflowModelStore:
         check_text("promote(why=...)", why)
         gates = named("promote(checks=...)", checks)
         checked_requirement("promote(require=...)", require)
-        catalogue = self._backing.catalogue
-        number = catalogue.number("promote(version)", name, version)
+        catalog = self._backing.catalog
+        number = catalog.number("promote(version)", name, version)
         return _aliases.promote(
             self._backing,
-            catalogue.numbered(name, number),
+            catalog.numbered(name, number),
             to=to,
             expected=None
             if expect is None
-            else _holder(catalogue, "promote(expect=...)", name, expect),
+            else expected_holder(catalog.number, "promote(expect=...)", name, expect),
             gates=gates,
             why=why,
             require=require,
@@ -605,7 +604,9 @@ class MlflowModelStore:
         check_registered("rollback(name)", name)
         check_alias("rollback(alias)", alias)
         check_text("rollback(why=...)", why)
-        expected = _holder(self._backing.catalogue, "rollback(expect=...)", name, expect)
+        expected = expected_holder(
+            self._backing.catalog.number, "rollback(expect=...)", name, expect
+        )
         return _aliases.rollback(self._backing, name, alias, expected=expected, why=why)
 
     def remove_alias(
@@ -636,7 +637,9 @@ class MlflowModelStore:
         check_registered("remove_alias(name)", name)
         check_alias("remove_alias(alias)", alias)
         check_text("remove_alias(why=...)", why)
-        expected = _holder(self._backing.catalogue, "remove_alias(expect=...)", name, expect)
+        expected = expected_holder(
+            self._backing.catalog.number, "remove_alias(expect=...)", name, expect
+        )
         return _aliases.remove_alias(self._backing, name, alias, expected=expected, why=why)
 
     def sign(
@@ -664,7 +667,7 @@ class MlflowModelStore:
         """
         check_text("sign(why=...)", why)
         private = signer("sign(key)", key)
-        found = self._backing.catalogue.resolve("sign(ref)", ref)
+        found = self._backing.catalog.resolve("sign(ref)", ref)
         version = self._fetched(found, "sign(ref)")
         self._local._backing.catalog.check_files(version)  # noqa: SLF001 - of the same block
         return self._sign(found, private, why)
@@ -691,8 +694,8 @@ class MlflowModelStore:
         """
         check_registered("delete(name)", name)
         check_text("delete(why=...)", why)
-        found = self._backing.catalogue.numbered(
-            name, self._backing.catalogue.number("delete(version)", name, version)
+        found = self._backing.catalog.numbered(
+            name, self._backing.catalog.number("delete(version)", name, version)
         )
 
         def refuse_if_used() -> None:
@@ -725,7 +728,7 @@ class MlflowModelStore:
     ) -> Found:
         """Return the version that a reference means now, if it is signed as it must be."""
         checked_requirement(f"{where.partition('(')[0]}(require=...)", require)
-        found = self._backing.catalogue.resolve(where, ref)
+        found = self._backing.catalog.resolve(where, ref)
         self._backing.signatures.check(found, require)
         return found
 
@@ -734,7 +737,7 @@ class MlflowModelStore:
         if found.digest is None:
             ref = f"{found.name}@{found.number}"
             raise ConfigurationError(where, ref, "a version that was saved by mlkit")
-        version = self._backing.catalogue.version(found)
+        version = self._backing.catalog.version(found)
         return self._backing.cache.fetch(version, found.location)
 
     def _upload(self, store: ModelStore, local: ModelVersion, packed: Path, why: str) -> Found:
@@ -743,7 +746,7 @@ class MlflowModelStore:
         pack(local, store.path, packed)
         history = self._backing.writer.history(local.name)
         entity = register(self._backing.server, history, local, packed, why)
-        return self._backing.catalogue.found(entity)
+        return self._backing.catalog.found(entity)
 
     def _sign(self, found: Found, key: Signer, why: str) -> Change:
         """Sign a version and say so in the history; one that the key has signed already needs no more."""
@@ -762,12 +765,6 @@ class MlflowModelStore:
         signatures.keep(found, [signatures.sign(found, key)])
         event = writer.event("signed", found.number, why)
         return writer.enter(found.name, event | {"evidence": {"signed_by": key.fingerprint}})
-
-
-def _holder(
-    catalogue: Catalogue, where: str, name: str, expect: int | ModelVersion | EllipsisType
-) -> int | EllipsisType:
-    return expect if isinstance(expect, EllipsisType) else catalogue.number(where, name, expect)
 
 
 def _cache_folder() -> str:

@@ -14,14 +14,17 @@ from mlkit.telemetry import emit
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mlkit.integrations.mlflow_models._catalogue import Catalogue
+    from mlkit.integrations.mlflow_models._catalog import Catalog
     from mlkit.integrations.mlflow_models._history import Past
     from mlkit.integrations.mlflow_models._server import Server
 
 __all__ = ["Writer"]
 
 _GRACE = 2.0  # seconds that another writer may take between its two requests
-_FIRST_LOOK, _LAST_LOOK = 0.02, 0.32  # seconds until the next look at whether it did, doubled each time
+_FIRST_LOOK, _LAST_LOOK = (
+    0.02,
+    0.32,
+)  # seconds until the next look at whether it did, doubled each time
 _MAX_TRIES = 1000  # each one that fails means that another writer got ahead
 _OUTSIDE = "not by mlkit"
 
@@ -32,15 +35,15 @@ class Writer:
 
     Args:
         server: Where.
-        catalogue: What MLflow has.
+        catalog: What MLflow has.
         who: Who is written down.
         clock: Where times come from.
     """
 
     def __init__(
-        self, server: Server, catalogue: Catalogue, who: str | None, clock: Clock | None
+        self, server: Server, catalog: Catalog, who: str | None, clock: Clock | None
     ) -> None:
-        self._server, self._catalogue = server, catalogue
+        self._server, self._catalog = server, catalog
         self._who, self._clock = who, clock
         self._histories: dict[str, History] = {}
 
@@ -84,7 +87,7 @@ class Writer:
         clock = current(self._clock)
         waiting_for, since, pause = 0, 0.0, _FIRST_LOOK
         for _ in range(_MAX_TRIES):
-            past, now = history.read(), self._catalogue.aliases(name).get(alias)
+            past, now = history.read(), self._catalog.aliases(name).get(alias)
             if past.holder(alias) != now:
                 last = past.last_move(alias)
                 if last is not None and last.sequence != waiting_for:

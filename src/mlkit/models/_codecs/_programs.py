@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import IO, Any, final
 
 from mlkit._optional import require
-from mlkit.models._archive import problem_of_archive
+from mlkit.models._zip import problem_of_archive
 
 __all__ = ["ExportedCodec", "ScriptCodec"]
 

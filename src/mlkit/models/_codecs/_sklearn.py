@@ -11,7 +11,7 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 from mlkit._optional import require
 from mlkit._suggest import clip, listing
 from mlkit.errors import ConfigurationError, UntrustedFormatError
-from mlkit.models._archive import problem_of_archive
+from mlkit.models._zip import problem_of_archive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
 from mlkit.errors import ConfigurationError, IntegrityError, VersionNotFoundError
-from mlkit.integrations.mlflow_models._bundle import Remote, digest_of
+from mlkit.integrations.mlflow_models._artifacts import Remote, digest_of
 from mlkit.integrations.mlflow_models._server import check_registered
 from mlkit.models import ModelVersion
 from mlkit.models._version import Facts
@@ -15,11 +15,11 @@ from mlkit.models._version import Facts
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from mlkit.integrations.mlflow_models._bundle import Cache
+    from mlkit.integrations.mlflow_models._artifacts import Cache
     from mlkit.integrations.mlflow_models._server import Server
     from mlkit.models._folder import Folder
 
-__all__ = ["Catalogue", "Found", "pages"]
+__all__ = ["Catalog", "Found", "pages"]
 
 # The document of a version that has none.
 _NOTHING = json.dumps(
@@ -54,7 +54,7 @@ class Found(NamedTuple):
 
 
 @final
-class Catalogue:
+class Catalog:
     """The registered models of one MLflow. Holds nothing; every answer is MLflow's of now.
 
     Args:
