@@ -284,3 +284,19 @@ def test_what_is_not_three_rows_is_refused(output, words):
         split(output, 3)
     assert words in str(caught.value)
     assert caught.value.expected == 3
+
+
+@pytest.mark.parametrize("length", [float("nan"), float("inf"), -1, 4, 1.5])
+def test_a_length_that_cannot_be_is_refused_with_its_row(length):
+    batch = Padded(np.zeros((3, 3)), np.array([3, length, 0.0]))
+    with pytest.raises(OutputShapeError, match=r"length for row 1 of the batch is .*from 0 to 3"):
+        split(batch, 3)
+    batch = Padded(torch.zeros(3, 3), torch.tensor([3, length, 0.0]))
+    with pytest.raises(OutputShapeError, match=r"length for row 1 of the batch"):
+        split({"x": batch}, 3)
+
+
+@pytest.mark.parametrize("n_rows", [-1, 1.0, float("nan"), True, None, "2"])
+def test_a_number_of_rows_that_cannot_be_is_refused(n_rows):
+    with pytest.raises(ConfigurationError, match="n_rows"):
+        split(np.zeros(2), n_rows)

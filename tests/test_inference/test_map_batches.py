@@ -628,3 +628,69 @@ def test_a_row_that_cannot_be_stacked_fails_alone_also_beside_a_misfit():
     rows = [row(1, 1), row(1, 2**70), row(2, 1), row(1, 3)]
     results = list(map_batches(lambda batch: batch["n"], rows, on_error="return"))
     assert [isinstance(result, RowError) for result in results] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (lambda b: b[1:], "returned 3 rows"),
+        (lambda b: np.concatenate([b, b]), "returned 8 rows"),
+        (lambda b: {"x": b, "y": b[:2]}, "returned 2 rows at 'y'"),
+        (lambda _: None, "returned None"),
+        (lambda _: 3.0, "returned a float"),
+        (lambda _: "text", "returned a str"),
+        (lambda b: b.sum(), "without a first axis"),
+        (lambda b: iter(b), "returned an? .*iterator"),
+        (lambda b: set(b.tolist()), "returned a set"),
+        (lambda _: {}, "an empty dict"),
+        (lambda b: Padded(b[:, None], np.array([1, 1, np.nan, 1])), "row 2 of the batch is .*nan"),
+        (lambda b: Padded(b[:, None], np.array([1, -1, 1, 1])), "row 1 of the batch is .*-1"),
+    ],
+)
+@pytest.mark.parametrize("on_error", ["raise", "skip", "return"])
+def test_an_output_that_is_no_row_per_row_says_what_came_and_where(output, words, on_error):
+    calls = []
+
+    def model(batch):
+        calls.append(len(batch))
+        return batch * 2 if len(calls) == 1 else output(batch)
+
+    job = map_batches(model, np.arange(8.0), batch_size=4, on_error=on_error)
+    assert [next(job) for _ in range(4)] == [0, 2, 4, 6]
+    with pytest.raises(OutputShapeError, match=rf"{words}.*it happened among rows 4 to 7$"):
+        next(job)
+    assert calls == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"x": np.ones(2)}, r"row 5: .*keys \['x'\] where the other rows have keys \['x', 'y'\]"),
+        ({"x": np.ones(3), "y": 1}, r"row 5: .*leaf 'x' has shape \(3,\)"),
+        ({"x": np.ones(2, "f4"), "y": 1}, "row 5: .*leaf 'x' has dtype float32"),
+        ({"x": np.ones(2), "y": 1.5}, "row 5: .*leaf 'y' has a float where"),
+        ({"x": np.ones(2), "y": None}, "row 5: .*leaf 'y' has None where"),
+        ([np.ones(2), 1], "row 5: .*the row itself has a list where"),
+        (None, "row 5: .*the row itself has None where"),
+    ],
+)
+def test_a_row_of_another_structure_is_named_in_a_later_batch_too(row, words):
+    rows = [{"x": np.ones(2), "y": 1} for _ in range(8)]
+    rows[5] = row
+    with pytest.raises(RowError, match=words):
+        list(map_batches(lambda b: b["y"], rows, batch_size=4))
+    assert len(list(map_batches(lambda b: b["y"], rows, batch_size=4, on_error="skip"))) == 7
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip", "return"])
+@pytest.mark.parametrize("batch_size", [4, "auto"])
+def test_no_rows_have_no_results_and_run_nothing(on_error, batch_size, tmp_path):
+    def never(batch):
+        raise AssertionError
+
+    for rows in ([], iter(()), np.empty((0, 3))):
+        for checkpoint in (None, tmp_path / "c"):
+            job = map_batches(
+                never, rows, batch_size=batch_size, on_error=on_error, checkpoint=checkpoint
+            )
+            assert list(job) == []

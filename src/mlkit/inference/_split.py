@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mlkit._arguments import whole
+from mlkit._suggest import clip
 from mlkit.errors import OutputShapeError
 from mlkit.inference._tree import (
     Columns,
@@ -37,14 +39,15 @@ def split(batch: Any, n_rows: int) -> list[Any]:
         The rows. Those made of arrays and tensors are views: they keep the batch's memory alive.
 
     Raises:
-        OutputShapeError: If a leaf has another number of rows, or none.
+        OutputShapeError: If a leaf has another number of rows, or none, or a `Padded` a length that cannot be.
+        ConfigurationError: If *n_rows* is no whole number >= 0.
 
     Examples:
         >>> import numpy as np
         >>> split({"label": ["cat", "dog"], "p": np.array([0.9, 0.6])}, 2)[1]["label"]
         'dog'
     """
-    return split_output(batch, n_rows, "split(batch)")
+    return split_output(batch, whole("split(n_rows)", n_rows), "split(batch)")
 
 
 def split_output(output: Any, n_rows: int, function: str) -> list[Any]:
@@ -64,7 +67,10 @@ def _split(tree: Any, n: int, function: str, path: str) -> list[Any]:
     if isinstance(tree, Padded):
         lengths = _split(tree.lengths, n, function, path)
         values = _split(tree.values, n, function, path)
-        return [value[: int(length)] for value, length in zip(values, lengths, strict=True)]
+        return [
+            value[: _length(length, len(value), (function, n, row, path))]
+            for row, (value, length) in enumerate(zip(values, lengths, strict=True))
+        ]
     if isinstance(tree, list) and not isinstance(tree, Columns):
         if len(tree) != n:
             raise _refused(function, n, len(tree), path)
@@ -93,6 +99,19 @@ def _split(tree: Any, n: int, function: str, path: str) -> list[Any]:
     if isinstance(tree, Columns):
         return [list(parts) for parts in zip(*columns, strict=True)]
     return [rebuild(tree, parts) for parts in zip(*columns, strict=True)]
+
+
+def _length(length: Any, longest: int, where: tuple[str, int, int, str]) -> int:
+    """Return *length* as an int; NaN, fractions and what is outside of the row are refused, with the row."""
+    try:
+        size = int(length)
+    except (TypeError, ValueError, OverflowError):  # NaN, infinity, no number
+        size = -1
+    if size == length and 0 <= size <= longest:
+        return size
+    function, n, row, path = where
+    got = f"a Padded whose length for row {row} of the batch is {clip(length, 40)}, not from 0 to {longest},"
+    raise _refused(function, n, got, path)
 
 
 def _refused(function: str, n: int, got: int | str, path: str) -> OutputShapeError:

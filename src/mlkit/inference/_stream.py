@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import copy
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current
 from mlkit._suggest import clip
-from mlkit.errors import DegradedWarning, RowError
+from mlkit.errors import DegradedWarning, OutputShapeError, RowError
 from mlkit.inference._rows import chunks
 from mlkit.inference._runner import Failure, Runner
 from mlkit.telemetry import emit
@@ -110,6 +111,11 @@ class Job:
         for place, result in enumerate(results):
             if isinstance(result, Failure) and not result.of_the_program:
                 results[place] = _blame(result, self._n_rows + place)
+            elif isinstance(result, Failure) and isinstance(result.error, OutputShapeError):
+                rows = f"{self._n_rows} to {self._n_rows + len(results) - 1}"
+                error = copy(result.error)  # one for all rows of the batch
+                error.args = (f"{error}; it happened among rows {rows}",)
+                results[place] = result._replace(error=error)
         if self._checkpoint is not None and self._storable(chunk, results):
             from mlkit.inference._checkpoint import Stored
 
