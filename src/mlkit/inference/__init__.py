@@ -12,5 +12,15 @@ from mlkit.inference._map import map_batches
 from mlkit.inference._split import split
 from mlkit.inference._stats import BatcherStats
 from mlkit.inference._tree import Padded
+from mlkit.inference._vectorize import Vectorized, vectorize
 
-__all__ = ["Batcher", "BatcherStats", "Padded", "collate", "map_batches", "split"]
+__all__ = [
+    "Batcher",
+    "BatcherStats",
+    "Padded",
+    "Vectorized",
+    "collate",
+    "map_batches",
+    "split",
+    "vectorize",
+]
