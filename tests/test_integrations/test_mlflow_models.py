@@ -568,6 +568,13 @@ def test_a_server_over_http_does_the_same(server, place, capsys):
     assert [one.kind for one in store.history("ranker")] == [
         "saved", "saved", "promoted", "promoted", "rolled_back",
     ]  # fmt: skip
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    key = ed25519.Ed25519PrivateKey.generate()
+    ours = signed_by(key.public_key())
+    with pytest.raises(SignatureError, match="it has none"):
+        store.load("ranker@2", require=ours)
+    store.sign("ranker@2", key)
+    assert store.load("ranker@2", require=ours)["w"].tolist() == [0, 1, 2, 3]
     assert capsys.readouterr().out == ""  # which may be somebody's JSON
     shutil.rmtree(place / "cache")
     for path in artifacts_of(place, "weights.safetensors"):

@@ -401,3 +401,20 @@ def test_without_cryptography_one_is_told_what_to_install(tmp_path, monkeypatch)
         with pytest.raises(MissingDependencyError, match=r"mlkit-blocks\[signing\]"):
             call()
     assert store.load("m@1") == b"x"
+
+
+def test_a_key_file_that_is_not_there_is_named_and_a_key_is_not_shown(tmp_path):
+    secret = "MC4CAQAwBQYDK2VwBCIEIO" * 4  # a key without its first line, taken for a path
+    for wrong, shown in ((tmp_path / "team.pem", "team.pem"), ("keys/team.pem", "keys/team.pem")):
+        with pytest.raises(ConfigurationError, match=shown):
+            signed_by(wrong)
+    with pytest.raises(ConfigurationError) as caught:
+        ModelStore(tmp_path).save("m", b"", sign=secret)
+    assert secret[:9] not in str(caught.value)
+
+
+def test_verify_says_that_it_is_the_signature(tmp_path, key):
+    store = ModelStore(tmp_path)
+    store.save("m", b"")
+    (broken,) = store.verify(require=signed_by(key.public_key())).broken
+    assert (broken.ref, broken.file) == ("m@1", "signatures")

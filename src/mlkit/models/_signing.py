@@ -198,8 +198,13 @@ def _read(where: str, key: object) -> bytes | None:
     try:
         return Path(key).read_bytes()
     except (OSError, ValueError) as error:
+        # Text without such an ending may be a key that was taken for a path.
+        is_path = not isinstance(key, str) or key.endswith((".pem", ".key", ".pub"))
         raise ConfigurationError(
-            where, "a path", "the path of a PEM file that can be read", hint=type(error).__name__
+            where,
+            os.fspath(key) if is_path else "text",
+            "the path of a PEM file that can be read",
+            hint=type(error).__name__,
         ) from None
 
 

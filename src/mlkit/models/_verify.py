@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlkit.errors import IntegrityError, ModelStoreError, SealError, VersionNotFoundError
+from mlkit.errors import (
+    IntegrityError,
+    ModelStoreError,
+    SealError,
+    SignatureError,
+    VersionNotFoundError,
+)
 from mlkit.models._version import parse_payload, read_document
 
 if TYPE_CHECKING:
@@ -121,4 +127,6 @@ def broken_by(ref: str, error: ModelStoreError | OSError) -> Broken:
         return Broken(ref, str(error.filename), "it is not there")
     if isinstance(error, OSError):
         return Broken(ref, str(error.filename or "?"), error.strerror or type(error).__name__)
+    if isinstance(error, SignatureError):
+        return Broken(ref, "signatures", str(error))
     return Broken(ref, type(error).__name__, str(error))
