@@ -7,6 +7,7 @@ import math
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlkit.errors import ConfigurationError, SinkRejectedError
@@ -93,10 +94,15 @@ class TestTensorboard(SinkContract):
             tensor = dict(fields(value[8]))
             tag = value[1].decode()
             plugin = dict(fields(dict(fields(value[9]))[1]))[1]
-            if tensor[1] == 2:  # DT_DOUBLE
-                assert plugin == b"scalars"
-                step = event[2] - (1 << 64 if event[2] >> 63 else 0)
-                metrics.append((tag.removeprefix("mlkit/metrics/"), step, *struct.unpack("<d", tensor[4])))  # fmt: skip
+            if 6 in tensor:  # double_val
+                (number,) = struct.unpack("<d", tensor[6])
+                if tensor[1] == 1:  # DT_FLOAT
+                    assert plugin == b"scalars"
+                    assert tensor[4] == np.float32(number).tobytes()
+                else:
+                    assert float(tensor[8]) == number
+                key = tag.removeprefix("mlkit/metrics/").removeprefix("mlkit/beyond-float32/")
+                metrics.append((key, event[2] - (1 << 64 if event[2] >> 63 else 0), number))
                 continue
             assert plugin == b"text"
             text = tensor[8].decode()
@@ -143,7 +149,7 @@ def test_tensorboard_itself_reads_it(tmp_path):
     assert sync(run.dir).complete
     read = loader.EventAccumulator(str(tmp_path / "tb" / run.id)).Reload()
     found = [util.make_ndarray(event.tensor_proto).item() for event in read.Tensors("loss")]
-    assert repr(found) == "[0.1, inf, nan]"
+    assert repr(found) == "[0.10000000149011612, inf, nan]"
     (lr,) = read.Tensors("mlkit/params/lr")
     assert util.make_ndarray(lr.tensor_proto).item() == b"0.5"
 

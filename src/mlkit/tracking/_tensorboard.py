@@ -19,23 +19,25 @@ __all__ = ["TensorboardSink"]
 # A file is a sequence of `length:u64 crc:u32 data crc:u32` (TFRecord); data is the protobuf message
 # tensorflow.Event. Both CRCs are CRC-32C, "masked".
 _LENGTH, _CRC = Struct("<Q"), Struct("<I")
-_DOUBLE = Struct("<d")
+_DOUBLE, _FLOAT = Struct("<d"), Struct("<f")
 _OURS = "mlkit/"
 # A field that TensorBoard's own messages do not have, which readers of protobuf skip: the record's id, by which a replay
 # is known.
 _ID_FIELD = 60_000
 _LONG = bytes(range(128, 256))  # what the length of a long text begins with, and ASCII does not
-_FLOAT64, _STRING = 2, 7  # tensorflow.DataType
+_FLOAT32, _STRING = 1, 7  # tensorflow.DataType
+_SCALAR, _TENSOR = 1, 2  # tensorboard.DataClass, without which nothing is shown
 
 
 @final
 class TensorboardSink:
     """Writes each run as a folder of TensorBoard: `tensorboard --logdir FOLDER` shows it.
 
-    A metric is a scalar with every bit (a tensor of one double, as TensorFlow 2 writes them), NaN and
-    infinities too. Params, tags, artifact digests and the status are on the page "Text", under
+    A metric is a scalar of 32 bits, which is what TensorBoard shows, with every bit of the number beside it in
+    the tensor's `double_val`; one too large for that is text under `mlkit/beyond-float32/<name>`. Params, tags, artifact digests and the status are on the page "Text", under
     `mlkit/params/<name>`, `mlkit/tags/...`, `mlkit/artifacts/...` and `mlkit/status`; a metric whose own name
-    begins with `mlkit/` is `mlkit/metrics/<name>`. Not thread-safe. Its address is `tensorboard:FOLDER`.
+    begins with `mlkit/` is `mlkit/metrics/<name>`. TensorBoard itself shows of a metric whose steps go back what
+    came after. Not thread-safe. Its address is `tensorboard:FOLDER`.
 
     Args:
         folder: Where the runs' folders go; made when needed.
@@ -122,24 +124,37 @@ class TensorboardSink:
 
 def _event(record: Record) -> bytes:
     """Return a tensorflow.Event of one summary value."""
-    if record.kind == "metric":
+    exact, value = b"", record.value
+    if isinstance(value, (int, float)):
+        exact = _bytes(6, _DOUBLE.pack(value))  # double_val, which readers of another type skip
+    shown = _float32(value) if record.kind == "metric" else None
+    if shown is not None:
         tag = f"{_OURS}metrics/{record.key}" if record.key.startswith(_OURS) else record.key
-        tensor = _number(1, _FLOAT64) + _bytes(2, b"") + _bytes(4, _DOUBLE.pack(record.value))
-        plugin = b"scalars"
+        tensor = _number(1, _FLOAT32) + _bytes(2, b"") + _bytes(4, shown)
+        plugin, data_class = b"scalars", _SCALAR
     else:
-        tag = _OURS + ("status" if record.kind == "status" else f"{record.kind}s/{record.key}")
-        text = str(record.value).encode("utf-8", "backslashreplace")
+        place = "beyond-float32" if record.kind == "metric" else f"{record.kind}s"
+        tag = _OURS + ("status" if record.kind == "status" else f"{place}/{record.key}")
+        text = str(value).encode("utf-8", "backslashreplace")
         tensor = _number(1, _STRING) + _bytes(2, b"") + _bytes(8, text)
-        plugin = b"text"
+        plugin, data_class = b"text", _TENSOR
     named = _bytes(1, tag.encode("utf-8", "backslashreplace"))
-    metadata = _bytes(9, _bytes(1, _bytes(1, plugin)))
-    summary = _bytes(1, named + _bytes(8, tensor) + metadata)
+    metadata = _bytes(9, _bytes(1, _bytes(1, plugin)) + _number(4, data_class))
+    summary = _bytes(1, named + _bytes(8, tensor + exact) + metadata)
     return (
         _double(1, record.time)
         + _number(2, record.step)
         + _bytes(5, summary)
         + _bytes(_ID_FIELD, record.id.encode())
     )
+
+
+def _float32(value: float | str) -> bytes | None:
+    """Return the nearest float of 32 bits, or None if there is none."""
+    try:
+        return _FLOAT.pack(value)
+    except OverflowError:
+        return None
 
 
 def _framed(data: bytes) -> bytes:
