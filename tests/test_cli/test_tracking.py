@@ -139,6 +139,24 @@ def test_a_run_at_work_is_left_to_its_own_shipper(tmp_path, capsys):
         assert "its own shipper is at work" in capsys.readouterr().out
 
 
+def test_a_run_without_sinks_has_nothing_to_deliver(tmp_path, capsys):
+    with start_run("x", root=tmp_path) as run:
+        assert main(["tracking", "sync", str(run.dir)]) == 0
+        assert capsys.readouterr().out == f"{run.dir}: 1 record in the journal, no sinks\n"
+    assert main(["tracking", "status", str(run.dir)]) == 0
+    assert "2 records in the journal, no sinks" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_is_one_readable_line(tmp_path, capsys):
+    with start_run("x", root=tmp_path) as run:
+        pass
+    (journal,) = (run.dir / "journal").iterdir()
+    journal.unlink()
+    journal.mkdir()
+    assert main(["tracking", "show", str(run.dir)]) == 1
+    assert str(journal) in capsys.readouterr().err
+
+
 def test_no_run_is_one_readable_line(tmp_path, capsys):
     for action in ("status", "sync", "show"):
         assert main(["tracking", action, str(tmp_path / "nothing")]) == 1

@@ -207,6 +207,28 @@ def test_long_and_strange_texts_are_kept_whole(database, tmp_path):
     assert originals == {"bad@key", "k" * 400}
 
 
+def test_data_that_the_run_read_is_a_dataset_of_mlflow(database, tmp_path):
+    uri = f"mlflow:sqlite:///{database}"
+    with start_run("data", root=tmp_path / "runs", sinks=[uri], shipper="none") as run:
+        ref = run.log_input("train", b"rows", source="s3://bucket/train", context="training")
+        run.log_input("train set/ü", fingerprint="tree:1")
+        run.log_output("predictions", b"0")
+        run.close(timeout=0)
+    for _ in range(2):  # delivered twice, there once
+        assert sync(run.dir).complete
+        next(run.dir.glob("sinks/*/cursor.json")).unlink()
+    (found,) = client_of(database).search_runs(
+        [client_of(database).get_experiment_by_name("data").experiment_id]
+    )
+    inputs = {one.dataset.name: one for one in found.inputs.dataset_inputs}
+    assert sorted(inputs) == ["train", "train set/ü"]
+    assert len(found.inputs.dataset_inputs) == 2
+    assert ref.fingerprint.removeprefix("sha256:").startswith(inputs["train"].dataset.digest)
+    assert "s3://bucket/train" in inputs["train"].dataset.source
+    assert [tag.value for tag in inputs["train"].tags] == ["training"]
+    assert ref.fingerprint in found.data.tags["mlkit.input.train"]
+
+
 def test_an_experiment_that_was_deleted_is_said_and_can_be_mended(database, tmp_path):
     client = client_of(database)
     experiment = client.create_experiment("gone")

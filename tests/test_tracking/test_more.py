@@ -280,6 +280,9 @@ def test_a_cell_that_is_run_again_closes_the_run_it_left_open(tmp_path, notebook
     with pytest.warns(TrackingWarning, match=f"run {first.id} was still open"):
         second = start_run("x", root=tmp_path)
     assert (read(first.dir).status, read(second.dir).status) == ("FINISHED", "RUNNING")
+    with pytest.raises(ConfigurationError):
+        start_run("x", root=tmp_path, sinks=["nowhere:x"])
+    assert read(second.dir).status == "RUNNING"  # what is not started closes nothing
     second.close()
     with start_run("x", root=tmp_path) as outer, start_run("x", root=tmp_path):
         outer.log_metric("a", 1)  # a `with` block will end it, so it stays open

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +155,48 @@ def test_tensorboard_itself_reads_it(tmp_path):
     assert repr(found) == "[0.10000000149011612, inf, nan]"
     (lr,) = read.Tensors("mlkit/params/lr")
     assert util.make_ndarray(lr.tensor_proto).item() == b"0.5"
+
+
+def test_a_package_of_somebody_else_offers_a_sink(tmp_path):
+    """Its entry point is found by the training and by the shipper, which is another process."""
+    site = tmp_path / "site"
+    (site / "theirs-1.0.dist-info").mkdir(parents=True)
+    (site / "theirs-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n"
+    )
+    (site / "theirs-1.0.dist-info" / "entry_points.txt").write_text(
+        "[mlkit.sinks]\ntheirs = their_sink:Sink\n"
+    )
+    (site / "their_sink.py").write_text(
+        "import json, os, pathlib\n"
+        "class Sink:\n"
+        "    max_records = 10\n"
+        "    def __init__(self, place): self.place, self.uri = place, 'theirs:' + place\n"
+        "    def open(self, run): self.held = {}\n"
+        "    def send(self, batch):\n"
+        "        self.held |= {r.id: [r.kind, r.key, r.value] for r in batch}\n"
+        "        pathlib.Path(self.place).write_text(json.dumps([os.getpid(), list(self.held.values())]))\n"
+        "    def close(self): pass\n"
+    )
+    code = (
+        "import os, sys\n"
+        "from mlkit.tracking import start_run\n"
+        "with start_run('x', root=sys.argv[1], sinks=['theirs:' + sys.argv[2]]) as run:\n"
+        "    run.log_metric('loss', 0.5, step=1)\n"
+        "    print(os.getpid(), run.close(timeout=60).delivered)\n"
+    )
+    out = tmp_path / "out.json"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, tmp_path / "r", out],
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    training, delivered = done.stdout.split()
+    shipper, held = json.loads(out.read_text())
+    assert delivered == "3"
+    assert str(shipper) != training
+    assert ["metric", "loss", 0.5] in held
 
 
 class Broken:

@@ -63,8 +63,16 @@ def run(options: argparse.Namespace) -> int:
     Returns:
         0 if all is well, 1 if something is left or damaged.
     """
+    from mlkit.errors import JournalError
+
     action, _ = _ACTIONS[options.action]
-    return action(options)
+    try:
+        return action(options)
+    except BrokenPipeError:  # of the output, which is not ours to explain
+        raise
+    except OSError as error:
+        place = str(error.filename or options.folder)
+        raise JournalError(place, f"{type(error).__name__}: {error.strerror}") from error
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -116,7 +124,7 @@ def _prune(options: argparse.Namespace) -> int:
 def _is_at_work(found: list[RunStatus]) -> bool:
     """Return whether a run is still recorded and each of its sinks is delivered to."""
     return any(one.writers for one in found) and all(
-        set(one.shipping) == set(one.delivery.sinks) for one in found
+        one.shipping and set(one.shipping) == set(one.delivery.sinks) for one in found
     )
 
 
@@ -148,13 +156,15 @@ def _say_status(one: RunStatus) -> None:
     if one.torn_bytes:
         say(f"  damaged: {counted(one.torn_bytes, 'byte')} of the journal cannot be read")
     if not one.delivery.sinks:
-        say(f"  {counted(one.delivery.acked, 'record')} in the journal, no sinks")
+        say(f"  {_summary(one.delivery)}")
     for uri, part in one.delivery.sinks.items():
         work = "; somebody delivers" if uri in one.shipping and part.pending else ""
         say(f"  {_masked(uri)}: {_summary(part)}{work}")
 
 
 def _summary(delivery: Delivery) -> str:
+    if not delivery.sinks and not delivery.delivered + delivery.pending + delivery.dead_lettered:
+        return f"{counted(delivery.acked, 'record')} in the journal, no sinks"
     words = [f"{delivery.delivered} of {counted(delivery.acked, 'record')} delivered"]
     if delivery.pending:
         words.append(f"{delivery.pending} pending")

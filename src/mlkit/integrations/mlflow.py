@@ -39,6 +39,8 @@ _MAX_PER_CALL = 100
 _MAX_CALL_BYTES = 500_000
 _VALID_KEY = re.compile(r"[/\w.\- :]+")
 _MARKED_KEY = re.compile(r".*-[0-9a-f]{12}", re.DOTALL)
+_INPUT = "mlkit.input."  # the tag by which a run says what data it read
+_MAX_DATASET_DIGEST, _MAX_DATASET_NAME, _MAX_INPUT_TAG = 36, 500, 500
 _NAMES = {"param": "params", "tag": "tags"}
 # What MLflow answers when the same request will never do.
 _HOPELESS = {
@@ -62,6 +64,8 @@ class MlflowSink:
       `mlkit.key.<new name>` keeps the old one, and different names stay different.
     - An infinite metric becomes a tag `mlkit.nonfinite.<name>.<step>.<milliseconds>` of `inf` or
       `-inf`. NaN is a metric.
+    - Data that the run read is one of its datasets, too. MLflow keeps 36 characters of a digest; the tag
+      `mlkit.input.<name>` has it whole.
     - A param or tag that is too long is cut with a note of its length and digest, and kept whole as
       an artifact `mlkit/params/<name>.txt` or `mlkit/tags/<name>.txt`.
 
@@ -156,6 +160,7 @@ class MlflowSink:
         metrics: list[Any] = []
         params: dict[str, str] = {}
         tags: dict[str, str] = {}
+        inputs: list[Any] = []
         for record in batch:
             key = self._key(record, tags)
             if record.kind == "metric":
@@ -171,6 +176,8 @@ class MlflowSink:
                     raise SinkRejectedError(f"param {clip(record.key)!r} has two values")
             elif record.kind == "tag":
                 tags[key] = self._fit(record, key, _MAX_TAG)
+                if record.key.startswith(_INPUT):
+                    inputs.append(_dataset(record))
         with _translated():
             for some in _chunks(params.items()):
                 self._log(params=some)
@@ -178,6 +185,8 @@ class MlflowSink:
                 self._client.log_batch(self.run_id, metrics=metrics)
             for some in _chunks(tags.items()):
                 self._log(tags=some)
+            if inputs:
+                self._client.log_inputs(self.run_id, datasets=inputs)
             for record in batch:
                 if record.kind == "artifact":
                     self._upload(record.key, Path(record.path))
@@ -279,6 +288,26 @@ class MlflowSink:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
             self._client.set_terminated(self.run_id, str(record.value), record.milliseconds)
+
+
+def _dataset(record: Record) -> Any:
+    """Return the data that a tag describes as MLflow's input."""
+    import json
+
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    ref = json.loads(str(record.value))
+    digest = str(ref["fingerprint"]).removeprefix("sha256:")[:_MAX_DATASET_DIGEST]
+    place = ref.get("source", "")
+    dataset = Dataset(
+        name=_text(record.key.removeprefix(_INPUT))[:_MAX_DATASET_NAME],
+        digest=_text(digest),
+        source_type="mlkit",
+        source=json.dumps({"uri": place}),
+    )
+    context = ref.get("context", "")
+    tags = [InputTag("mlflow.data.context", _text(context)[:_MAX_INPUT_TAG])] if context else []
+    return DatasetInput(dataset=dataset, tags=tags)
 
 
 @final

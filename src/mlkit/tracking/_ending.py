@@ -66,4 +66,4 @@ def close_left_open() -> None:
         return
     left.close(timeout=0)
     message = f"run {left.id} was still open and is closed now, because another one is started"
-    warnings.warn(message, TrackingWarning, stacklevel=4)
+    warnings.warn(message, TrackingWarning, stacklevel=3)

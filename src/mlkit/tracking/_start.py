@@ -98,9 +98,9 @@ def start_run(
             raise ConfigurationError("start_run(run_id=...)", run_id, "either run_id or resume")
         check_run_id("start_run(run_id=...)", run_id)
     whole("start_run(rank=...)", rank)
-    close_left_open()
     makers = _makers(sinks, shipper)
     top = Path(root).absolute()
+    close_left_open()
     sync, uris, taken_up = durability != "process", list(makers), True
     if resume is not None:
         folder = find_run(top, os.fspath(resume))
