@@ -30,6 +30,9 @@ def run(bench: Bench) -> None:
     rows = list(np.random.default_rng(0).standard_normal((n, 512), dtype=np.float32))
     _offline(bench, "map rows through a network", model, rows)
     _offline(bench, "map rows through a sum (overhead)", lambda batch: batch.sum(axis=1), rows)
+    _kept(bench, "map rows through a network and keep the results", model, rows)
+    _waiting(bench, model, rows)
+    _per_row(bench, rows)
     for callers in (1, 8, 64):
         some = rows[: n // 4] if callers == 1 else rows
         _online(bench, f"{callers} concurrent callers of a network", model, some, callers)
@@ -97,6 +100,97 @@ def _offline(bench: Bench, work: str, model: Callable[[Any], Any], rows: list[An
             "row by row": one_by_one,
         },
         baseline="np.stack and a loop",
+        calls=len(rows),
+        equal=_same,
+        rounds=3 if bench.quick else 9,
+    )
+
+
+def _kept(bench: Bench, work: str, model: Callable[[Any], Any], rows: list[Any]) -> None:
+    """What a checkpoint costs, and what reading it back costs."""
+    from itertools import count
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        numbers = count()
+
+        def job(path: str | None) -> list[Any]:
+            return list(map_batches(model, rows, batch_size=BATCH, checkpoint=path))
+
+        def by_hand() -> list[Any]:
+            results: list[Any] = []
+            for start in range(0, len(rows), BATCH):
+                batch = model(np.stack(rows[start : start + BATCH]))
+                np.save(f"{folder}/by-hand-{start}.npy", batch)
+                results.extend(batch)
+            return results
+
+        job(f"{folder}/done")
+        bench.compare(
+            work,
+            {
+                "mlkit map_batches, nothing kept": lambda: job(None),
+                "mlkit checkpoint": lambda: job(f"{folder}/{next(numbers)}"),
+                "np.save of each batch and a loop": by_hand,
+                "mlkit, all read back": lambda: job(f"{folder}/done"),
+            },
+            baseline="mlkit map_batches, nothing kept",
+            calls=len(rows),
+            equal=_same,
+            rounds=3 if bench.quick else 9,
+        )
+
+
+def _waiting(bench: Bench, model: Callable[[Any], Any], rows: list[Any]) -> None:
+    """Rows that take as long to come as the model takes for them."""
+    from time import perf_counter
+
+    from mlkit._clock import SYSTEM
+
+    start = perf_counter()
+    for at in range(0, len(rows), BATCH):
+        model(np.stack(rows[at : at + BATCH]))
+    pause = (perf_counter() - start) / len(rows) * BATCH
+
+    def slow() -> Any:
+        for place, row in enumerate(rows):
+            if not place % BATCH:
+                SYSTEM.sleep(pause)
+            yield row
+
+    def job(prefetch: int) -> list[Any]:
+        return list(map_batches(model, slow(), batch_size=BATCH, prefetch=prefetch))
+
+    bench.compare(
+        "rows that come as slowly as the model runs",
+        {"mlkit map_batches": lambda: job(0), "mlkit prefetch=1": lambda: job(1)},
+        baseline="mlkit map_batches",
+        calls=len(rows),
+        equal=_same,
+        rounds=3 if bench.quick else 9,
+    )
+
+
+def _per_row(bench: Bench, rows: list[Any]) -> None:
+    """A function of one row, by hand and lifted."""
+    import torch
+
+    from mlkit.inference import vectorize
+
+    tensors = [torch.from_numpy(row) for row in rows]
+    weight = torch.from_numpy(np.stack(rows[:64]))
+
+    def score(row: Any) -> Any:
+        return (weight @ row).softmax(0).amax() + row.abs().mean()
+
+    lifted = vectorize(score)
+    bench.compare(
+        "a function of one row, on tensors",
+        {
+            "a loop": lambda: [score(row) for row in tensors],
+            "mlkit vectorize": lambda: list(map_batches(lifted, tensors, batch_size=BATCH)),
+        },
+        baseline="a loop",
         calls=len(rows),
         equal=_same,
         rounds=3 if bench.quick else 9,
