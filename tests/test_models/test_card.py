@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -73,6 +73,7 @@ def shown(card):
 
 
 @given(st.text(max_size=60))
+@settings(max_examples=25)
 @example(" ")
 def test_whatever_people_wrote_stays_text(tmp_path_factory, text):
     text = "".join(c for c in text if not 0xD800 <= ord(c) < 0xE000)

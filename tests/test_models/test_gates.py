@@ -13,7 +13,7 @@ from mlkit.models import Evidence, LatencyGate, ModelStore, PairedGate, share_al
 from mlkit.models._intervals import quantile_ranks, share_bounds, student_quantile
 
 ALPHA = 0.05
-TRIALS = 1500
+TRIALS = 1000
 # Three standard errors of the measured rate above the promised one.
 ALLOWED = ALPHA + 3 * math.sqrt(ALPHA * (1 - ALPHA) / TRIALS)
 
