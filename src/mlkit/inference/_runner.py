@@ -13,6 +13,7 @@ from mlkit.inference._collate import Pad, check_pad, stack
 from mlkit.inference._memory import is_out_of_memory, release
 from mlkit.inference._model import Model, name_of
 from mlkit.inference._split import split_output
+from mlkit.inference._tree import is_array
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Runner:
         self._asked = self._limit
         self._streak, self._patience, self._probing = 0, _PATIENCE, False
         self.worked = False  # some rows have had results
+        self.failed = False  # some rows of the last run may have failed
         self.calls = 0
 
     @property
@@ -177,16 +179,33 @@ class Runner:
 
     def run(self, rows: Sequence[Any]) -> list[Any]:
         """Return for each row its result or a `Failure`, in order."""
+        outcome: list[Any] | Failure = []
+        try:
+            if len(rows) <= self._limit == self._asked:  # as nearly all batches: whole, and well
+                outcome = self._attempt(list(rows))
+                if isinstance(outcome, list):
+                    self.failed = False
+                    return outcome
+            return self._piecewise(rows, outcome)
+        finally:
+            # An error that somebody keeps also keeps this frame; the neighbours' data must not stay with it.
+            outcome = []
+            del rows
+
+    def _piecewise(self, rows: Sequence[Any], outcome: list[Any] | Failure) -> list[Any]:
+        """Run *rows* in parts, when they are too many for one or, as *outcome* says, have failed together."""
         results: list[Any] = [None] * len(rows)
         todo = [list(range(len(rows)))]
-        outcome: list[Any] | Failure = []
+        failure = outcome if isinstance(outcome, Failure) else None
+        self.failed = True
         try:
             while todo:
                 part = todo.pop()
                 if len(part) > self._limit:
                     todo.append(part[self._limit :])
                     del part[self._limit :]
-                outcome = self._attempt([rows[index] for index in part])
+                outcome = failure or self._attempt([rows[index] for index in part])
+                failure = None
                 if isinstance(outcome, list):
                     for index, result in zip(part, outcome, strict=True):
                         results[index] = result
@@ -205,8 +224,7 @@ class Runner:
                 todo.extend(reversed(parts or ()))
             return results
         finally:
-            # An error that somebody keeps also keeps this frame; the neighbours' data must not stay with it.
-            outcome = []
+            outcome, failure = [], None
             del rows, results
 
     def _halve(self, part: list[int], failure: Failure) -> list[list[int]] | None:
@@ -249,6 +267,10 @@ class Runner:
         return [fitting] if fitting else []
 
     def _misfit(self, example: Any, row: Any) -> CollateError | None:
+        if is_array(row) and type(row) is type(example):  # no need to stack what is alike
+            alike = row.dtype == example.dtype and row.shape == example.shape
+            if alike:
+                return None
         try:
             stack([example, row], self._pad, tensors=self._model.tensors)
         except CollateError as error:

@@ -49,6 +49,7 @@ class Job:
         self._runner, self._source, self._sizes = runner, source, sizes
         self._on_error, self._checkpoint, self._prefetch = on_error, checkpoint, prefetch
         self._n_rows = 0
+        self._failed = False  # the batch that is delivered may hold a `Failure`
 
     def results(self, finished: Callable[[int], object] | None) -> Iterator[Any]:
         """Yield one result per row, or what stands for it."""
@@ -60,9 +61,11 @@ class Job:
                         _doubt(self._runner, results)
                     n_rows = len(results)
                     results.reverse()
+                    while not self._failed and results:
+                        yield results.pop()  # no name here keeps it alive meanwhile
                     while results:
                         if not isinstance(results[-1], Failure):
-                            yield results.pop()  # no name here keeps it alive meanwhile
+                            yield results.pop()
                             continue
                         error = results.pop().error
                         if self._on_error == "raise" or not isinstance(error, RowError):
@@ -80,7 +83,7 @@ class Job:
         if self._checkpoint is not None:
             for stored in self._checkpoint.replay(self._source, self._resume):
                 self._n_rows += stored.n_rows
-                last = stored.last
+                last, self._failed = stored.last, True
                 yield stored.results
                 del stored
                 if last:
@@ -108,7 +111,8 @@ class Job:
         runner = self._runner
         had_example = bool(runner.example)
         results = self._timed(chunk.rows) if chunk.rows else []
-        for place, result in enumerate(results):
+        self._failed = runner.failed
+        for place, result in enumerate(results if runner.failed else ()):
             if isinstance(result, Failure) and not result.of_the_program:
                 results[place] = _blame(result, self._n_rows + place)
             elif isinstance(result, Failure) and isinstance(result.error, OutputShapeError):
