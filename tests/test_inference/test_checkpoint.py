@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mlkit.errors import CheckpointError, ConfigurationError, OutputShapeError, RowError
 from mlkit.inference import map_batches
 from mlkit.inference._columns import Payload, UnstorableError, decode, encode
+from mlkit.testing import record_events
 
 
 class Point(NamedTuple):
@@ -306,6 +307,50 @@ def test_a_file_of_somebody_else_is_left_alone(tmp_path):
     for wrong in (tmp_path, tmp_path / "none" / "x", 3):
         with pytest.raises(ConfigurationError, match="checkpoint"):
             map_batches(tenfold, [], checkpoint=wrong)
+
+
+def test_damage_that_no_kill_makes_never_costs_what_is_stored_before_it(tmp_path):
+    path = tmp_path / "scores.ckpt"
+    straight = shown(drained(path, numbers(10), batch_size=2, on_error="return"))
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        damaged = path.read_bytes()
+        try:
+            with record_events("inference.job") as events:
+                again = shown(drained(path, numbers(10), batch_size=2, on_error="return"))
+        except CheckpointError as error:  # in the format or the job: said, and nothing is cut off
+            assert "damaged" in str(error) or "no checkpoint" in str(error)
+            assert path.read_bytes() == damaged
+            continue
+        assert again == straight
+        assert [event.fields["torn_bytes"] > 0 for event in events] == [True]
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        None,
+        3,
+        ["what"],
+        ["array", "O", [], 0],
+        ["array", "f8", [1], 10**9],
+        ["rows", []],
+        ["none", 1],
+    ],
+)
+def test_a_file_made_to_mislead_is_refused(tmp_path, results, monkeypatch):
+    path = tmp_path / "scores.ckpt"
+    with monkeypatch.context() as patch:
+        patch.setattr("mlkit.inference._checkpoint.encode", lambda *_: results)
+        drained(path, numbers(3))
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        drained(path, numbers(3))
+
+
+def test_numpy_integers_are_sizes_too(tmp_path):
+    for size in (np.int64(2), 2):
+        assert len(drained(tmp_path / "c", numbers(3), batch_size=size)) == 3
 
 
 def test_two_jobs_do_not_share_a_file(tmp_path):

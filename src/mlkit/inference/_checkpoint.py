@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, final
 from mlkit._digest import digest_bytes
 from mlkit._suggest import clip
 from mlkit.errors import CheckpointError, ConfigurationError, RowError
-from mlkit.inference._columns import Payload, UnstorableError, decode, encode
+from mlkit.inference._columns import Payload, UnloadedError, UnstorableError, decode, encode
 from mlkit.inference._runner import Failure
+from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "Stored"]
 
 _MAGIC = b"mlkit-map-batches-1\n"
-_HEAD = Struct("<QQI")  # bytes of JSON, bytes of the block, CRC-32 of both
+_HEAD = Struct("<QQI")  # bytes of JSON, bytes of the block, CRC-32 of both; its own CRC-32 follows
 _FRESH = "delete the file to start over, or pass another path"
 
 
@@ -127,8 +128,10 @@ class Checkpoint:
             n_before += stored.n_rows
             yield stored
             del stored, record
+        torn = file.seek(0, os.SEEK_END) - end
         file.truncate(end)
         file.seek(end)
+        emit("inference.job.resumed", self._job["function"], rows=n_before, torn_bytes=torn)
 
     def append(self, rows: Sequence[Any], n_before: int, stored: Stored) -> None:
         """Write the record of one batch.
@@ -186,6 +189,9 @@ class Checkpoint:
             )
         record = self._read(file)
         if record is None:
+            if os.fstat(file.fileno()).st_size > file.tell():
+                # A kill tears the end only. What follows may be hours of work: nothing is cut off here.
+                raise self._error(f"is damaged at its beginning; {_FRESH}")
             return False
         was, now = record[0], self._job
         differ = [
@@ -205,17 +211,24 @@ class Checkpoint:
         """Return the next record, or None if there is no whole one."""
         from zlib import crc32
 
-        head = _read_up_to(file, _HEAD.size)
-        if len(head) < _HEAD.size:
+        head = _read_up_to(file, _HEAD.size + 4)
+        if len(head) < _HEAD.size + 4 or crc32(head[:-4]).to_bytes(4, "little") != head[-4:]:
             return None
-        n_text, n_block, checksum = _HEAD.unpack(head)
+        n_text, n_block, checksum = _HEAD.unpack_from(head)
         if n_text + n_block > os.fstat(file.fileno()).st_size - file.tell():
+            file.seek(0, os.SEEK_END)
             return None
         text = _read_up_to(file, n_text)
         block = _read_up_to(file, n_block)
         if len(block) < n_block or crc32(block, crc32(text)) != checksum:
             return None
-        return json.loads(bytes(text)), block
+        try:
+            content = json.loads(bytes(text))
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            raise self._error(f"cannot be read: {_FRESH}")
+        return content, block
 
     def _understand(self, content: dict[str, Any], block: bytearray, n_before: int) -> Stored:
         try:
@@ -228,8 +241,10 @@ class Checkpoint:
             for place, value in zip(places, values, strict=True):
                 results[place] = value
             rest = [content[key] for key in ("last", "example", "state", "batch_size")]
-        except LookupError as error:
-            raise self._error(clip(str(error), 300)) from error
+        except UnloadedError as error:
+            raise self._error(clip(str(error), 300)) from None
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise self._error(f"cannot be read: {clip(str(error), 200)}; {_FRESH}") from error
         return Stored(n_rows, results, *rest)
 
     def _compare(self, digest: str | None, rows: list[Any], n_rows: int, n_before: int) -> None:
@@ -263,7 +278,8 @@ def _record(content: Mapping[str, Any], payload: Payload) -> list[Any]:
     checksum = crc32(text)
     for part in payload.parts:
         checksum = crc32(part, checksum)
-    return [_HEAD.pack(len(text), payload.size, checksum), text, *payload.parts]
+    head = _HEAD.pack(len(text), payload.size, checksum)
+    return [head, crc32(head).to_bytes(4, "little"), text, *payload.parts]
 
 
 def _read_up_to(file: BinaryIO, n: int) -> bytearray:

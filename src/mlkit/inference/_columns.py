@@ -16,7 +16,7 @@ from mlkit.inference._tree import field_names, is_array, is_tensor, join_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Payload", "UnstorableError", "decode", "encode"]
+__all__ = ["Payload", "UnloadedError", "UnstorableError", "decode", "encode"]
 
 _ALIGNMENT = 16  # the largest item of any dtype
 _MAX_DEPTH = 100
@@ -25,6 +25,10 @@ _CONTAINERS = (dict, list, tuple, set, frozenset, str, bytes, int, float, comple
 
 class UnstorableError(Exception):
     """A value has no stored form; the text says which leaf, and why."""
+
+
+class UnloadedError(Exception):
+    """What was stored is of a class that this program has not loaded, or that has changed."""
 
 
 @final
@@ -185,7 +189,7 @@ def decode(stored: Any, n: int, payload: bytearray) -> list[Any]:
     """Return the *n* values that `encode` stored. Arrays and tensors are views into *payload*.
 
     Raises:
-        LookupError: If the class of a record is not loaded, or has other fields.
+        UnloadedError: If the class of a record is not loaded, or has other fields.
         Exception: Of several kinds, if *stored* was not made by `encode`.
     """
     kind, *rest = stored
@@ -206,7 +210,7 @@ def _decode_record(n: int, payload: bytearray, *rest: Any) -> list[Any]:
                 for value, part in zip(values, column, strict=True):
                     object.__setattr__(value, field, part)
             return values
-    raise LookupError(
+    raise UnloadedError(
         f"holds a {name} of module {module} with the fields {clip(fields, 100)}; import that class before you resume"
     )
 
@@ -231,6 +235,8 @@ def _decode_array(
 ) -> list[Any]:
     import numpy as np
 
+    if np.dtype(dtype).hasobject:  # its bytes would be taken for addresses
+        raise ValueError(f"dtype {dtype}")
     if 0 in shape or np.dtype(dtype).itemsize == 0:
         return list(np.zeros((n, *shape), dtype))
     return list(np.ndarray((n, *shape), dtype, payload, start))

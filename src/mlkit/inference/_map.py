@@ -194,7 +194,7 @@ def map_batches(
     job = Job(
         runner,
         source,
-        Sizes(ladder, *runner.identity) if len(ladder) > 1 else Sizes(ladder),
+        Sizes(ladder, *runner.identity) if len(ladder) > 1 else Sizes([runner.limit]),
         on_error=on_error,
         checkpoint=kept,
         prefetch=n_ahead,
@@ -218,7 +218,8 @@ def _checkpoint(
 ) -> Checkpoint:
     from mlkit.inference._checkpoint import Checkpoint
 
-    job = {**runner.settings, "batch_size": batch_size, "rows": length(rows)}
+    size = "auto" if isinstance(batch_size, str) else runner.limit
+    job = {**runner.settings, "batch_size": size, "rows": length(rows)}
     return Checkpoint(path, job)
 
 
