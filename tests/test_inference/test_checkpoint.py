@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import weakref
 from typing import NamedTuple
 
 import numpy as np
@@ -203,7 +204,7 @@ SCRIPT = """
 
     rows = ({"x": np.float64(i), "id": f"r{i}"} for i in range(400))
     with open(sys.argv[2], "w") as output:
-        for result in map_batches(model, rows, batch_size=8, on_error="return", checkpoint=sys.argv[1] or None):
+        for result in map_batches(model, rows, batch_size=8, on_error="return", prefetch=1, checkpoint=sys.argv[1] or None):
             print(result, file=output)
 """
 
@@ -351,6 +352,33 @@ def test_a_file_made_to_mislead_is_refused(tmp_path, results, monkeypatch):
 def test_numpy_integers_are_sizes_too(tmp_path):
     for size in (np.int64(2), 2):
         assert len(drained(tmp_path / "c", numbers(3), batch_size=size)) == 3
+
+
+def test_rows_and_results_of_finished_batches_are_let_go(tmp_path):
+    watched = []
+
+    def rows():
+        for i in range(60):
+            row = np.array([i, i])
+            watched.append(weakref.ref(row))
+            yield row
+
+    def job():
+        return map_batches(
+            lambda b: b * 2, rows(), batch_size=4, prefetch=2, checkpoint=tmp_path / "c", name="job"
+        )
+
+    for _ in range(2):  # once run, once read back
+        watched.clear()
+        most, results = 0, []
+        for result in job():
+            results = [*results[-3:], weakref.ref(result)]
+            alive = sum(row() is not None for row in watched)
+            most = max(most, alive)
+        # The running batch, two that are read ahead, the example, and the row that the generator names.
+        assert most <= 4 * 3 + 2
+        del result
+        assert not any(ref() is not None for ref in results)
 
 
 def test_two_jobs_do_not_share_a_file(tmp_path):
