@@ -73,6 +73,21 @@ def test_wherever_a_file_ends_the_next_one_says_all_it_needs(tmp_path, memory, m
     assert sync(run.dir, sinks=[memory]).delivered == 5 * 5 + 2
 
 
+def test_many_small_files_are_as_quick_as_one(tmp_path, memory_sink, monkeypatch):
+    """Batches are filled across files: they are what a backend's time goes into."""
+    monkeypatch.setattr("mlkit.tracking._journal._SEGMENT", 1)
+    with start_run("x", root=tmp_path) as run:
+        for step in range(300):
+            run.log_metrics({"a": step, "b": step}, step=step)
+            run.set_tag("last", step)
+        run.log_metrics({f"wide{n}": n for n in range(150)})
+    memory = memory_sink(max_records=100)
+    assert sync(run.dir, sinks=[memory]).complete
+    assert len(memory.sent) <= 13
+    assert sorted(memory.sent)[-2:] == [100, 150]  # one call's records stay together
+    assert [one.value for one in memory.held.values() if one.key == "last"][-1] == "299"
+
+
 def test_nobody_waits_for_a_file_that_has_just_begun(tmp_path, memory, monkeypatch):
     monkeypatch.setattr("mlkit.tracking._journal._SEGMENT", 1)
     start = time.monotonic()

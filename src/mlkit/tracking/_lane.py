@@ -115,25 +115,42 @@ class Lane:
             self._pause(_POLL)
 
     def _pump(self) -> bool:
-        """Deliver one batch from one file, and return whether there was one."""
+        """Deliver one batch, and return whether there was one."""
+        batch, places = self._next_batch(self._max_records())
+        if not batch:
+            return False
+        self._deliver(batch)
+        self._cursor.places |= places
+        for record in batch:
+            if record.kind == "status":
+                self._cursor.status = str(record.value)
+        self._cursor.dead = len(self._dead)
+        self._cursor.save()
+        return True
+
+    def _next_batch(self, limit: int) -> tuple[list[Record], dict[str, tuple[int, int]]]:
+        """Return the next records, and where the cursor stands in each file behind them.
+
+        A file is read to its end before the next, for that may be the same writer's: of two tags the
+        later one is to be sent later.
+        """
+        batch: list[Record] = []
+        places: dict[str, tuple[int, int]] = {}
         for path in self.folder.writers():
+            start, before = self._cursor.places.get(path.name, (0, 0))
             tail = self._tails.get(path.name)
             if tail is None:
-                start = self._cursor.done(path.name)
                 tail = self._tails[path.name] = Tail(path, self.folder.artifacts, start)
-            records = tail.read(self._max_records())
-            if not records:
-                continue
-            self._deliver(records)
-            _, before = self._cursor.places.get(path.name, (0, 0))
-            self._cursor.places[path.name] = (tail.offset, before + len(records))
-            for record in records:
-                if record.kind == "status":
-                    self._cursor.status = str(record.value)
-            self._cursor.dead = len(self._dead)
-            self._cursor.save()
-            return True
-        return False
+            found = tail.read(limit - len(batch))
+            if batch and len(batch) + len(found) > limit:
+                tail.offset = start  # one call's records stay together: they are the next batch's
+                break
+            if found:
+                batch += found
+                places[path.name] = (tail.offset, before + len(found))
+            if len(batch) >= limit:
+                break
+        return batch, places
 
     def _tell_killed(self) -> None:
         """Tell the sink of a run whose writers have died without a word."""
