@@ -64,6 +64,9 @@ class Journal:
         prefix: What is put before the names of metrics.
     """
 
+    records: int
+    lost: int
+
     def __init__(self, run_id: str, folder: Path, durability: str, prefix: str = "") -> None:
         self.run_id = run_id
         self._prefix = prefix
