@@ -215,6 +215,15 @@ def test_a_number_comes_back_exactly_and_its_distance_is_counted(number, steps):
         assert difference.max_ulps == steps
 
 
+def test_a_second_result_takes_the_place_of_the_whole_first(tmp_path):
+    with Manifest.capture().recording(tmp_path / "run.json") as run:
+        run.result("metrics", {"loss": 0.5, "accuracy": 0.1})
+        run.result("metrics_late", 1)
+        run.result("metrics", {"loss": 0.25})
+    results = Manifest.load(tmp_path / "run.json").results
+    assert results == {"metrics_late": 1, "metrics.loss": 0.25}
+
+
 def test_new_gone_and_retyped_results_differ():
     changes = compare_results(kept("a", 1) | kept("b", 1), kept("b", 1.0) | kept("c", 2))
     assert [str(change) for change in changes] == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit._arguments import whole
@@ -263,42 +264,36 @@ def _setting() -> dict[str, str]:
 
 
 def _plain_values(values: list[Any], limit: int | None) -> list[Any] | None:
-    """Return values as JSON data, or None if they are larger than *limit* bytes or of no such form."""
-    import json
-
-    torch, numpy = loaded_torch(), sys.modules.get("numpy")
+    """Return values as JSON data, or None if one is larger than *limit* bytes or of no such form."""
     plain = []
     for value in values:
-        array = value
-        if torch is not None and isinstance(value, torch.Tensor):
-            if (
-                value.layout is not torch.strided
-                or value.device.type == "meta"
-                or value.is_quantized
-            ):
-                return None
-            if limit is not None and value.numel() * value.element_size() > limit:
-                return None
-            array = as_array(torch, value)
-        if numpy is not None and isinstance(array, numpy.ndarray) and not array.dtype.hasobject:
-            if limit is not None and array.nbytes > limit:
-                return None
-            plain.append(
-                {
-                    "dtype": array.dtype.str,
-                    "shape": list(array.shape),
-                    "data": array.tobytes().hex(),
-                }
-            )
-            continue
-        try:
-            text = json.dumps({"plain": value})
-        except (TypeError, ValueError):
+        one = _plain_value(value, limit)
+        if one is None:
             return None
-        if limit is not None and len(text) > 4 * limit:
-            return None
-        plain.append({"plain": value})
+        plain.append(one)
     return plain
+
+
+def _plain_value(value: Any, limit: int | None) -> dict[str, Any] | None:
+    import json
+
+    most = inf if limit is None else limit
+    torch, numpy = loaded_torch(), sys.modules.get("numpy")
+    if torch is not None and isinstance(value, torch.Tensor):
+        dense = value.layout is torch.strided and not value.is_quantized
+        if not dense or value.device.type == "meta" or value.nbytes > most:
+            return None
+        value = as_array(torch, value)
+    if numpy is not None and isinstance(value, numpy.ndarray) and not value.dtype.hasobject:
+        if value.nbytes > most:
+            return None
+        data = value.tobytes().hex()
+        return {"dtype": value.dtype.str, "shape": list(value.shape), "data": data}
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):
+        return None
+    return {"plain": value} if len(text) <= 4 * most else None
 
 
 def _values(plain: list[Any]) -> list[Any]:

@@ -67,7 +67,11 @@ class Recording:
             ConfigurationError: If *name* is no text, or *value* an empty mapping.
             FingerprintError: If the value has no faithful content hash.
         """
-        self._results.update(kept(name, value))
+        found = kept(name, value)
+        parts = f"{name}."
+        for old in [old for old in self._results if old == name or old.startswith(parts)]:
+            del self._results[old]  # of a mapping that had other keys, too
+        self._results.update(found)
 
     def __enter__(self) -> Self:
         """Write the manifest as it was captured.

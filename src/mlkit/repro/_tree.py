@@ -39,10 +39,10 @@ def of_path(
     try:
         status = path.stat()  # follows a link: this path was named by the caller
         if not stat.S_ISDIR(status.st_mode):
-            known = {} if cache is None else cache.known(str(path.absolute()))
             place = str(path.absolute())
-            content = _file_content(place, status, hashing, known.get(place))
-            if cache is not None:
+            known = None if cache is None else cache.known(place).get(place)
+            content = _file_content(place, status, hashing, known)
+            if cache is not None and known != (_signature(status), content):
                 cache.keep([Found(place, _signature(status), status.st_ctime_ns, content)])
             return content
         return _of_folder(path, hashing, cache, mark)
