@@ -72,9 +72,14 @@ def test_audit(capsys):
 
 
 def test_what_is_no_manifest_is_said_in_one_line(folder, capsys):
+    expected = {"diff": 2, "verify": 1, "rerun": 1}
     for words in (["diff", "rows.csv", "rows.csv"], ["verify", "none.json"], ["rerun", "rows.csv"]):
         status, out, err = run(capsys, *words)
-        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert (status, out, err.count("\n")) == (expected[words[0]], "", 1)
+    for words in ([], ["--lock", "requirements"]):
+        status, out, err = run(capsys, "capture", *words, "-o", "none/run.json")
+        assert (status, out) == (1, "")
+        assert "--output" in err.splitlines()[-1]
     with pytest.raises(SystemExit) as ended:
         run(capsys, "capture", "--data", "rows")
     assert ended.value.code == 2

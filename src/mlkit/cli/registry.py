@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from mlkit.cli._printing import print_json
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
@@ -69,7 +71,7 @@ def _list(registry: Registry[Any], options: argparse.Namespace) -> int:
         deprecated=options.deprecated,
     )
     if options.json:
-        _print_json([_facts(registry.entry(ref)) for ref in refs])
+        print_json([_facts(registry.entry(ref)) for ref in refs])
         return 0
     for ref in refs:
         print(ref)
@@ -96,7 +98,7 @@ def _show(registry: Registry[Any], options: argparse.Namespace) -> int:
         facts["signature"] = _signature(factory)
         facts["doc"] = inspect.getdoc(factory) or ""
     if options.json:
-        _print_json({**facts, "problem": trouble or None})
+        print_json({**facts, "problem": trouble or None})
         return int(bool(trouble))
     print(f"{entry.ref}{facts.pop('signature', '')}")
     doc = facts.pop("doc", "")
@@ -112,7 +114,7 @@ def _show(registry: Registry[Any], options: argparse.Namespace) -> int:
 
 
 def _schema(registry: Registry[Any], options: argparse.Namespace) -> int:
-    _print_json(registry.json_schema(options.patterns or "*"))
+    print_json(registry.json_schema(options.patterns or "*"))
     return 0
 
 
@@ -138,7 +140,7 @@ def _check(registry: Registry[Any], options: argparse.Namespace) -> int:
                 print(f"{file}: ok, {spec.type}")
     if options.json:
         keys = ("source", "path", "kind", "message", "suggestions")
-        _print_json([{key: getattr(problem, key) for key in keys} for problem in wrong])
+        print_json([{key: getattr(problem, key) for key in keys} for problem in wrong])
     else:
         for problem in wrong:
             if problem.kind == "file":
@@ -224,9 +226,3 @@ def _signature(factory: Any) -> str:
             found = found.replace(return_annotation=found.empty)
         return str(found)
     return "(...)"
-
-
-def _print_json(content: Any) -> None:
-    import json
-
-    print(json.dumps(content, indent=1, ensure_ascii=False, default=str))

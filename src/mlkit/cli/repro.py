@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="import it first, e.g. torch, whose switches are looked at once it is loaded",
     )
     _add_capture(made["capture"])
-    made["diff"].epilog = "Exit status, as of diff(1): 0 if they are equal, 1 if they differ."
+    made[
+        "diff"
+    ].epilog = "Exit status, as of diff(1): 0 if they are equal, 1 if they differ, 2 on trouble."
     for word, what in (("before", "the first manifest"), ("after", "the second")):
         made["diff"].add_argument(word, metavar=word.upper(), help=what)
     made[
@@ -93,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         options: The words, parsed.
 
     Returns:
-        0 if all is well, 1 if something differs or threatens results.
+        0 if all is well, 1 if something differs or threatens results, 2 where `diff` has trouble.
     """
     action, _ = _ACTIONS[options.action]
     return action(options)
@@ -122,26 +124,40 @@ def _audit(options: argparse.Namespace) -> int:
 def _capture(options: argparse.Namespace) -> int:
     from pathlib import Path
 
+    from mlkit.errors import ConfigurationError
     from mlkit.repro import Manifest
 
     captured = Manifest.capture(seeds=options.seed, data=_data(options), code=options.code)
     for finding in captured.findings:
         say(str(finding), file=sys.stderr)
-    if options.lock:
-        text = captured.lock(options.lock)
-        if options.output:
+    text = captured.lock(options.lock) if options.lock else None
+    try:
+        if text is None and options.output:
+            captured.save(options.output)
+        elif text is None:
+            print_json(captured.to_dict())
+        elif options.output:
             Path(options.output).write_text(text, encoding="utf-8")
         else:
             print(text, end="")
-    elif options.output:
-        captured.save(options.output)
-    else:
-        print_json(captured.to_dict())
+    except OSError as error:
+        if not options.output:
+            raise  # of the standard output, such as a reader who is gone
+        raise ConfigurationError(
+            "--output", options.output, "a file that can be written"
+        ) from error
     return 0
 
 
 def _diff(options: argparse.Namespace) -> int:
-    return _report(_load(options.before).diff(_load(options.after)), options)
+    from mlkit.errors import MlkitError
+
+    try:
+        changes = _load(options.before).diff(_load(options.after))
+    except MlkitError as error:
+        print(f"mlkit repro: {error}", file=sys.stderr)
+        return 2
+    return _report(changes, options)
 
 
 def _verify(options: argparse.Namespace) -> int:
