@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,9 +22,20 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+_TRACKERS = ("COMET_", "MLFLOW_", "MLKIT_", "TRACKIO_", "WANDB_")
+
+
+def _forget_trackers() -> None:
+    """Drop the settings of trackers: a developer's own, and those that a client leaves for its subprocesses."""
+    for name in [name for name in os.environ if name.startswith(_TRACKERS)]:
+        del os.environ[name]
+
+
+_forget_trackers()
+
+
 @pytest.fixture(autouse=True)
-def _no_stray_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep a developer's own MLFLOW_*, MLKIT_* settings out of the tests."""
-    for name in list(os.environ):
-        if name.startswith(("MLFLOW_", "MLKIT_")):
-            monkeypatch.delenv(name)
+def _no_stray_config() -> Iterator[None]:
+    """Hand nothing of one test's trackers on to the next, nor to the processes it starts."""
+    yield
+    _forget_trackers()

@@ -46,7 +46,8 @@ def fingerprint_of(training: Training, serving: Serving) -> str:
 def read_back(out: Path, training: Training, registered: Mapping[str, str]) -> dict[str, Any]:
     """Ask MLflow, with its own client, what it knows of the run that trained the new version, and of the versions."""
     mlflow = require("mlflow", extra="demo", feature="reading the run back")
-    client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    place = f"sqlite:///{out / 'mlflow.db'}"
+    client = mlflow.MlflowClient(place, registry_uri=place)
     experiment = client.get_experiment_by_name("digits")
     wanted = f"tags.`model.digest` = '{training.candidate.digest}'"
     (run,) = client.search_runs([experiment.experiment_id], wanted)
