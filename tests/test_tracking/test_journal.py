@@ -351,7 +351,7 @@ def test_stronger_durability_keeps_the_names_too(tmp_path, durability, monkeypat
 @pytest.mark.parametrize("durability", ["group", "record"])
 def test_stronger_durability_syncs(tmp_path, durability, monkeypatch):
     calls = []
-    monkeypatch.setattr("mlkit.tracking._journal._fdatasync", calls.append)
+    monkeypatch.setattr("mlkit.tracking._writer._fdatasync", calls.append)
     with virtual_time() as clock, start_run("sync", root=tmp_path, durability=durability) as run:
         calls.clear()
         for step in range(20):

@@ -21,7 +21,7 @@ from mlkit.tracking import prune, read, start_run, status, sync
 
 @pytest.fixture
 def short_segments(monkeypatch):
-    monkeypatch.setattr("mlkit.tracking._journal._SEGMENT", 600)
+    monkeypatch.setattr("mlkit.tracking._writer._SEGMENT", 600)
 
 
 def files(run) -> list[Path]:
@@ -61,7 +61,7 @@ def test_a_long_run_is_in_several_files_and_reads_as_one(tmp_path, memory):
 
 @pytest.mark.parametrize("size", [1, 100, 200])
 def test_wherever_a_file_ends_the_next_one_says_all_it_needs(tmp_path, memory, monkeypatch, size):
-    monkeypatch.setattr("mlkit.tracking._journal._SEGMENT", size)
+    monkeypatch.setattr("mlkit.tracking._writer._SEGMENT", size)
     with start_run("x", root=tmp_path) as run:
         for step in range(5):
             run.log_metrics({"a": step, "b": -step}, step=step)
@@ -75,7 +75,7 @@ def test_wherever_a_file_ends_the_next_one_says_all_it_needs(tmp_path, memory, m
 
 def test_many_small_files_are_as_quick_as_one(tmp_path, memory_sink, monkeypatch):
     """Batches are filled across files: they are what a backend's time goes into."""
-    monkeypatch.setattr("mlkit.tracking._journal._SEGMENT", 1)
+    monkeypatch.setattr("mlkit.tracking._writer._SEGMENT", 1)
     with start_run("x", root=tmp_path) as run:
         for step in range(300):
             run.log_metrics({"a": step, "b": step}, step=step)
@@ -89,7 +89,7 @@ def test_many_small_files_are_as_quick_as_one(tmp_path, memory_sink, monkeypatch
 
 
 def test_nobody_waits_for_a_file_that_has_just_begun(tmp_path, memory, monkeypatch):
-    monkeypatch.setattr("mlkit.tracking._journal._SEGMENT", 1)
+    monkeypatch.setattr("mlkit.tracking._writer._SEGMENT", 1)
     start = time.monotonic()
     with start_run("x", root=tmp_path, sinks=[memory], shipper="thread") as run:
         run.log_metric("a", 1)
@@ -119,14 +119,14 @@ def test_the_order_of_files_does_not_hang_on_the_clock(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("short_segments")
 def test_a_new_file_that_cannot_be_made_loses_nothing(tmp_path, monkeypatch):
-    import mlkit.tracking._journal
+    import mlkit.tracking._writer
 
     with start_run("x", root=tmp_path) as run:
 
         def refuse(_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(mlkit.tracking._journal.Journal, "_open", refuse)
+        monkeypatch.setattr(mlkit.tracking._writer.Writer, "open", refuse)
         for step in range(100):
             run.log_metric("loss", step, step=step)
         monkeypatch.undo()
@@ -137,9 +137,9 @@ def test_a_new_file_that_cannot_be_made_loses_nothing(tmp_path, monkeypatch):
 def test_a_process_killed_while_it_changes_files_loses_nothing(tmp_path):
     code = """
         import os, sys
-        import mlkit.tracking._journal as journal
+        import mlkit.tracking._writer as writer
         from mlkit.tracking import start_run
-        journal._SEGMENT = 200
+        writer._SEGMENT = 200
         run = start_run("kill", root=sys.argv[1])
         print(run.dir, flush=True)
         for step in range(10**9):

@@ -14,6 +14,7 @@ __all__ = [
     "as_tags",
     "check_key",
     "flat_params",
+    "numbers_of",
     "same",
     "table_of_points",
 ]
@@ -41,6 +42,20 @@ def as_step(where: str, step: object) -> int:
     if number is None or isinstance(step, bool) or not -(2**63) <= number < 2**63:
         raise ConfigurationError(where, step, "an integer from -2**63 to 2**63 - 1")
     return number
+
+
+def numbers_of(where: str, metrics: object) -> tuple[tuple[str, ...], list[float]]:
+    """Return the names of *metrics* and their numbers.
+
+    Raises:
+        ConfigurationError: If it is no mapping, or empty, or a name or a number is none.
+    """
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise ConfigurationError(
+            f"{where}(metrics)", metrics, "a non-empty mapping of names to numbers"
+        )
+    keys = tuple(check_key(f"{where}(metrics)", key) for key in metrics)
+    return keys, [_float(f"{where}({{{key!r}: ...}})", value) for key, value in metrics.items()]
 
 
 def table_of_points(
