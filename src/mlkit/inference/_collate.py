@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from mlkit._suggest import clip, did_you_mean
 from mlkit.errors import CollateError, ConfigurationError
+from mlkit.inference._lengths import width_for
 from mlkit.inference._tree import (
     Columns,
     Padded,
@@ -76,11 +77,14 @@ def check_pad(argument: str, pad: Pad) -> None:
             raise ConfigurationError(argument, pad, "a number, or a mapping from leaf to number")
 
 
-def stack(rows: list[Any], pad: Pad, *, tensors: bool = False) -> Any:
-    """Collate *rows*; with *tensors*, numbers become tensors whatever else the row holds."""
+def stack(rows: list[Any], pad: Pad, *, tensors: bool = False, widths: Sequence[int] = ()) -> Any:
+    """Collate *rows*; with *tensors*, numbers become tensors whatever else the row holds.
+
+    Padded leaves are as wide as the longest row or, with *widths*, as the next of them.
+    """
     if not rows:
         raise CollateError("there are no rows to collate")
-    how = _How(pad, tensors=tensors or has_leaf(rows[0], is_tensor))
+    how = _How(pad, tensors=tensors or has_leaf(rows[0], is_tensor), widths=widths)
     batch = _stack(rows, _WHOLE, how)
     for name in pad if isinstance(pad, Mapping) else ():
         if name not in how.arrays:
@@ -93,11 +97,12 @@ def stack(rows: list[Any], pad: Pad, *, tensors: bool = False) -> Any:
 class _How:
     """How the leaves of one batch are stacked, and which of them turned out to be arrays."""
 
-    __slots__ = ("arrays", "pad", "tensors")
+    __slots__ = ("arrays", "pad", "tensors", "widths")
 
-    def __init__(self, pad: Pad, *, tensors: bool) -> None:
+    def __init__(self, pad: Pad, *, tensors: bool, widths: Sequence[int]) -> None:
         self.pad = pad
         self.tensors = tensors
+        self.widths = widths
         self.arrays: list[str] = []
 
     def filler(self, path: str) -> float | None:
@@ -122,7 +127,7 @@ def _stack(rows: list[Any], path: str, how: _How) -> Any:
     filler = how.filler(path)
     if is_tensor(first) or is_array(first):
         how.arrays.append(path)
-        return _stack_arrays(rows, path, filler)
+        return _stack_arrays(rows, path, filler, how.widths)
     if filler is not None and kind is list and _numbers(rows):
         how.arrays.append(path)
         return _pad_lists(rows, path, filler, how)
@@ -164,7 +169,7 @@ def _stack(rows: list[Any], path: str, how: _How) -> Any:
     return _stack_objects(rows, path)
 
 
-def _stack_arrays(rows: list[Any], path: str, filler: float | None) -> Any:
+def _stack_arrays(rows: list[Any], path: str, filler: float | None, widths: Sequence[int]) -> Any:
     first = rows[0]
     shape, dtype = first.shape, first.dtype
     tensor = is_tensor(first)
@@ -191,7 +196,7 @@ def _stack_arrays(rows: list[Any], path: str, filler: float | None) -> Any:
         if tensor and row.device != device:
             raise _differs(path, index, f"device {row.device}", f"device {device}")
     if ragged and filler is not None:
-        return _pad_tensors(rows, filler) if tensor else _pad_arrays(rows, filler)
+        return (_pad_tensors if tensor else _pad_arrays)(rows, filler, widths)
     if tensor:
         import torch
 
@@ -201,7 +206,7 @@ def _stack_arrays(rows: list[Any], path: str, filler: float | None) -> Any:
     return np.stack(rows)
 
 
-def _pad_arrays(rows: list[Any], filler: float) -> Padded:
+def _pad_arrays(rows: list[Any], filler: float, widths: Sequence[int]) -> Padded:
     import numpy as np
 
     first = rows[0]
@@ -211,13 +216,16 @@ def _pad_arrays(rows: list[Any], filler: float) -> Padded:
     elif first.dtype.kind == "b":
         _check_filler(filler, first.dtype, 0, 1)
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    values = np.full((len(rows), int(lengths.max()), *first.shape[1:]), filler, first.dtype)
+    width = int(lengths.max())
+    if widths:
+        width = width_for(width, widths)
+    values = np.full((len(rows), width, *first.shape[1:]), filler, first.dtype)
     for place, row in enumerate(rows):
         values[place, : len(row)] = row
     return Padded(values, lengths)
 
 
-def _pad_tensors(rows: list[Any], filler: float) -> Padded:
+def _pad_tensors(rows: list[Any], filler: float, widths: Sequence[int]) -> Padded:
     import torch
 
     first = rows[0]
@@ -227,6 +235,9 @@ def _pad_tensors(rows: list[Any], filler: float) -> Padded:
         limits = torch.iinfo(first.dtype)
         _check_filler(filler, first.dtype, limits.min, limits.max)
     values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filler)
+    if widths and (more := width_for(values.shape[1], widths) - values.shape[1]):
+        beside = (0, 0) * (values.ndim - 2)
+        values = torch.nn.functional.pad(values, (*beside, 0, more), value=filler)
     return Padded(values, torch.tensor([len(row) for row in rows], device=first.device))
 
 
@@ -244,10 +255,12 @@ def _pad_lists(rows: list[Any], path: str, filler: float, how: _How) -> Padded:
         import torch
 
         empty = torch.tensor([next(iter(kinds))()])
-        return _pad_tensors([torch.tensor(row, dtype=empty.dtype) for row in rows], filler)
+        tensors = [torch.tensor(row, dtype=empty.dtype) for row in rows]
+        return _pad_tensors(tensors, filler, how.widths)
     import numpy as np
 
-    return _pad_arrays([np.array(row, dtype=next(iter(kinds))) for row in rows], filler)
+    arrays = [np.array(row, dtype=next(iter(kinds))) for row in rows]
+    return _pad_arrays(arrays, filler, how.widths)
 
 
 def _stack_scalars(rows: list[Any], how: _How) -> Any:

@@ -85,9 +85,14 @@ class Model:
                 hint=f"torch sees {n_devices} {self.device.type} device{'s'[: n_devices != 1]}",
             )
 
+    @property
+    def runs_behind(self) -> bool:
+        """Whether a call may return before the device has done its work."""
+        return self.device is not None and self.device.type == "cuda"
+
     def wait(self) -> None:
         """Wait until the device has done what it was given."""
-        if self.device is not None and self.device.type == "cuda":
+        if self.runs_behind:
             import torch
 
             torch.cuda.synchronize(self.device)

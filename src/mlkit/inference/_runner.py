@@ -64,6 +64,7 @@ class Runner:
         isolate: Whether to find bad rows by running parts of a failed batch again.
         group: Whether rows that do not fit together are run in groups that do. Otherwise they must fit the majority of
             the first batch, and fail if they do not.
+        widths: Lengths that padded leaves are filled up to, sorted; empty for the longest row's.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Runner:
         device: object,
         isolate: bool,
         group: bool,
+        widths: tuple[int, ...] = (),
     ) -> None:
         self._model = Model(fn, device, owner=owner)
         if name is not None and (not isinstance(name, str) or not name):
@@ -106,6 +108,7 @@ class Runner:
         self._collate = collate
         self._isolate = isolate
         self._group = group
+        self._widths = widths
         self._example: list[Any] = []  # empty, or the row that all others must fit
         self._asked = self._limit
         self._streak, self._patience, self._probing = 0, _PATIENCE, False
@@ -117,6 +120,20 @@ class Runner:
     def limit(self) -> int:
         """The most rows in one call of the function: what was asked for, or what memory turned out to allow."""
         return self._limit
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """The numbers of rows that calls keep to, sorted; empty for any."""
+        return self._buckets
+
+    def filled(self, n_rows: int) -> int:
+        """Return how many rows a call for *n_rows* has."""
+        return self._buckets[bisect_left(self._buckets, n_rows)] if self._buckets else n_rows
+
+    @property
+    def runs_behind(self) -> bool:
+        """Whether a call may return before the device has done its work."""
+        return self._model.runs_behind
 
     @property
     def example(self) -> list[Any]:
@@ -348,7 +365,7 @@ class Runner:
             return ""
 
     def _join(self, rows: list[Any]) -> Any:
-        batch = stack(rows, self._pad, tensors=self._model.tensors)
+        batch = stack(rows, self._pad, tensors=self._model.tensors, widths=self._widths)
         if not self._group:
             if not self._example:
                 self._example = [rows[0]]

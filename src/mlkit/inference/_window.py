@@ -1,0 +1,192 @@
+"""Rows of different lengths, a window at a time: put together by what they cost, not as they come."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, final
+
+from mlkit._clock import current
+from mlkit.inference._cost import learned_for
+from mlkit.inference._lengths import length_of, structure
+from mlkit.inference._plan import cut, spread
+from mlkit.inference._runner import Failure, Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Planner"]
+
+_SAMPLE = 32  # rows whose majority decides what the others must look like
+_LEARNING = 32  # measurements, until which the rest of a window is planned anew with each fit
+_RARELY = 8  # afterwards, on a device that runs behind, every how many batches are waited for and measured
+
+
+@final
+class Planner:
+    """A `Runner` for windows of rows: runs each as batches of rows alike in length, and gives results in order.
+
+    One thread at a time. Holds on to no row or result but the runner's example.
+
+    Args:
+        runner: Runs batches.
+        measure: How long a row is.
+        description: What the plan depends on, for the checkpoint.
+    """
+
+    def __init__(
+        self, runner: Runner, measure: Callable[[Any], Any], description: dict[str, Any]
+    ) -> None:
+        self._runner, self._measure, self._description = runner, measure, description
+        self._learned = learned_for(*runner.identity)
+        self.name = runner.name
+        self.failed = False
+        self.hasty = False  # nothing after a bad row is wanted
+
+    @property
+    def limit(self) -> int:
+        """The most rows in one call of the function."""
+        return self._runner.limit
+
+    @property
+    def example(self) -> list[Any]:
+        """Empty, or the row that all others must fit."""
+        return self._runner.example
+
+    @property
+    def worked(self) -> bool:
+        """Whether some rows have had results."""
+        return self._runner.worked
+
+    @property
+    def calls(self) -> int:
+        """How often the function was called."""
+        return self._runner.calls
+
+    @property
+    def learned(self) -> list[Any] | None:
+        """Nothing that a resumed job needs: it measures again."""
+        return None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the results depend on besides the rows, as JSON data."""
+        return {**self._runner.settings, **self._description}
+
+    def resume(self, example: list[Any], learned: list[Any] | None, *, worked: bool) -> None:
+        """Continue as one that has run rows before."""
+        self._runner.resume(example, learned, worked=worked)
+
+    def check_device(self) -> None:
+        """Refuse a device that this machine has not."""
+        self._runner.check_device()
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was given."""
+        self._runner.wait()
+
+    def run(self, rows: Sequence[Any]) -> list[Any]:
+        """Return for each row its result or a `Failure`, in order."""
+        results: list[Any] = [None] * len(rows)
+        try:
+            self.failed = False
+            lengths = self._lengths(rows, results)
+            self._settle(rows)
+            todo = sorted(
+                (place for place, length in enumerate(lengths) if length >= 0),
+                key=lengths.__getitem__,
+            )
+            while todo:
+                todo = self._some(rows, lengths, todo, results)
+            return results
+        finally:
+            del rows, results  # an error that somebody keeps also keeps this frame
+
+    def _lengths(self, rows: Sequence[Any], results: list[Any]) -> list[int]:
+        """Return the length of each row, -1 for one that has none and is given its failure."""
+        lengths: list[int] = []
+        for place, row in enumerate(rows):
+            try:
+                lengths.append(length_of(row, self._measure))
+            except Exception as error:  # noqa: BLE001 - it is given to the row that it belongs to
+                results[place] = Failure(error, 1)
+                self.failed = True
+                lengths.append(-1)
+        return lengths
+
+    def _settle(self, rows: Sequence[Any]) -> None:
+        """Let the majority of the first rows say what a row looks like: a batch of the plan may hold odd ones only."""
+        runner = self._runner
+        if runner.example or not rows:
+            return
+        kinds = [structure(row) for row in rows[:_SAMPLE]]
+        most = Counter(kinds).most_common(1)[0][0]
+        runner.resume([rows[kinds.index(most)]], None, worked=runner.worked)
+
+    def _some(
+        self, rows: Sequence[Any], lengths: list[int], todo: list[int], results: list[Any]
+    ) -> list[int]:
+        """Run rows of *todo*, sorted by length, until all have run or there is a better plan; return what is left."""
+        learned = self._learned
+        sizes = cut(
+            [lengths[place] for place in todo],
+            learned.cost,
+            max_rows=self._runner.limit,
+            cap=learned.cap,
+            buckets=self._runner.buckets,
+        )
+        parts: list[list[int]] = []
+        start = 0
+        for size in sizes:
+            parts.append(todo[start : start + size])
+            start += size
+        learning = learned.n_seen < _LEARNING
+        # The longest first, so that memory runs out early if it does; while learning, of all lengths.
+        turns = spread(len(parts)) if learning else range(len(parts) - 1, -1, -1)
+        end = len(rows)
+        left = set(range(len(parts)))
+        for turn in turns:
+            part = [place for place in parts[turn] if place < end]
+            left.discard(turn)
+            if not part:
+                continue
+            cap = learned.cap
+            renewed = self._batch(rows, part, max(lengths[part[-1]], 1), results)
+            if self.hasty and self._runner.failed:
+                broken = [place for place in part if isinstance(results[place], Failure)]
+                end = min([end, *broken])
+            if learned.cap < cap or (learning and (renewed or learned.cap > cap)):
+                break
+        return [place for turn in sorted(left) for place in parts[turn] if place < end]
+
+    def _batch(
+        self, rows: Sequence[Any], part: list[int], longest: int, results: list[Any]
+    ) -> bool:
+        """Run one batch and learn from it; return whether it changed what batches are thought to cost."""
+        runner, learned, asked = self._runner, self._learned, self._runner.limit
+        measured = not runner.runs_behind or (
+            learned.n_seen < _LEARNING or runner.calls % _RARELY == 0
+        )
+        if runner.runs_behind and measured:
+            runner.wait()  # what was given to it before is not this batch's
+        n_calls, clock = runner.calls, current()
+        start = clock.monotonic()
+        outcome = runner.run([rows[place] for place in part])
+        if measured:
+            runner.wait()
+        seconds = clock.monotonic() - start
+        for place, result in zip(part, outcome, strict=True):
+            results[place] = result
+        if runner.failed:
+            self.failed = self.failed or any(isinstance(one, Failure) for one in outcome)
+        if runner.limit < asked:  # memory ran out
+            learned.ran_out(runner.limit * longest)
+            runner.resume(runner.example, None, worked=runner.worked)
+            return False
+        if runner.calls > n_calls + 1 or self._lone(outcome):
+            return False
+        learned.fitted(len(part), longest)
+        return measured and learned.observe(runner.filled(len(part)), longest, seconds)
+
+    def _lone(self, outcome: list[Any]) -> bool:
+        """Return whether this was no call that went well."""
+        return self._runner.failed and isinstance(outcome[0], Failure)
