@@ -74,6 +74,14 @@ class Journal:
         """Records that could not be written."""
         return self._writer.lost
 
+    @property
+    def step(self) -> int | None:
+        """The step of the call that was the last by its time, if this process has logged any."""
+        return max(
+            ((series.last, series.step) for series in list(self._known.values())),
+            default=(0, None),
+        )[1]
+
     def open(self) -> None:
         """Make the file of this process.
 
@@ -106,15 +114,30 @@ class Journal:
         if self._news:
             self._tell()
 
-    def points(self, keys: tuple[str, ...], rows: Sequence[tuple[int, tuple[float, ...]]]) -> None:
-        """Append many points: of each row its step and one value per key, as if logged one row after the other."""
+    def points(
+        self,
+        keys: tuple[str, ...],
+        rows: Sequence[tuple[int, tuple[float, ...]]],
+        times: Sequence[int] | None = None,
+    ) -> None:
+        """Append many points: of each row its step and one value per key, as if logged one row after the other.
+
+        Args:
+            keys: The names of the metrics.
+            rows: The points.
+            times: When each row was, in microseconds; kept as it is.
+        """
         series = self._table.of(keys)
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             some = rows[start : start + _ROWS_AT_ONCE]
             with self._lock:
                 pieces = []
-                for step, values in some:
-                    now = series.stamp(step, int(current().time() * 1e6))
+                for index, (step, values) in enumerate(some, start):
+                    if times is None:
+                        now = series.stamp(step, int(current().time() * 1e6))
+                    else:
+                        series.step = step
+                        now = series.last = times[index]
                     head = _METRICS_HEAD(series.length, _METRICS, series.number, step, now)
                     piece = head + series.pack(*values)
                     pieces += [piece, _CRC(crc32(piece))]

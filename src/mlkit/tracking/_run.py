@@ -19,7 +19,14 @@ from mlkit.tracking._journal import Journal
 from mlkit.tracking._listen import Listening
 from mlkit.tracking._read import read
 from mlkit.tracking._sink import sink_key
-from mlkit.tracking._values import artifact_name, as_tags, check_key, flat_params, table_of_points
+from mlkit.tracking._values import (
+    artifact_name,
+    as_microseconds,
+    as_tags,
+    check_key,
+    flat_params,
+    table_of_points,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -96,6 +103,11 @@ class Run:
         return self._folder.path
 
     @property
+    def step(self) -> int | None:
+        """The step that this process has logged last; None before that and after `close`."""
+        return self._journal.step
+
+    @property
     def digest(self) -> str:
         """The identity of what the run has computed so far, see `RunData.digest`."""
         return read(self.dir).digest
@@ -119,13 +131,18 @@ class Run:
         self._journal.metrics(metrics, step)
 
     def log_points(
-        self, metrics: Mapping[str, Iterable[SupportsFloat]], steps: Iterable[SupportsIndex]
+        self,
+        metrics: Mapping[str, Iterable[SupportsFloat]],
+        steps: Iterable[SupportsIndex],
+        times: Iterable[SupportsFloat] | None = None,
     ) -> None:
         """Log many points of each of several metrics: a curve that is there already.
 
         Args:
             metrics: By name, a list, array or tensor of shape (n,) of numbers, see `log_metrics`.
             steps: Their steps, of shape (n,): integers from -2**63 to 2**63 - 1.
+            times: When each was, of shape (n,), in Unix seconds; kept to the microsecond, so of points that are
+                equal in all, a sink may keep one. By default now, and a millisecond apart where steps are equal.
 
         Raises:
             ConfigurationError: If an argument is wrong; nothing is logged then.
@@ -136,7 +153,10 @@ class Run:
         """
         self._check_open()
         keys, rows = table_of_points("Run.log_points", metrics, steps)
-        self._journal.points(keys, rows)
+        stamps = (
+            None if times is None else as_microseconds("Run.log_points(times)", times, len(rows))
+        )
+        self._journal.points(keys, rows, stamps)
 
     def log_metric(self, key: str, value: SupportsFloat, step: int = 0) -> None:
         """Log one point of one metric.

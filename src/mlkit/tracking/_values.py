@@ -10,6 +10,7 @@ from mlkit.errors import ConfigurationError, ParamConflictError
 
 __all__ = [
     "artifact_name",
+    "as_microseconds",
     "as_step",
     "as_tags",
     "check_key",
@@ -83,6 +84,23 @@ def table_of_points(
             )
         columns.append(column)
     return keys, list(zip(all_steps, zip(*columns, strict=True), strict=True))
+
+
+def as_microseconds(where: str, times: object, rows: int) -> list[int]:
+    """Return *times*, in seconds, as whole microseconds.
+
+    Raises:
+        ConfigurationError: If they are not *rows* numbers that a journal can keep.
+    """
+    stamps = []
+    for value in _items(where, times):
+        seconds = _float(where, value)
+        if not abs(seconds) < 9e12:
+            raise ConfigurationError(where, value, "Unix time in seconds")
+        stamps.append(round(seconds * 1e6))
+    if len(stamps) != rows:
+        raise ConfigurationError(where, f"{len(stamps)} times", f"one for each of the {rows} steps")
+    return stamps
 
 
 def _items(where: str, values: Any) -> list[Any]:
