@@ -26,7 +26,9 @@ MlkitError
 │   ├── OutputShapeError (ValueError)        the model returned another number of rows than it was given
 │   ├── RowError (ValueError)                one row breaks the model: which one, and its cause
 │   ├── CheckpointError (ValueError)         a checkpoint of `map_batches` is of another job, in use, or cannot be written
-│   ├── QueueFullError (RuntimeError)        rejected early: the queue is full
+│   ├── EngineError (RuntimeError)           an engine could not run the work: no cluster, no model there, a worker gone
+│   ├── OverloadedError (RuntimeError)       a batcher rejected a row on arrival: `reason`, `retry_after`
+│   │   └── QueueFullError                   because its queue is full
 │   └── BatcherClosedError (RuntimeError)    the batcher no longer accepts rows
 ├── DeadlineExceededError (TimeoutError)     time ran out
 ├── RejectedError (RuntimeError)             resilience refused to call: `retry_after`
@@ -94,6 +96,7 @@ __all__ = [
     "DegradedWarning",
     "DigestError",
     "DuplicateNameError",
+    "EngineError",
     "EntryError",
     "FingerprintError",
     "FlagError",
@@ -112,6 +115,7 @@ __all__ = [
     "NondeterminismWarning",
     "NumberTakenError",
     "OutputShapeError",
+    "OverloadedError",
     "ParamConflictError",
     "QueueFullError",
     "RateLimitedError",
@@ -505,15 +509,18 @@ class RowError(InferenceError, ValueError):
     Args:
         index: The row's place in the input, counted from 0.
         error: What the model raised.
+        partition: The part of a dataset that *index* counts in, from 0, if the rows before that part are not known.
     """
 
     index: int
     error_type: str
+    partition: int | None
     __cause__: BaseException | None
 
-    def __init__(self, index: int, error: BaseException) -> None:
-        self.index, self.error_type = index, type(error).__name__
-        super().__init__(f"row {index}: {self.error_type}: {clip(str(error), 400)}")
+    def __init__(self, index: int, error: BaseException, *, partition: int | None = None) -> None:
+        self.index, self.error_type, self.partition = index, type(error).__name__, partition
+        part = "" if partition is None else f" of partition {partition}"
+        super().__init__(f"row {index}{part}: {self.error_type}: {clip(str(error), 400)}")
         self.__cause__ = error
 
 
@@ -532,21 +539,68 @@ class CheckpointError(InferenceError, ValueError):
         super().__init__(f"checkpoint {clip(path, 100)} {reason}")
 
 
-class QueueFullError(InferenceError, RuntimeError):
-    """A row was rejected before it waited, because too many wait already.
+class EngineError(InferenceError, RuntimeError):
+    """An engine could not run the work it was given: its cluster is not there, or a worker could not do it.
 
     Args:
+        engine: The engine: `"dask"`.
+        reason: What happened, and what to do.
+    """
+
+    engine: str
+
+    def __init__(self, engine: str, reason: str) -> None:
+        self.engine = engine
+        super().__init__(f"engine {engine}: {reason}")
+
+
+class OverloadedError(InferenceError, RuntimeError):
+    """A row was rejected on arrival, because it could not be run in time.
+
+    Args:
+        name: The batcher.
+        reason: Why.
+        retry_after: Seconds until what waits now will have run, by the batches so far; None if none has run yet.
+    """
+
+    name: str
+    reason: str
+    retry_after: float | None
+
+    def __init__(self, name: str, reason: str, *, retry_after: float | None = None) -> None:
+        self.name, self.reason, self.retry_after = name, reason, retry_after
+        super().__init__(name, reason)
+
+    def __str__(self) -> str:
+        again = "" if self.retry_after is None else f"; try again in {self.retry_after:.3g} s"
+        return clip(f"Batcher {clip(self.name, 100)!r}: {self.reason}{again}", _MAX_MESSAGE)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.name, self.reason), {"retry_after": self.retry_after}
+
+
+class QueueFullError(OverloadedError):
+    """A row was rejected on arrival, because too many wait already.
+
+    Args:
+        name: The batcher.
         max_queue: The bound of the queue, in rows.
+        retry_after: As for `OverloadedError`.
     """
 
     max_queue: int
 
-    def __init__(self, max_queue: int) -> None:
+    def __init__(self, name: str, max_queue: int, *, retry_after: float | None = None) -> None:
         self.max_queue = max_queue
         super().__init__(
-            f"the queue holds its maximum of {max_queue} rows; shed load upstream, retry later, or raise max_queue if "
-            f"the callers can wait that long"
+            name,
+            f"the queue holds its maximum of {max_queue} rows; shed load upstream, or raise max_queue if the callers "
+            f"can wait that long",
+            retry_after=retry_after,
         )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.name, self.max_queue), {"retry_after": self.retry_after}
 
 
 class BatcherClosedError(InferenceError, RuntimeError):

@@ -27,6 +27,7 @@ EXAMPLES: dict[str, tuple[tuple, dict]] = {
     "BulkheadFullError": (("ranker", "8 calls in flight"), {}),
     "ChecksFailedError": (("churn@7", {f"check{i}": LONG for i in range(99)}), {}),
     "CheckpointError": (("scores.ckpt", "is of another job"), {}),
+    "EngineError": (("dask", LONG), {}),
     "CollateError": (("shape (3,) beside (4,)",), {"index": 2}),
     "ConfigurationError": (("Batcher(max_wait=...)", LONG, "a number"), {"hint": "seconds"}),
     "DeadlineExceededError": (("the call", 0.2), {}),

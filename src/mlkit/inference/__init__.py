@@ -8,17 +8,25 @@ from __future__ import annotations
 
 from mlkit.inference._batcher import Batcher
 from mlkit.inference._collate import collate
+from mlkit.inference._engine import Engine, Session
+from mlkit.inference._loaded import Loaded
 from mlkit.inference._map import map_batches
 from mlkit.inference._split import split
 from mlkit.inference._stats import BatcherStats
 from mlkit.inference._tree import Padded
 from mlkit.inference._vectorize import Vectorized, vectorize
+from mlkit.inference._work import Partition, Work
 
 __all__ = [
     "Batcher",
     "BatcherStats",
+    "Engine",
+    "Loaded",
     "Padded",
+    "Partition",
+    "Session",
     "Vectorized",
+    "Work",
     "collate",
     "map_batches",
     "split",

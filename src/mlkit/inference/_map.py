@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 from mlkit._arguments import one_of, whole
 from mlkit.errors import ConfigurationError, RowError
 from mlkit.inference._check import bucket_sizes
+from mlkit.inference._loaded import Loaded
 from mlkit.inference._progress import length, reporter
 from mlkit.inference._runner import Runner
 from mlkit.inference._sizes import LADDER, Sizes
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
     from mlkit.inference._checkpoint import Checkpoint
     from mlkit.inference._collate import Pad
+    from mlkit.inference._engine import Engine
 
-__all__ = ["map_batches"]
+__all__ = ["check_rows", "kept_in", "map_batches", "set_up"]
 
 _Row = TypeVar("_Row")
 _Result = TypeVar("_Result")
@@ -43,6 +45,7 @@ def map_batches(
     prefetch: int = ...,
     progress: bool | Callable[[int], object] | None = ...,
     name: str | None = ...,
+    engine: Engine | None = ...,
 ) -> Iterator[_Result]: ...
 @overload
 def map_batches(
@@ -60,6 +63,7 @@ def map_batches(
     prefetch: int = ...,
     progress: bool | Callable[[int], object] | None = ...,
     name: str | None = ...,
+    engine: Engine | None = ...,
 ) -> Iterator[_Result | RowError]: ...
 @overload
 def map_batches(
@@ -77,6 +81,7 @@ def map_batches(
     prefetch: int = ...,
     progress: bool | Callable[[int], object] | None = ...,
     name: str | None = ...,
+    engine: Engine | None = ...,
 ) -> Iterator[Any]: ...
 def map_batches(
     fn: Callable[[Any], Any],
@@ -93,7 +98,8 @@ def map_batches(
     prefetch: int = 0,
     progress: bool | Callable[[int], object] | None = None,
     name: str | None = None,
-) -> Iterator[Any]:
+    engine: Engine | None = None,
+) -> Any:
     """Run *fn* on batches of *rows* and yield one result per row, in the order of the rows.
 
     Rows are collated as by `mlkit.inference.collate`, the output is cut as by `mlkit.inference.split`. One batch is
@@ -132,9 +138,14 @@ def map_batches(
             like `bar.update`. By default a bar if the standard error is a terminal, tqdm is installed and the job
             takes more than half a second.
         name: What events call this job; by default the name of *fn*.
+        engine: Where to run instead of in this process: `mlkit.integrations.dask.dask(client)`,
+            `mlkit.integrations.ray.ray()`, `mlkit.integrations.spark.spark(session)`, or your own `Engine`. Rows are
+            sent in chunks of whole batches, a few ahead of what is yielded, which takes the place of *prefetch*; *fn*
+            is pickled, or is a `Loaded` model, which is loaded once in each worker. *device* is looked for there.
 
     Returns:
-        An iterator over the results. Those made of arrays and tensors are views into their batch.
+        An iterator over the results. Those made of arrays and tensors are views into their batch. If *rows* is a
+        dataset of the engine, e.g. a Spark DataFrame, a dataset of the results, which runs when the engine runs it.
 
     Raises:
         ConfigurationError: If an argument is wrong or *device* is not there; at the call, not at the first result.
@@ -142,6 +153,8 @@ def map_batches(
         OutputShapeError: If *fn* does not return one output per row, whatever *on_error* says: no row is to blame.
         CheckpointError: If *checkpoint* is the file of another job, at the call, or of other rows, is in use, or cannot
             hold a result.
+        EngineError: If the engine's cluster is not there, *fn* cannot be loaded in a worker, or a worker died more often
+            than the engine allows.
         MissingDependencyError: If *device* or *progress* needs a package that is not installed.
 
     Examples:
@@ -154,6 +167,90 @@ def map_batches(
         A batch of `n` rows of which `k` are bad costs at most about `2 * k * log2(n)` further calls.
     """
     one_of("map_batches(on_error=...)", on_error, _ON_ERROR)
+    n_ahead = whole("map_batches(prefetch=...)", prefetch)
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "buckets": buckets,
+        "pad": pad,
+        "collate": collate,
+        "device": device,
+        "isolate": isolate,
+        "name": name,
+    }
+    if engine is not None:
+        from mlkit.inference._distribute import distribute
+
+        return distribute(
+            engine, fn, rows, options, on_error=on_error, checkpoint=checkpoint, progress=progress
+        )
+    if isinstance(fn, Loaded):
+        options["name"], fn = name or fn.name, fn.load()
+    check_rows(rows)
+    runner, sizes = set_up(fn, **options)
+    runner.check_device()
+    try:
+        source = iter(rows)
+    except TypeError as error:  # an array without axes, for one
+        raise ConfigurationError("map_batches(rows)", rows, "an iterable of rows") from error
+    kept = None
+    if checkpoint is not None:
+        kept = kept_in(checkpoint, runner, batch_size, rows)
+    job = Job(
+        runner,
+        source,
+        sizes,
+        on_error=on_error,
+        checkpoint=kept,
+        prefetch=n_ahead,
+    )
+    finished, close = reporter(progress, rows, runner.name)
+    results = job.results(finished)
+    return results if close is None else _closing(results, close)
+
+
+class Setup(NamedTuple):
+    """What runs batches, and how large they are.
+
+    Attributes:
+        runner: Runs them.
+        sizes: Says how many rows the next one has.
+    """
+
+    runner: Runner
+    sizes: Sizes
+
+
+def set_up(
+    fn: Callable[[Any], Any],
+    *,
+    batch_size: int | Literal["auto"],
+    buckets: Iterable[int] | None,
+    pad: Pad,
+    collate: Callable[[list[Any]], Any] | None,
+    device: object,
+    isolate: bool,
+    name: str | None,
+) -> Setup:
+    """Return what `map_batches` runs with these arguments, wherever it runs."""
+    ladder = _ladder(batch_size, buckets)
+    runner = Runner(
+        fn,
+        owner="map_batches",
+        name=name,
+        limit=("batch_size", ladder[-1]),
+        buckets=buckets,
+        pad=pad,
+        collate=collate,
+        device=device,
+        isolate=isolate,
+        group=False,
+    )
+    sizes = Sizes(ladder, *runner.identity) if len(ladder) > 1 else Sizes([runner.limit])
+    return Setup(runner, sizes)
+
+
+def check_rows(rows: object) -> None:
+    """Refuse what is no iterable of rows."""
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise ConfigurationError(
             "map_batches(rows)",
@@ -168,40 +265,6 @@ def map_batches(
             "an iterable of rows, not of columns",
             hint="pass df.to_dict('records') (pandas) or df.iter_rows(named=True) (polars)",
         )
-    n_ahead = whole("map_batches(prefetch=...)", prefetch)
-    ladder = _ladder(batch_size, buckets)
-    runner = Runner(
-        fn,
-        owner="map_batches",
-        name=name,
-        limit=("batch_size", ladder[-1]),
-        buckets=buckets,
-        pad=pad,
-        collate=collate,
-        device=device,
-        isolate=isolate,
-        group=False,
-    )
-    runner.check_device()
-    try:
-        source = iter(rows)
-    except TypeError as error:  # an array without axes, for one
-        raise ConfigurationError("map_batches(rows)", rows, "an iterable of rows") from error
-    kept = None
-    if checkpoint is not None:
-        kept = _checkpoint(checkpoint, runner, batch_size, rows)
-        kept.check()
-    job = Job(
-        runner,
-        source,
-        Sizes(ladder, *runner.identity) if len(ladder) > 1 else Sizes([runner.limit]),
-        on_error=on_error,
-        checkpoint=kept,
-        prefetch=n_ahead,
-    )
-    finished, close = reporter(progress, rows, runner.name)
-    results = job.results(finished)
-    return results if close is None else _closing(results, close)
 
 
 def _ladder(batch_size: object, buckets: Iterable[int] | None) -> tuple[Any, ...]:
@@ -213,14 +276,17 @@ def _ladder(batch_size: object, buckets: Iterable[int] | None) -> tuple[Any, ...
     return bucket_sizes(where, buckets, largest=1, limit="batch_size") or LADDER
 
 
-def _checkpoint(
+def kept_in(
     path: str | PathLike[str], runner: Runner, batch_size: object, rows: Iterable[Any]
 ) -> Checkpoint:
+    """Return the checkpoint at *path*; a file of another job is refused."""
     from mlkit.inference._checkpoint import Checkpoint
 
     size = "auto" if isinstance(batch_size, str) else runner.limit
     job = {**runner.settings, "batch_size": size, "rows": length(rows)}
-    return Checkpoint(path, job)
+    kept = Checkpoint(path, job)
+    kept.check()
+    return kept
 
 
 def _closing(results: Iterator[Any], close: Callable[[], object]) -> Iterator[Any]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlkit.inference._rows import Chunk
     from mlkit.inference._sizes import Sizes
 
-__all__ = ["Job"]
+__all__ = ["Job", "doubt"]
 
 
 @final
@@ -34,6 +34,7 @@ class Job:
         on_error: What to do about bad rows.
         checkpoint: Where to keep results, or None.
         prefetch: How many batches to read ahead.
+        n_before: How many rows of the input came before *source*.
     """
 
     def __init__(
@@ -45,20 +46,21 @@ class Job:
         on_error: str,
         checkpoint: Checkpoint | None,
         prefetch: int,
+        n_before: int = 0,
     ) -> None:
         self._runner, self._source, self._sizes = runner, source, sizes
         self._on_error, self._checkpoint, self._prefetch = on_error, checkpoint, prefetch
-        self._n_rows = 0
+        self._n_rows = n_before
         self._failed = False  # the batch that is delivered may hold a `Failure`
 
     def results(self, finished: Callable[[int], object] | None) -> Iterator[Any]:
         """Yield one result per row, or what stands for it."""
         with self._checkpoint or nullcontext():
-            batches = self._batches()
+            batches = self.batches()
             try:
                 for results in batches:
                     if self._n_rows == len(results) and self._on_error != "raise":
-                        _doubt(self._runner, results)
+                        doubt(self._runner, results)
                     n_rows = len(results)
                     results.reverse()
                     while not self._failed and results:
@@ -78,8 +80,8 @@ class Job:
             finally:
                 batches.close()
 
-    def _batches(self) -> Generator[list[Any], None, None]:
-        """Yield the results of each batch: those that are stored, then those that are not."""
+    def batches(self) -> Generator[list[Any], None, None]:
+        """Yield the results of each batch, each a value or a `Failure`: those that are stored, then those that are not."""
         if self._checkpoint is not None:
             for stored in self._checkpoint.replay(self._source, self._resume):
                 self._n_rows += stored.n_rows
@@ -165,7 +167,7 @@ def _blame(failure: Failure, index: int) -> Failure:
     return failure._replace(error=error)
 
 
-def _doubt(runner: Runner, results: list[Any]) -> None:
+def doubt(runner: Runner, results: list[Any]) -> None:
     """Say so when all rows of the first batch failed alike, which hides a function that never works."""
     if len(results) < 2 or not all(
         isinstance(result, Failure) and isinstance(result.error, RowError) for result in results

@@ -1,0 +1,131 @@
+"""What goes to a worker and what comes back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mlkit._suggest import clip
+from mlkit.errors import InferenceError, RowError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlkit.inference._runner import Failure
+
+__all__ = ["Answer", "Sent", "Task", "blamed", "received", "sent", "unpickled"]
+
+_MAX_TRACE = 4_000  # characters of a traceback that is kept
+
+
+class Task(NamedTuple):
+    """Some rows to run.
+
+    Attributes:
+        n_before: How many rows of the input come before them.
+        rows: The rows.
+        example: Empty, or the row that all others must fit.
+    """
+
+    n_before: int
+    rows: list[Any]
+    example: list[Any]
+
+
+class Sent(NamedTuple):
+    """An error on its way.
+
+    Attributes:
+        kind: Name of its type.
+        text: What it says.
+        pickled: The error itself, if it can be pickled.
+        trace: Its traceback, as text.
+    """
+
+    kind: str
+    text: str
+    pickled: bytes | None
+    trace: str
+
+
+class Answer(NamedTuple):
+    """What became of a task.
+
+    Attributes:
+        results: The results of the rows, up to the *error* if there is one; at the place of a bad row a `Failure`.
+        causes: For the place of each bad row, what its `RowError` was raised from.
+        error: What ended the work: wrong output, or a model that cannot be loaded.
+        doing: What was being done when *error* was raised; empty for running the model.
+        example: The place of the row that all others must fit, if it was settled here.
+        events: Kind, name and fields of what was emitted meanwhile.
+        seconds: How long it took.
+        worker: Which process ran it.
+    """
+
+    results: list[Any]
+    causes: dict[int, Sent]
+    error: Sent | None = None
+    doing: str = ""
+    example: int | None = None
+    events: tuple[tuple[str, str, dict[str, Any]], ...] = ()
+    seconds: float = 0.0
+    worker: tuple[str, int] = ("", 0)
+
+
+def unpickled(data: bytes) -> Any:
+    """Return what *data* holds: bytes of this job, from its own driver or workers."""
+    import pickle
+
+    return pickle.loads(data)  # noqa: S301 - an engine's workers run code of the driver anyway
+
+
+def sent(error: BaseException, dumps: Callable[[Any], bytes], seen: dict[str, Sent]) -> Sent:
+    """Return *error* in a form that can be sent; one like it that is in *seen* is given again."""
+    from traceback import format_exception
+
+    kind, text = type(error).__name__, _text(error)
+    # A million rows may fail for one reason; their tracebacks would outweigh the rows.
+    alike = seen.get(f"{kind}: {text}")
+    if alike is not None:
+        return alike
+    try:
+        trace = clip("".join(format_exception(error)), _MAX_TRACE)
+    except Exception:  # noqa: BLE001 - an error that cannot be shown is sent without
+        trace = ""
+    pickled: bytes | None
+    try:
+        pickled = dumps(error)
+        unpickled(pickled)  # many an error pickles and cannot be read back
+    except Exception:  # noqa: BLE001 - then its type and text stand for it
+        pickled = None
+    seen[f"{kind}: {text}"] = one = Sent(kind, text, pickled, trace)
+    return one
+
+
+def received(one: Sent, worker: tuple[str, int]) -> Exception:
+    """Return the error that was sent, or what stands for it, with the traceback it had there as a note."""
+    error: Exception | None = None
+    if one.pickled is not None:
+        try:
+            error = unpickled(one.pickled)
+        except Exception:  # noqa: BLE001 - its class is not known here
+            error = None
+    if not isinstance(error, Exception):
+        error = InferenceError(f"{one.kind}: {one.text}")
+    host, process = worker
+    if one.trace:
+        error.add_note(f"in process {process} on {host}:\n{one.trace}")
+    return error
+
+
+def blamed(failure: Failure, cause: Exception) -> Failure:
+    """Return *failure* with the cause of its `RowError`, which pickling drops."""
+    if isinstance(failure.error, RowError):
+        failure.error.__cause__ = cause
+    return failure
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - the type alone must do
+        return ""

@@ -1,0 +1,275 @@
+"""What a worker of an engine does: hold one model, and run tasks with it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from queue import SimpleQueue
+from threading import Lock
+from typing import TYPE_CHECKING, Any, final
+
+from mlkit._clock import current
+from mlkit._digest import digest_bytes
+from mlkit._suggest import clip
+from mlkit.errors import EngineError, RowError
+from mlkit.inference._loaded import Loaded
+from mlkit.inference._runner import Failure
+from mlkit.inference._wire import Answer, Sent, Task, received, sent, unpickled
+from mlkit.telemetry import listen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mlkit.inference._map import Setup
+
+__all__ = ["Partition", "Work", "opened"]
+
+_KEPT = 2  # models that a process holds on to; a worker may serve two jobs in turn
+
+# In each process. A model is in its queue while nobody runs it: one thread does at a time, and one loads it.
+_models: dict[str, SimpleQueue[Setup | None]] = {}
+_lock = Lock()
+
+
+def _turns(key: str) -> SimpleQueue[Setup | None]:
+    with _lock:
+        turns = _models.pop(key, None)
+        if turns is None:
+            turns = SimpleQueue()
+            turns.put(None)
+        _models[key] = turns  # the one that was wanted last is the last to go
+        while len(_models) > _KEPT:
+            del _models[next(iter(_models))]
+    return turns
+
+
+@final
+class Work:
+    """A function from the bytes of a task to the bytes of its answer, made by `map_batches` and given to an `Engine`.
+
+    Its first call in a process loads the model; a process holds on to the two models it used last. Pickles, as large as
+    the model if that was not given as `Loaded`; equal ones share a model. Thread-safe: one thread runs a model at a
+    time, the others wait. Not to be called in a process that forked while one ran.
+
+    Args:
+        packed: The pickled model and the arguments of `map_batches`.
+        dumps: How to pickle answers; itself pickled by its name.
+        engine: The engine's name.
+        name: The name of the job.
+        on_error: What to do about bad rows of a dataset.
+    """
+
+    __slots__ = ("_dumps", "_engine", "_packed", "key", "name", "on_error")
+    key: str
+    name: str
+    on_error: str
+
+    def __init__(
+        self,
+        packed: bytes,
+        dumps: Callable[[Any], bytes],
+        *,
+        engine: str,
+        name: str,
+        on_error: str,
+    ) -> None:
+        self._packed, self._dumps = packed, dumps
+        self._engine, self.name, self.on_error = engine, name, on_error
+        self.key = digest_bytes(packed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _work, (self._packed, self._dumps, self._engine, self.name, self.on_error)
+
+    def __call__(self, task: bytes, *, threads: int | None = None) -> bytes:
+        """Run a task, whatever it raises, and return the answer.
+
+        Args:
+            task: The rows, as `map_batches` made them.
+            threads: How many threads torch may use: the worker's share of its machine. None leaves them.
+        """
+        clock = current()
+        start = clock.monotonic()
+        events: list[tuple[str, str, dict[str, Any]]] = []
+        with listen(
+            lambda one: events.append((one.kind, one.name, dict(one.fields))), scope="context"
+        ):
+            answer = self._answer(task, threads)
+        answer = answer._replace(
+            events=tuple(events), seconds=clock.monotonic() - start, worker=_place()
+        )
+        return self._packed_answer(answer)
+
+    def partition(self, number: int) -> Partition:
+        """Return what runs the rows of one part of a dataset.
+
+        Args:
+            number: Which part it is, for errors.
+        """
+        return Partition(self, number)
+
+    def run(self, task: Task, threads: int | None) -> Answer:
+        """Run rows that are at hand."""
+        turns = _turns(self.key)
+        setup = turns.get()
+        try:
+            if setup is None:
+                try:
+                    setup = self._load()
+                except Exception as error:  # noqa: BLE001 - it goes to whoever waits for the answer
+                    return self._ended(error, "loading the model")
+            torch = sys.modules.get("torch")
+            if torch is not None and threads is not None:
+                torch.set_num_threads(threads)  # kept per thread, and any thread may come
+            return self._run(setup, task)
+        finally:
+            turns.put(setup)
+
+    def _answer(self, task: bytes, threads: int | None) -> Answer:
+        try:
+            rows = Task(*unpickled(task))
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._ended(error, "reading the rows")
+        return self.run(rows, threads)
+
+    def _load(self) -> Setup:
+        from mlkit.inference._map import set_up
+
+        fn, options = unpickled(self._packed)
+        if isinstance(fn, Loaded):
+            options["name"], fn = options["name"] or fn.name, fn.load()
+        setup = set_up(fn, **options)
+        setup.runner.check_device()
+        return setup
+
+    def _run(self, setup: Setup, task: Task) -> Answer:
+        from mlkit.inference._stream import Job
+
+        runner = setup.runner
+        # What memory allowed stays; what rows must look like is the job's, not the worker's.
+        runner.resume(list(task.example), runner.learned, worked=runner.worked)
+        job = Job(
+            runner,
+            iter(task.rows),
+            setup.sizes,
+            on_error="return",
+            checkpoint=None,
+            prefetch=0,
+            n_before=task.n_before,
+        )
+        results: list[Any] = []
+        causes: dict[int, Sent] = {}
+        seen: dict[str, Sent] = {}
+        error: Sent | None = None
+        batches = job.batches()
+        try:
+            for batch in batches:
+                for result in batch:
+                    if isinstance(result, Failure):
+                        if not isinstance(result.error, RowError):
+                            error = sent(result.error, self._dumps, seen)
+                            break
+                        causes[len(results)] = sent(_cause(result.error), self._dumps, seen)
+                    results.append(result)
+                if error is not None:
+                    break
+        finally:
+            batches.close()
+        example = None
+        if runner.example and not task.example:
+            example = next(i for i, row in enumerate(task.rows) if row is runner.example[0])
+        return Answer(results, causes, error, example=example)
+
+    def _ended(self, error: Exception, doing: str) -> Answer:
+        return Answer([], {}, sent(error, self._dumps, {}), doing)
+
+    def _packed_answer(self, answer: Answer) -> bytes:
+        try:
+            return self._dumps(tuple(answer))
+        except Exception as error:  # noqa: BLE001 - as above
+            place = next(
+                (i for i, one in enumerate(answer.results) if not self._pickles(one)), None
+            )
+            ended = self._ended(error, "sending the results")
+            if place is not None:
+                ended = ended._replace(doing=f"sending result {place} of the chunk")
+            return self._dumps(tuple(ended._replace(worker=answer.worker)))
+
+    def _pickles(self, value: Any) -> bool:
+        try:
+            self._dumps(value)
+        except Exception:  # noqa: BLE001 - whatever it is, it does not
+            return False
+        return True
+
+
+@final
+class Partition:
+    """Runs the rows of one part of a dataset, some at a time. For one thread; not to be pickled.
+
+    Args:
+        work: What to run.
+        number: Which part it is.
+    """
+
+    def __init__(self, work: Work, number: int) -> None:
+        self._work, self._number = work, number
+        self._n_before = 0
+        self._example: list[Any] = []
+
+    def __call__(self, rows: Sequence[Any], *, threads: int | None = None) -> list[Any]:
+        """Return for each of the next rows its result, or the `RowError` it had, which is its only kind of error.
+
+        Raises:
+            RowError: If `Work.on_error` is `"raise"`.
+            EngineError: If the model cannot be loaded.
+            Exception: What the model raised that is no row's fault.
+        """
+        work, task = self._work, Task(self._n_before, list(rows), self._example)
+        answer = work.run(task, threads)
+        if answer.example is not None:
+            self._example = [task.rows[answer.example]]
+        self._n_before += len(rows)
+        results = answer.results
+        for place, cause in answer.causes.items():
+            index = results[place].error.index
+            error = RowError(index, received(cause, _place()), partition=self._number)
+            if work.on_error == "raise":
+                raise error
+            results[place] = error
+        if answer.error is not None:
+            raise opened(answer, "", _place())
+        return results
+
+
+def opened(answer: Answer, engine: str, worker: tuple[str, int]) -> Exception:
+    """Return the error that ended *answer*."""
+    one = answer.error
+    if one is None:
+        raise RuntimeError("there is no error in this answer")
+    error = received(one, worker)
+    if not answer.doing:
+        return error
+    hint = ""
+    if one.kind in {"ModuleNotFoundError", "AttributeError"}:
+        hint = (
+            "; install there what is installed here, mlkit-blocks and the module of the model too"
+        )
+    raised = EngineError(
+        engine, f"{answer.doing} failed in a worker: {one.kind}: {clip(one.text, 300)}{hint}"
+    )
+    raised.__cause__ = error
+    return raised
+
+
+def _work(
+    packed: bytes, dumps: Callable[[Any], bytes], engine: str, name: str, on_error: str
+) -> Work:
+    return Work(packed, dumps, engine=engine, name=name, on_error=on_error)
+
+
+def _cause(error: RowError) -> BaseException:
+    return error if error.__cause__ is None else error.__cause__
+
+
+def _place() -> tuple[str, int]:
+    return os.uname().nodename, os.getpid()
