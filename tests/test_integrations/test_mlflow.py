@@ -250,12 +250,12 @@ names = st.text(max_size=20).filter(bool) | st.text("ab/. @#%[]", min_size=1, ma
 def test_different_names_stay_different_and_mlflow_takes_them(names):
     from mlflow.utils.validation import _validate_metric_name, _validate_tag_name
 
-    from mlkit.integrations.mlflow import _safe_key
+    from mlkit.integrations.mlflow._names import safe_key
 
-    keys = [_safe_key(name) for name in names]
+    keys = [safe_key(name) for name in names]
     assert len(set(keys)) == len(names)
     everything = {*names, *keys}  # also when a user gives the very name that another was mapped to
-    assert len({_safe_key(name) for name in everything}) == len(everything)
+    assert len({safe_key(name) for name in everything}) == len(everything)
     for key in keys:
         _validate_metric_name(key)
         _validate_tag_name(key)

@@ -1,19 +1,15 @@
-"""MLflow as a sink of `mlkit.tracking`. Needs MLflow: `pip install 'mlkit-blocks[mlflow]'`.
-
-mlflow itself is imported in `open`, so in the shipper's process: making the sink costs the training
-nothing.
-"""
+"""A run's records, put where MLflow can hold them."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
-import re
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, final
 
-from mlkit._digest import digest_bytes, short
+from mlkit._digest import digest_bytes
 from mlkit._optional import installed, require
 from mlkit._suggest import clip
 from mlkit.errors import (
@@ -22,35 +18,30 @@ from mlkit.errors import (
     SinkRejectedError,
     SinkUnavailableError,
 )
+from mlkit.integrations.mlflow._names import (
+    MAX_PARAM,
+    MAX_TAG,
+    as_text,
+    chunks,
+    file_name,
+    safe_key,
+)
+from mlkit.integrations.mlflow._stores import Data, Database, Point, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
+    from mlkit.integrations.mlflow._stores import Store
     from mlkit.tracking import Record, RunInfo
 
 __all__ = ["MlflowSink"]
 
 _RUN_TAG = "mlkit.run_id"
 _SQLITE = "sqlite:///"
-_MAX_KEY = 250
-_MAX_PARAM = 6000
-_MAX_TAG = 5000  # 8000 since MLflow 2.x; older servers and hosted ones cut earlier
-_MAX_PER_CALL = 100
-_MAX_CALL_BYTES = 500_000
-_VALID_KEY = re.compile(r"[/\w.\- :]+")
-_MARKED_KEY = re.compile(r".*-[0-9a-f]{12}", re.DOTALL)
 _INPUT = "mlkit.input."  # the tag by which a run says what data it read
 _MAX_DATASET_DIGEST, _MAX_DATASET_NAME, _MAX_INPUT_TAG = 36, 500, 500
 _NAMES = {"param": "params", "tag": "tags"}
-# What MLflow answers when the same request will never do.
-_HOPELESS = {
-    "BAD_REQUEST",
-    "INVALID_PARAMETER_VALUE",
-    "INVALID_STATE",
-    "MALFORMED_REQUEST",
-    "RESOURCE_ALREADY_EXISTS",
-    "RESOURCE_DOES_NOT_EXIST",
-}
+_MOST_POINTS, _FEWEST_POINTS = 1000, 50  # of one request
 
 
 @final
@@ -109,7 +100,8 @@ class MlflowSink:
         """The URI, with the path of a database file made absolute."""
         self.run_id = ""
         """MLflow's id of the run; empty before `open`."""
-        self._client: Any = None
+        self._store: Store | None = None
+        self._points_at_once = _MOST_POINTS
 
     @property
     def uri(self) -> str:
@@ -133,17 +125,23 @@ class MlflowSink:
             SinkRejectedError: If MLflow refuses the experiment.
         """
         if os.environ.get("MLKIT_SHIPPER"):  # the process is ours, and the lane does the retrying
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+            os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
             os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        mlflow = require("mlflow", extra="mlflow", feature="MlflowSink")
+        require("mlflow", extra="mlflow", feature="MlflowSink")
         if self._database:
             self._database.parent.mkdir(parents=True, exist_ok=True)
-        with _translated():
-            self._client = mlflow.MlflowClient(tracking_uri=self.tracking_uri)
-            experiment = self._experiment(run.experiment)
-            self.run_id = self._find(experiment, run.id) or self._create(experiment, run)
+        on_server = self.tracking_uri.startswith(("http://", "https://"))
+        self._store = Server(self.tracking_uri) if on_server else Database(self.tracking_uri)
+        experiment = self._experiment(self._store, run.experiment)
+        self.run_id = self._find(self._store, experiment, run.id)
+        if not self.run_id:
+            self._create(self._store, experiment, run)
+            self.run_id = self._find(self._store, experiment, run.id)
+        if not self.run_id:
+            raise SinkUnavailableError(f"run {run.id} was made and is not there")
 
     def send(self, batch: Sequence[Record]) -> None:
         """Store *batch*; MLflow ignores points that it has.
@@ -155,177 +153,151 @@ class MlflowSink:
             SinkUnavailableError: If MLflow does not answer.
             SinkRejectedError: If MLflow refuses a record of it.
         """
-        from mlflow.entities import Metric
-
-        metrics: list[Any] = []
+        store = self._store
+        if store is None:
+            raise SinkUnavailableError("the sink is not open")
+        points: list[Point] = []
         params: dict[str, str] = {}
         tags: dict[str, str] = {}
-        inputs: list[Any] = []
+        inputs: list[Data] = []
         for record in batch:
             key = self._key(record, tags)
             if record.kind == "metric":
                 value = float(record.value)
                 if math.isinf(value):
                     place = f"mlkit.nonfinite.{record.key}.{record.step}.{record.milliseconds}"
-                    tags[_safe_key(place)] = str(value)
+                    tags[safe_key(place)] = str(value)
                 else:
-                    metrics.append(Metric(key, value, record.milliseconds, record.step))
+                    points.append(Point(key, value, record.milliseconds, record.step))
             elif record.kind == "param":
-                text = self._fit(record, key, _MAX_PARAM)
+                text = self._fit(store, record, key, MAX_PARAM)
                 if params.setdefault(key, text) != text:
                     raise SinkRejectedError(f"param {clip(record.key)!r} has two values")
             elif record.kind == "tag":
-                tags[key] = self._fit(record, key, _MAX_TAG)
+                tags[key] = self._fit(store, record, key, MAX_TAG)
                 if record.key.startswith(_INPUT):
                     inputs.append(_dataset(record))
-        with _translated():
-            for some in _chunks(params.items()):
-                self._log(params=some)
-            if metrics:
-                self._client.log_batch(self.run_id, metrics=metrics)
-            for some in _chunks(tags.items()):
-                self._log(tags=some)
-            if inputs:
-                self._client.log_inputs(self.run_id, datasets=inputs)
-            for record in batch:
-                if record.kind == "artifact":
-                    self._upload(record.key, Path(record.path))
-                elif record.kind == "status":
-                    self._set_status(record)
+        for some in chunks(params.items()):
+            store.log(self.run_id, params=some)
+        self._log_points(store, points)
+        for some in chunks(tags.items()):
+            store.log(self.run_id, tags=some)
+        if inputs:
+            store.log_inputs(self.run_id, inputs)
+        for record in batch:
+            if record.kind == "artifact":
+                self._upload(store, record.key, Path(record.path))
+            elif record.kind == "status":
+                running = record.value == "RUNNING"
+                end_time = None if running else record.milliseconds
+                store.set_status(self.run_id, str(record.value), end_time)
 
     def close(self) -> None:
         """Let go of the client."""
-        self._client = None
+        self._store = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_client": None}
+        return {**self.__dict__, "_store": None}
 
     def __repr__(self) -> str:
         return f"MlflowSink({self.tracking_uri!r})"
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, store: Store, name: str) -> str:
         """Return the id of an experiment, made if need be."""
-        from mlflow.exceptions import MlflowException
-
-        found = self._client.get_experiment_by_name(name)
+        found = store.experiment(name)
         if found is None:
             place = None
             if self._database:
                 place = (self._database.parent / "mlartifacts").as_uri()
             try:
-                return str(self._client.create_experiment(name, artifact_location=place))
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                store.create_experiment(name, place)
+            except SinkRejectedError:
+                if store.experiment(name) is None:  # or another process was faster
                     raise
-                found = self._client.get_experiment_by_name(name)  # another process was faster
-        if found is None or found.lifecycle_stage != "active":
+            found = store.experiment(name)
+        if found is None or not found[1]:
             raise SinkRejectedError(
                 f"experiment {clip(name)!r} was deleted in MLflow; restore it, or use another name"
             )
-        return str(found.experiment_id)
+        return found[0]
 
-    def _find(self, experiment: str, run_id: str) -> str:
-        """Return MLflow's id of a run of ours, or an empty text."""
-        found = self._client.search_runs([experiment], f"tags.`{_RUN_TAG}` = '{run_id}'")
-        return min((str(run.info.run_id) for run in found), default="")
+    def _find(self, store: Store, experiment: str, run_id: str) -> str:
+        """Return MLflow's id of a run of ours, or an empty text.
 
-    def _create(self, experiment: str, run: RunInfo) -> str:
+        There may be two, if somebody made one while we did, or a proxy sent a request twice. All who look take the
+        same of them, and those that are empty go.
+        """
+        found = store.runs_with(experiment, _RUN_TAG, run_id)
+        first, *others = sorted(found, key=lambda one: (not found[one], one)) or [""]
+        for other in others:
+            if not found[other]:
+                store.delete_run(other)
+        return first
+
+    def _create(self, store: Store, experiment: str, run: RunInfo) -> None:
         tags = {_RUN_TAG: run.id, "mlflow.source.name": "mlkit"}
         if run.parent is not None:
-            parent = self._find(experiment, run.parent)
+            parent = self._find(store, experiment, run.parent)
             if not parent:
                 raise SinkUnavailableError(f"run {run.parent}, the parent, is not in MLflow yet")
             tags["mlflow.parentRunId"] = parent
-        made = self._client.create_run(
-            experiment, start_time=round(run.start_time * 1000), tags=tags, run_name=_text(run.name)
-        )
-        return str(made.info.run_id)
+        store.create_run(experiment, as_text(run.name), round(run.start_time * 1000), tags)
+
+    def _log_points(self, store: Store, points: list[Point]) -> None:
+        """Send points in requests that the server answers in time: one that is too slow for many gets fewer."""
+        start = 0
+        while start < len(points):
+            some = points[start : start + self._points_at_once]
+            try:
+                store.log(self.run_id, points=some)
+            except SinkUnavailableError:
+                self._points_at_once = max(_FEWEST_POINTS, self._points_at_once // 2)
+                raise
+            start += len(some)
+        self._points_at_once = min(_MOST_POINTS, 2 * self._points_at_once)
 
     def _key(self, record: Record, tags: dict[str, str]) -> str:
         """Return the name under which MLflow takes a record, and note the old one if it differs."""
         if record.kind not in {"metric", "param", "tag"}:
             return record.key
-        key = _safe_key(record.key)
+        key = safe_key(record.key)
         if key != record.key:
-            tags[f"mlkit.key.{key[-200:]}"] = _text(record.key)
+            tags[f"mlkit.key.{key[-200:]}"] = as_text(record.key)
         return key
 
-    def _fit(self, record: Record, key: str, limit: int) -> str:
+    def _fit(self, store: Store, record: Record, key: str, limit: int) -> str:
         """Return the text of a record, cut with a note and kept whole elsewhere if it is too long."""
-        text = _text(str(record.value))
+        text = as_text(str(record.value))
         if len(text) <= limit:
             return text
-        name = f"mlkit/{_NAMES[record.kind]}/{_file_name(key)}.txt"
-        with _translated(), tempfile.TemporaryDirectory() as folder:
+        name = f"mlkit/{_NAMES[record.kind]}/{file_name(key)}.txt"
+        with tempfile.TemporaryDirectory() as folder:
             whole = Path(folder) / "whole"
             whole.write_text(text, encoding="utf-8")
-            self._upload(name, whole)
+            self._upload(store, name, whole)
         note = f"... [{len(text)} characters, {digest_bytes(text.encode())}, whole in {name}]"
         return text[: limit - len(note)] + note
 
-    def _log(self, **entries: list[tuple[str, str]]) -> None:
-        from mlflow.entities import Param, RunTag
-
-        self._client.log_batch(
-            self.run_id,
-            params=[Param(key, value) for key, value in entries.get("params", ())],
-            tags=[RunTag(key, value) for key, value in entries.get("tags", ())],
-        )
-
-    def _upload(self, name: str, source: Path) -> None:
-        place = PurePosixPath(name)
+    def _upload(self, store: Store, name: str, source: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            named = Path(folder) / place.name
+            named = Path(folder) / PurePosixPath(name).name
             try:
                 named.symlink_to(source)  # MLflow takes the name from the file
             except OSError:
                 named.write_bytes(source.read_bytes())
-            parent = None if place.parent == PurePosixPath() else str(place.parent)
-            self._client.log_artifact(self.run_id, str(named), parent)
-
-    def _set_status(self, record: Record) -> None:
-        if record.value == "RUNNING":
-            self._client.update_run(self.run_id, status="RUNNING")
-        else:
-            self._client.set_terminated(self.run_id, str(record.value), record.milliseconds)
+            store.upload(self.run_id, str(named), name)
 
 
-def _dataset(record: Record) -> Any:
-    """Return the data that a tag describes as MLflow's input."""
-    import json
-
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
+def _dataset(record: Record) -> Data:
+    """Return the data that a tag describes."""
     ref = json.loads(str(record.value))
     digest = str(ref["fingerprint"]).removeprefix("sha256:")[:_MAX_DATASET_DIGEST]
-    place = ref.get("source", "")
-    dataset = Dataset(
-        name=_text(record.key.removeprefix(_INPUT))[:_MAX_DATASET_NAME],
-        digest=_text(digest),
-        source_type="mlkit",
-        source=json.dumps({"uri": place}),
+    return Data(
+        name=as_text(record.key.removeprefix(_INPUT))[:_MAX_DATASET_NAME],
+        digest=as_text(digest),
+        source=json.dumps({"uri": ref.get("source", "")}),
+        context=as_text(ref.get("context", ""))[:_MAX_INPUT_TAG],
     )
-    context = ref.get("context", "")
-    tags = [InputTag("mlflow.data.context", _text(context)[:_MAX_INPUT_TAG])] if context else []
-    return DatasetInput(dataset=dataset, tags=tags)
-
-
-@final
-class _translated:  # noqa: N801 - reads as the statement it is: `with _translated():`
-    """Context manager: MLflow's errors become those that the lane understands."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from mlflow.exceptions import MlflowException
-
-        if isinstance(error, MlflowException):
-            hopeless = error.error_code in _HOPELESS
-            translated = SinkRejectedError if hopeless else SinkUnavailableError
-            raise translated(f"{error.error_code}: {error.message}") from error
-        if type(error).__module__.startswith(("sqlalchemy.", "alembic.")):
-            raise SinkUnavailableError(f"{type(error).__name__}: {error}") from error
 
 
 def _database_file(tracking_uri: str) -> Path | None:
@@ -334,45 +306,3 @@ def _database_file(tracking_uri: str) -> Path | None:
     if not tracking_uri.startswith(_SQLITE) or not path or query or path == ":memory:":
         return None
     return Path(path).absolute()
-
-
-def _safe_key(key: str) -> str:
-    """Return a name that MLflow takes: *key* itself if it is one, else one that no other key is given."""
-    if _is_key(key) and not _MARKED_KEY.fullmatch(key):
-        return key
-    mark = f"-{short(digest_bytes(key.encode('utf-8', 'surrogatepass')))}"
-    body = re.sub(r"[^/\w.\- :]", "_", key)[: _MAX_KEY - len(mark)]
-    if _is_key(body + mark):
-        return body + mark
-    return re.sub(r"[/.]", "_", body) + mark
-
-
-def _is_key(key: str) -> bool:
-    from posixpath import normpath
-
-    plain = _VALID_KEY.fullmatch(key) is not None and len(key) <= _MAX_KEY
-    return plain and normpath(key) == key and key != "." and not key.startswith(("/", ".."))
-
-
-def _file_name(key: str) -> str:
-    return re.sub(r"[^\w.\-]", "_", key)[:100] + "-" + short(digest_bytes(key.encode()))
-
-
-def _text(text: str) -> str:
-    """Return *text* as UTF-8 can say it; a lone surrogate becomes its escape."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _chunks(entries: Iterable[tuple[str, str]]) -> Iterable[list[tuple[str, str]]]:
-    """Yield *entries* in lists that MLflow takes in one call: 100 of them, 1 MB."""
-    some: list[tuple[str, str]] = []
-    size = 0
-    for entry in entries:
-        more = 4 * len(entry[1]) + len(entry[0]) + 40
-        if some and (len(some) == _MAX_PER_CALL or size + more > _MAX_CALL_BYTES):
-            yield some
-            some, size = [], 0
-        some.append(entry)
-        size += more
-    if some:
-        yield some
