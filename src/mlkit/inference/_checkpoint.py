@@ -196,7 +196,7 @@ class Checkpoint:
         was, now = record[0], self._job
         differ = [
             f"{key} was {clip(was.get(key), 60)} and is {clip(now.get(key), 60)}"
-            for key in now
+            for key in {**now, **was}
             if json.dumps(was.get(key)) != json.dumps(now[key])
             # A generator has no number of rows beforehand.
             and not (key == "rows" and None in (was.get(key), now[key]))

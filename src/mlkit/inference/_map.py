@@ -9,10 +9,12 @@ from mlkit._arguments import one_of, whole
 from mlkit.errors import ConfigurationError, RowError
 from mlkit.inference._check import bucket_sizes
 from mlkit.inference._loaded import Loaded
-from mlkit.inference._progress import length, reporter
+from mlkit.inference._progress import how_many, reporter
 from mlkit.inference._runner import Runner
 from mlkit.inference._sizes import LADDER, Sizes
+from mlkit.inference._steps import Steps
 from mlkit.inference._stream import Job
+from mlkit.inference._ways import Ways
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +43,10 @@ def map_batches(
     collate: Callable[[list[_Row]], Any] | None = ...,
     device: object = ...,
     isolate: bool = ...,
+    length: Callable[[_Row], int] | None = ...,
+    window: int | None = ...,
+    widths: Iterable[int] | None = ...,
+    exact: bool = ...,
     checkpoint: str | PathLike[str] | None = ...,
     prefetch: int = ...,
     progress: bool | Callable[[int], object] | None = ...,
@@ -59,6 +65,10 @@ def map_batches(
     collate: Callable[[list[_Row]], Any] | None = ...,
     device: object = ...,
     isolate: bool = ...,
+    length: Callable[[_Row], int] | None = ...,
+    window: int | None = ...,
+    widths: Iterable[int] | None = ...,
+    exact: bool = ...,
     checkpoint: str | PathLike[str] | None = ...,
     prefetch: int = ...,
     progress: bool | Callable[[int], object] | None = ...,
@@ -77,6 +87,10 @@ def map_batches(
     collate: Callable[[list[_Row]], Any] | None = ...,
     device: object = ...,
     isolate: bool = ...,
+    length: Callable[[_Row], int] | None = ...,
+    window: int | None = ...,
+    widths: Iterable[int] | None = ...,
+    exact: bool = ...,
     checkpoint: str | PathLike[str] | None = ...,
     prefetch: int = ...,
     progress: bool | Callable[[int], object] | None = ...,
@@ -94,6 +108,10 @@ def map_batches(
     collate: Callable[[list[Any]], Any] | None = None,
     device: object = None,
     isolate: bool = True,
+    length: Callable[[Any], int] | None = None,
+    window: int | None = None,
+    widths: Iterable[int] | None = None,
+    exact: bool = False,
     checkpoint: str | PathLike[str] | None = None,
     prefetch: int = 0,
     progress: bool | Callable[[int], object] | None = None,
@@ -116,7 +134,10 @@ def map_batches(
             is a bad row.
         batch_size: Rows per call, at least 1. With `"auto"` the first batches have 8, 16, 32, ... rows, at most 4096 (or
             the sizes in *buckets*), two of each, until the time per row no longer falls; the smallest size within 5 % of
-            the best is kept, and remembered for the function and device in this process.
+            the best is kept, and remembered for the function and device in this process. Where *pad* is given too, rows
+            are planned instead: a *window* of them is sorted by length and cut into batches so that they cost least, by a
+            cost per batch, row, entry and squared length that is fitted to the batches that ran. That reads a window of
+            rows before the first result.
         on_error: What to do about a row that breaks *fn*: `"raise"` a `RowError` in its turn, `"skip"` it, or
             `"return"` the `RowError` in its place. If all rows of the first batch, two or more, fail alike, a
             `DegradedWarning` asks whether *fn* is broken, and `inference.rows.failed` is emitted.
@@ -127,6 +148,17 @@ def map_batches(
         device: Run on this torch device: tensors and arrays are moved there, through pinned memory on CUDA, and outputs
             back to where the rows were.
         isolate: Whether *fn* may be run again to find the bad rows of a failed batch. If not, all its rows fail.
+        length: How long a row is, at least 0, for planning rows that are not padded here, e.g. `len` for texts that *fn*
+            takes apart itself. With it, or with *window*, rows are planned whatever *batch_size* is, which is then the
+            most rows per call.
+        window: How many rows are planned together; by default 4096. Rows and results of a window are in memory at once.
+        widths: Lengths that padded leaves are filled up to, e.g. `[32, 64, 128]`, so that a model meets few shapes; beyond
+            the last one powers of two and one and a half times those.
+        exact: Whether a row's result is the same bits whatever rows are beside it, how many, and in which order. Every call
+            then has *batch_size* rows, filled up by repeating the last one, and padded rows run with those of their own
+            width, by default 8, 12, 16, 24, 32, ... entries. The first rows of each width are run several times to see
+            that this suffices; where it does not, a `DegradedWarning` says so and rows run one at a time. It holds for
+            one machine, device, number of threads and *batch_size*.
         checkpoint: A file that keeps the results of each batch, written before they are yielded. A job that was killed
             and is started again with the same rows and arguments yields what the file holds, reads past the rows of
             it, and runs the rest. Failed rows are kept too, unless *on_error* is `"raise"`. Results must be numbers,
@@ -175,6 +207,10 @@ def map_batches(
         "collate": collate,
         "device": device,
         "isolate": isolate,
+        "length": length,
+        "window": window,
+        "widths": widths,
+        "exact": exact,
         "name": name,
     }
     if engine is not None:
@@ -188,6 +224,8 @@ def map_batches(
     check_rows(rows)
     runner, sizes = set_up(fn, **options)
     runner.check_device()
+    if isinstance(runner, Steps):
+        runner.hasty = on_error == "raise"
     try:
         source = iter(rows)
     except TypeError as error:  # an array without axes, for one
@@ -216,7 +254,7 @@ class Setup(NamedTuple):
         sizes: Says how many rows the next one has.
     """
 
-    runner: Runner
+    runner: Runner | Steps
     sizes: Sizes
 
 
@@ -229,22 +267,47 @@ def set_up(
     collate: Callable[[list[Any]], Any] | None,
     device: object,
     isolate: bool,
+    length: Callable[[Any], int] | None,
+    window: int | None,
+    widths: Iterable[int] | None,
+    exact: bool,
     name: str | None,
 ) -> Setup:
     """Return what `map_batches` runs with these arguments, wherever it runs."""
     ladder = _ladder(batch_size, buckets)
-    runner = Runner(
-        fn,
-        owner="map_batches",
-        name=name,
-        limit=("batch_size", ladder[-1]),
+    ways = Ways.chosen(
+        batch_size=batch_size,
         buckets=buckets,
         pad=pad,
         collate=collate,
-        device=device,
-        isolate=isolate,
-        group=False,
+        length=length,
+        window=window,
+        widths=widths,
+        exact=exact,
     )
+
+    def made(most: int, sizes: Iterable[int] | None) -> Runner:
+        return Runner(
+            fn,
+            owner="map_batches",
+            name=name,
+            limit=("batch_size", most),
+            buckets=sizes,
+            pad=pad,
+            collate=collate,
+            device=device,
+            isolate=isolate,
+            group=False,
+            widths=ways.widths,
+        )
+
+    if exact:
+        size = whole("map_batches(batch_size=...)", batch_size, low=1)
+        steps = ways.exactly(made(size, [size]), made(1, None), pad)
+        return Setup(steps, Sizes([ways.rows_at_once(size, pad)]))
+    runner = made(ladder[-1], buckets)
+    if ways.planned:
+        return Setup(ways.plan(runner, pad), Sizes([ways.rows_at_once(runner.limit, pad)]))
     sizes = Sizes(ladder, *runner.identity) if len(ladder) > 1 else Sizes([runner.limit])
     return Setup(runner, sizes)
 
@@ -277,13 +340,13 @@ def _ladder(batch_size: object, buckets: Iterable[int] | None) -> tuple[Any, ...
 
 
 def kept_in(
-    path: str | PathLike[str], runner: Runner, batch_size: object, rows: Iterable[Any]
+    path: str | PathLike[str], runner: Runner | Steps, batch_size: object, rows: Iterable[Any]
 ) -> Checkpoint:
     """Return the checkpoint at *path*; a file of another job is refused."""
     from mlkit.inference._checkpoint import Checkpoint
 
     size = "auto" if isinstance(batch_size, str) else runner.limit
-    job = {**runner.settings, "batch_size": size, "rows": length(rows)}
+    job = {**runner.settings, "batch_size": size, "rows": how_many(rows)}
     kept = Checkpoint(path, job)
     kept.check()
     return kept

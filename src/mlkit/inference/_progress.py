@@ -11,7 +11,7 @@ from mlkit.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["length", "reporter"]
+__all__ = ["how_many", "reporter"]
 
 _QUICK = 0.5  # seconds; a job that is over by then shows no bar that nobody asked for
 
@@ -33,14 +33,14 @@ def reporter(
             return None, None
     elif not progress:
         return None, None
-    tqdm = require("tqdm", extra="demo", feature="map_batches(progress=True)")
+    tqdm = require("tqdm", extra="progress", feature="map_batches(progress=True)")
     bar = tqdm.tqdm(
-        total=length(rows), unit="row", desc=name, delay=_QUICK if progress is None else 0
+        total=how_many(rows), unit="row", desc=name, delay=_QUICK if progress is None else 0
     )
     return bar.update, bar.close
 
 
-def length(rows: Iterable[Any]) -> int | None:
+def how_many(rows: Iterable[Any]) -> int | None:
     """Return how many *rows* there are, if they can say so."""
     try:
         return len(rows)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlkit.inference._checkpoint import Checkpoint, Stored
     from mlkit.inference._rows import Chunk
     from mlkit.inference._sizes import Sizes
+    from mlkit.inference._steps import Steps
 
 __all__ = ["Job", "doubt"]
 
@@ -39,7 +40,7 @@ class Job:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: Runner | Steps,
         source: Iterator[Any],
         sizes: Sizes,
         *,
@@ -167,7 +168,7 @@ def _blame(failure: Failure, index: int) -> Failure:
     return failure._replace(error=error)
 
 
-def doubt(runner: Runner, results: list[Any]) -> None:
+def doubt(runner: Runner | Steps, results: list[Any]) -> None:
     """Say so when all rows of the first batch failed alike, which hides a function that never works."""
     if len(results) < 2 or not all(
         isinstance(result, Failure) and isinstance(result.error, RowError) for result in results

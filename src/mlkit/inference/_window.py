@@ -23,69 +23,30 @@ _RARELY = 8  # afterwards, on a device that runs behind, every how many batches 
 
 @final
 class Planner:
-    """A `Runner` for windows of rows: runs each as batches of rows alike in length, and gives results in order.
+    """Runs a window of rows as batches of rows alike in length.
 
     One thread at a time. Holds on to no row or result but the runner's example.
 
     Args:
         runner: Runs batches.
         measure: How long a row is.
-        description: What the plan depends on, for the checkpoint.
+
+    Attributes:
+        failed: Whether some rows of the last run may have failed.
     """
 
-    def __init__(
-        self, runner: Runner, measure: Callable[[Any], Any], description: dict[str, Any]
-    ) -> None:
-        self._runner, self._measure, self._description = runner, measure, description
+    def __init__(self, runner: Runner, measure: Callable[[Any], Any]) -> None:
+        self._runner, self._measure = runner, measure
         self._learned = learned_for(*runner.identity)
-        self.name = runner.name
         self.failed = False
-        self.hasty = False  # nothing after a bad row is wanted
 
-    @property
-    def limit(self) -> int:
-        """The most rows in one call of the function."""
-        return self._runner.limit
+    def run(self, rows: Sequence[Any], *, hasty: bool) -> list[Any]:
+        """Return for each row its result or a `Failure`, in order.
 
-    @property
-    def example(self) -> list[Any]:
-        """Empty, or the row that all others must fit."""
-        return self._runner.example
-
-    @property
-    def worked(self) -> bool:
-        """Whether some rows have had results."""
-        return self._runner.worked
-
-    @property
-    def calls(self) -> int:
-        """How often the function was called."""
-        return self._runner.calls
-
-    @property
-    def learned(self) -> list[Any] | None:
-        """Nothing that a resumed job needs: it measures again."""
-        return None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the results depend on besides the rows, as JSON data."""
-        return {**self._runner.settings, **self._description}
-
-    def resume(self, example: list[Any], learned: list[Any] | None, *, worked: bool) -> None:
-        """Continue as one that has run rows before."""
-        self._runner.resume(example, learned, worked=worked)
-
-    def check_device(self) -> None:
-        """Refuse a device that this machine has not."""
-        self._runner.check_device()
-
-    def wait(self) -> None:
-        """Wait until the device has done what it was given."""
-        self._runner.wait()
-
-    def run(self, rows: Sequence[Any]) -> list[Any]:
-        """Return for each row its result or a `Failure`, in order."""
+        Args:
+            rows: The rows.
+            hasty: Whether nothing after a bad row is wanted: such a row has None.
+        """
         results: list[Any] = [None] * len(rows)
         try:
             self.failed = False
@@ -96,7 +57,7 @@ class Planner:
                 key=lengths.__getitem__,
             )
             while todo:
-                todo = self._some(rows, lengths, todo, results)
+                todo = self._some(rows, lengths, todo, results, hasty=hasty)
             return results
         finally:
             del rows, results  # an error that somebody keeps also keeps this frame
@@ -123,7 +84,13 @@ class Planner:
         runner.resume([rows[kinds.index(most)]], None, worked=runner.worked)
 
     def _some(
-        self, rows: Sequence[Any], lengths: list[int], todo: list[int], results: list[Any]
+        self,
+        rows: Sequence[Any],
+        lengths: list[int],
+        todo: list[int],
+        results: list[Any],
+        *,
+        hasty: bool,
     ) -> list[int]:
         """Run rows of *todo*, sorted by length, until all have run or there is a better plan; return what is left."""
         learned = self._learned
@@ -151,7 +118,7 @@ class Planner:
                 continue
             cap = learned.cap
             renewed = self._batch(rows, part, max(lengths[part[-1]], 1), results)
-            if self.hasty and self._runner.failed:
+            if hasty and self._runner.failed:
                 broken = [place for place in part if isinstance(results[place], Failure)]
                 end = min([end, *broken])
             if learned.cap < cap or (learning and (renewed or learned.cap > cap)):

@@ -1,0 +1,98 @@
+"""A runner that is given more rows than one batch, and a way to run them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlkit.inference._runner import Runner
+
+__all__ = ["Steps", "Way"]
+
+
+class Way(Protocol):
+    """How to run some rows in several batches: each row has its own result, whatever company it ran in."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether some rows of the last run may have failed."""
+        ...
+
+    def run(self, rows: Sequence[Any], *, hasty: bool) -> list[Any]:
+        """Return for each row its result or a `Failure`, in order; None after a failure if *hasty*."""
+        ...
+
+
+@final
+class Steps:
+    """What a `Runner` is to a job, for as many rows at once as the job reads.
+
+    One thread at a time.
+
+    Args:
+        runner: Runs batches.
+        way: Makes them.
+        description: What the results depend on besides, as JSON data.
+
+    Attributes:
+        name: What events call the job.
+        hasty: Whether the job ends at its first bad row.
+    """
+
+    def __init__(self, runner: Runner, way: Way, description: dict[str, Any]) -> None:
+        self._runner, self._way, self._description = runner, way, description
+        self.name = runner.name
+        self.hasty = False
+
+    def run(self, rows: Sequence[Any]) -> list[Any]:
+        """Return for each row its result or a `Failure`, in order."""
+        return self._way.run(rows, hasty=self.hasty)
+
+    @property
+    def failed(self) -> bool:
+        """Whether some rows of the last run may have failed."""
+        return self._way.failed
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the results depend on besides the rows, as JSON data."""
+        return {**self._runner.settings, **self._description}
+
+    @property
+    def learned(self) -> list[Any] | None:
+        """None: a job that is resumed measures again."""
+        return None
+
+    @property
+    def limit(self) -> int:
+        """The most rows in one call of the function."""
+        return self._runner.limit
+
+    @property
+    def example(self) -> list[Any]:
+        """Empty, or the row that all others must fit."""
+        return self._runner.example
+
+    @property
+    def worked(self) -> bool:
+        """Whether some rows have had results."""
+        return self._runner.worked
+
+    @property
+    def calls(self) -> int:
+        """How often the function was called."""
+        return self._runner.calls
+
+    def resume(self, example: list[Any], learned: list[Any] | None, *, worked: bool) -> None:
+        """Continue as one that has run rows before."""
+        self._runner.resume(example, learned, worked=worked)
+
+    def check_device(self) -> None:
+        """Refuse a device that this machine has not."""
+        self._runner.check_device()
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was given."""
+        self._runner.wait()
