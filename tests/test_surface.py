@@ -15,7 +15,10 @@ import mlkit
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = ("registry", "repro", "inference", "resilience", "flags", "tracking", "models")
-ROOMS = ("mlflow", "ofrep", "openfeature", "opentelemetry", "prometheus", "structlog")
+ROOMS = (
+    "accelerate", "lightning", "mlflow", "ofrep", "openfeature", "opentelemetry", "prometheus", "pytorch_lightning",
+    "structlog", "transformers",
+)  # fmt: skip
 PUBLIC = (
     *BLOCKS,
     "errors",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import structlog
 from structlog.testing import capture_logs
 
 from mlkit.errors import ConfigurationError, MissingDependencyError
-from mlkit.integrations.structlog import listen
+from mlkit.integrations.structlog import add_run, listen, run_context
 from mlkit.resilience import Breaker, Policy
 from mlkit.telemetry import emit
 from mlkit.testing import virtual_time
+from mlkit.tracking import start_run
 
 
 def test_the_life_of_a_breaker_is_three_lines():
@@ -106,3 +110,71 @@ except MissingDependencyError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert f"mlkit-blocks[{extra}]" in done.stdout, done
     assert issubclass(MissingDependencyError, ImportError)
+
+
+@pytest.fixture
+def lines():
+    """Configure structlog as a service would, and give back what it writes."""
+    written = []
+
+    def keep(logger, method, event):
+        written.append(event)
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, add_run, keep],
+        cache_logger_on_first_use=False,
+    )
+    yield written
+    structlog.configure(**before)
+
+
+def test_a_line_says_of_which_run_and_step_it_is(lines, tmp_path):
+    log = structlog.get_logger()
+    with start_run("a", root=tmp_path) as run, run_context(run):
+        log.info("begun")
+        for step in range(2):
+            run.log_metrics({"loss": 0.5}, step=step)
+            log.info("stepped")
+        log.info("other", run_id="mine", step="also mine")
+        with run.child("fold") as fold, run_context(fold):
+            log.info("nested")
+        log.info("back")
+    log.info("after")
+    assert [(line["event"], line.get("run_id"), line.get("step")) for line in lines] == [
+        ("begun", run.id, None),
+        ("stepped", run.id, 0),
+        ("stepped", run.id, 1),
+        ("other", "mine", "also mine"),
+        ("nested", fold.id, None),
+        ("back", run.id, 1),
+        ("after", None, None),
+    ]
+
+
+def test_two_threads_and_two_tasks_each_have_their_own_run(lines, tmp_path):
+    log = structlog.get_logger()
+    barrier = threading.Barrier(2)
+
+    def train(name):
+        with start_run(name, root=tmp_path) as run, run_context(run):
+            barrier.wait()
+            log.info(name)
+            barrier.wait()
+            return run.id
+
+    async def task(name, met):
+        with start_run(name, root=tmp_path) as run, run_context(run):
+            await met.wait()
+            log.info(name)
+            return run.id
+
+    async def tasks():
+        met = asyncio.Barrier(2)
+        return await asyncio.gather(task("c", met), task("d", met))
+
+    with ThreadPoolExecutor(2) as pool:
+        ids = dict(zip("ab", pool.map(train, "ab"), strict=True))
+    ids |= dict(zip("cd", asyncio.run(tasks()), strict=True))
+    assert {line["event"]: line["run_id"] for line in lines} == ids
