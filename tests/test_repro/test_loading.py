@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mlkit.errors import ConfigurationError
-from mlkit.repro import Keyed, KeyedSampler, Seeds, _generators, check, loader_kwargs, rng_state
+from mlkit.repro import Keyed, KeyedSampler, Seeds, _torch_mersenne, check, loader_kwargs, rng_state
 
 torch.set_num_threads(1)
 
@@ -98,10 +98,10 @@ def test_an_item_depends_on_epoch_and_index_alone(epoch, index, order):
 
 def test_the_first_check_in_a_process_of_keyed_data_sees_no_difference(monkeypatch):
     """How torch lays its state out is probed once, with operations that only one of two runs would have."""
-    monkeypatch.setattr(_generators, "_layout", [])
+    monkeypatch.setattr(_torch_mersenne, "_layout", [])
     data = Keyed([torch.ones(2)], 1).at(0)
     assert check(lambda: (data[0], torch.rand(2, generator=Seeds(1).torch()))) is None
-    assert _generators._layout
+    assert _torch_mersenne._layout
 
 
 def test_a_plain_index_must_say_its_epoch():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlkit.repro import _mersenne, isolated, rng_state
+from mlkit.repro import _mersenne, isolated, rng_state, seed_all
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +78,18 @@ def test_this_numpy_is_laid_out_as_we_know_it():
         np.frombuffer(state[:-4], dtype=np.uint32),
         np.random.get_state(legacy=False)["state"]["key"],
     )
+
+
+def test_another_layout_is_seeded_alike(monkeypatch):
+    np.random.standard_normal()
+    seed_all(11)
+    state, drawn = rng_state(), np.random.standard_normal(3).tolist()
+    with monkeypatch.context() as patch:
+        patch.setattr(_mersenne, "_memory", [None])
+        np.random.standard_normal()
+        seed_all(11)
+        assert rng_state() == state
+        assert np.random.standard_normal(3).tolist() == drawn
 
 
 def test_another_layout_is_asked_for_its_state(monkeypatch):

@@ -8,7 +8,7 @@ from mlkit._arguments import whole
 from mlkit.errors import ConfigurationError
 from mlkit.repro._generators import prepare, take
 from mlkit.repro._rekey import held
-from mlkit.repro._seeds import Seeds, as_seeds, word
+from mlkit.repro._seeds import Seeds, as_seeds, words_of
 
 if TYPE_CHECKING:
     import collections.abc
@@ -378,7 +378,7 @@ class _WorkerSeeds:
 
 
 def _seed_globals(here: Seeds) -> None:
-    for name, (_, step) in prepare(lambda purpose: word(here, purpose)).items():
+    for name, (_, step) in prepare(words_of(here)).items():
         if name != "torch accelerators":  # never from a worker: CUDA does not survive a fork
             step()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import DTypeLike
 
-__all__ = ["NumpySeed"]
+__all__ = ["NumpySeed", "rekey_philox"]
 
 
 @final
@@ -50,6 +51,22 @@ class NumpySeed:
 
     def __reduce__(self) -> tuple[Any, ...]:  # generators pickle with their seed sequence
         return NumpySeed, (self._word, self._spawned)
+
+
+def rekey_philox(bits: Any, word: bytes) -> None:
+    """Start a `numpy.random.Philox` over as `Philox(key=word)`, in place."""
+    bits.state = {
+        "bit_generator": "Philox",
+        "state": {"counter": _ZEROS, "key": _two_words(word)},
+        "buffer": _ZEROS,
+        "buffer_pos": 4,
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+
+
+_ZEROS = (0, 0, 0, 0)
+_two_words = Struct("<QQ").unpack
 
 
 def _register() -> None:

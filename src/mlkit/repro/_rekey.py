@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from mlkit.errors import ConfigurationError
-from mlkit.repro._generators import seed_torch_generator
+from mlkit.repro._numpy_seed import NumpySeed, rekey_philox
+from mlkit.repro._torch_mersenne import seed_torch_generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,10 +33,10 @@ def rekey(generator: Any, word: Callable[[bytes], bytes]) -> None:
         _rekey_numpy(numpy, generator.bit_generator, word(b"numpy"))
     elif numpy is not None and isinstance(generator, numpy.RandomState):
         # A state without the cached Gaussian, which the bit generator alone does not hold
-        fresh = numpy.RandomState(numpy.MT19937(_seed_of(word(b"numpy:legacy"))))
+        fresh = numpy.RandomState(numpy.MT19937(NumpySeed(word(b"numpy:legacy"))))
         generator.set_state(fresh.get_state(legacy=False))
     elif torch is not None and isinstance(generator, torch.Generator):
-        seed_torch_generator(generator, int.from_bytes(word(b"torch"), "little"))
+        seed_torch_generator(torch, generator, word(b"torch"))
     elif isinstance(generator, _python()):
         generator.seed(int.from_bytes(word(b"python"), "little"))
     else:
@@ -45,27 +45,10 @@ def rekey(generator: Any, word: Callable[[bytes], bytes]) -> None:
 
 
 def _rekey_numpy(numpy: Any, bits: Any, word: bytes) -> None:
-    if type(bits) is not numpy.Philox:
-        bits.state = type(bits)(_seed_of(word)).state
-        return
-    bits.state = {
-        "bit_generator": "Philox",
-        "state": {"counter": _ZEROS, "key": _two_words(word)},
-        "buffer": _ZEROS,
-        "buffer_pos": 4,
-        "has_uint32": 0,
-        "uinteger": 0,
-    }
-
-
-_ZEROS = (0, 0, 0, 0)
-_two_words = Struct("<QQ").unpack
-
-
-def _seed_of(word: bytes) -> Any:
-    from mlkit.repro._numpy_seed import NumpySeed
-
-    return NumpySeed(word)
+    if type(bits) is numpy.Philox:
+        rekey_philox(bits, word)
+    else:
+        bits.state = type(bits)(NumpySeed(word)).state
 
 
 def _python() -> type[Random]:

@@ -8,7 +8,7 @@ from mlkit._arguments import whole
 from mlkit.errors import ConfigurationError
 from mlkit.repro._determinism import Finding, make_deterministic
 from mlkit.repro._generators import Snapshot, loaded_torch, prepare, take
-from mlkit.repro._seeds import Seeds, as_seeds, word
+from mlkit.repro._seeds import Seeds, as_seeds, words_of
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def seed_all(
     if deterministic not in (True, False, "warn") or not isinstance(deterministic, (bool, str)):
         expected = "True, False or 'warn'"
         raise ConfigurationError("seed_all(deterministic=...)", deterministic, expected)
-    steps = prepare(lambda purpose: word(base, purpose))
+    steps = prepare(words_of(base))
     for _, step in steps.values():
         step()
     skipped = {}

@@ -22,11 +22,12 @@ from mlkit.repro._rekey import rekey
 if TYPE_CHECKING:
     import builtins
     import random
+    from collections.abc import Callable
 
     import numpy as np
     import torch
 
-__all__ = ["Seeds", "as_seeds", "word"]
+__all__ = ["Seeds", "as_seeds", "words_of"]
 
 _G = TypeVar("_G")
 _PERSON = b"mlkit.seeds.v1"
@@ -205,7 +206,7 @@ class Seeds:
             ConfigurationError: If torch has no such device here.
         """
         from mlkit._optional import require
-        from mlkit.repro._generators import seed_torch_generator
+        from mlkit.repro._torch_mersenne import seed_torch_generator
 
         torch = require("torch", extra="torch", feature="Seeds.torch")
         try:
@@ -213,7 +214,7 @@ class Seeds:
         except (RuntimeError, TypeError) as error:
             expected = "a device that torch can use here, such as 'cpu'"
             raise ConfigurationError("Seeds.torch(device)", device, expected) from error
-        seed_torch_generator(generator, self._word("torch"))
+        seed_torch_generator(torch, generator, self._hash(b"torch"))
         return generator
 
     def _hash(self, purpose: bytes) -> bytes:
@@ -244,9 +245,9 @@ class Seeds:
         raise AttributeError("Seeds is immutable")
 
 
-def word(seeds: Seeds, purpose: str) -> int:
-    """Return the 128-bit word of *seeds* for one purpose."""
-    return seeds._word(purpose)  # noqa: SLF001 - the block's own
+def words_of(seeds: Seeds) -> Callable[[bytes], bytes]:
+    """Return what gives the 16 bytes of *seeds* for a purpose."""
+    return seeds._hash  # noqa: SLF001 - the block's own
 
 
 def as_seeds(value: Seeds | int, argument: str) -> Seeds:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mlkit.errors import FingerprintError
 from mlkit.repro._compare import as_array, frozen
-from mlkit.repro._generators import ask_layout, loaded_torch
+from mlkit.repro._generators import loaded_torch
+from mlkit.repro._torch_mersenne import ask_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
