@@ -23,7 +23,7 @@ SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 def _one_client():
     """Keep the client's process, whose start costs seconds, from one test to the next."""
     sink = WandbSink("unused", mode="offline")
-    sink._connected()
+    sink._run._connected()
     yield
     sink.close()
 

@@ -184,10 +184,12 @@ def shared(target: str, environment: Mapping[str, str | None]) -> Iterator[Clien
         yield client
     finally:
         with _lock:
-            client, users = _clients.pop(key)
-            if users > 1:
-                _clients[key] = client, users - 1
-        if users == 1:
+            left = _clients[key][1] - 1
+            if left:
+                _clients[key] = client, left
+            else:
+                del _clients[key]
+        if not left:
             client.close()
 
 

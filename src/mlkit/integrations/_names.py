@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import TYPE_CHECKING
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["address_of", "folder_and_options", "plain_text", "safe_name"]
+__all__ = ["address_of", "folder_and_options", "plain_text", "safe_name", "typed"]
 
+_EXACT = 2**53  # the largest integer up to which JavaScript's numbers have each
 _MARKED = re.compile(r".*-[0-9a-f]{12}", re.DOTALL)
 
 
@@ -41,6 +43,20 @@ def safe_name(name: str, is_fine: Callable[[str], bool], limit: int) -> str:
 def plain_text(text: str) -> str:
     """Return *text* as UTF-8 can say it; a lone surrogate becomes its escape."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def typed(text: str) -> object:
+    """Return the number or truth value that has exactly this text, or the text."""
+    if text in {"True", "False"}:
+        return text == "True"
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        if str(value) == text and math.isfinite(value) and abs(value) <= _EXACT:
+            return value
+    return plain_text(text)
 
 
 def folder_and_options(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from pathlib import Path
@@ -10,16 +9,14 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._optional import installed
-from mlkit.errors import ConfigurationError, MissingDependencyError, SinkUnavailableError
-from mlkit.integrations._client import shared
-from mlkit.integrations._names import address_of, folder_and_options, plain_text, safe_name
-from mlkit.integrations._spool import Spool, rows_of, story_of
+from mlkit.errors import ConfigurationError, MissingDependencyError
+from mlkit.integrations._deferred import Deferred
+from mlkit.integrations._names import address_of, folder_and_options, plain_text, safe_name, typed
+from mlkit.integrations._spool import rows_of, story_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from contextlib import AbstractContextManager
 
-    from mlkit.integrations._client import Client
     from mlkit.integrations._spool import Story
     from mlkit.tracking import Record, RunInfo
 
@@ -30,9 +27,6 @@ _STEP = "mlkit/step"
 _OURS = "mlkit"
 _EXIT = {"FINISHED": 0, "KILLED": 137}
 _MAX_NAME, _MAX_TAG = 128, 64
-_EXACT = 2**53  # the largest integer up to which JavaScript's numbers have each
-_BEGIN = 90.0  # seconds that the client may take to begin, and for anything else besides its rows
-_ROW = 0.005
 # What would make our client a part of a run that the training process has begun by itself.
 _NOT_OURS = (
     "WANDB_SERVICE", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_NAME", "WANDB_NOTES", "WANDB_TAGS", "WANDB_RUN_GROUP",
@@ -98,10 +92,12 @@ class WandbSink:
             )
         if not installed("wandb"):
             raise MissingDependencyError(feature="WandbSink", module="wandb", extra="wandb")
-        self._spool: Spool | None = None
-        self._client: Client | None = None
-        self._held: AbstractContextManager[Client] | None = None
-        self._mode = ""
+        environment: dict[str, str | None] = dict.fromkeys(_NOT_OURS)
+        environment |= {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
+        environment["WANDB_ERROR_REPORTING"] = os.environ.get("WANDB_ERROR_REPORTING", "false")
+        if "mode" in self._options:
+            environment["WANDB_MODE"] = self._options["mode"]
+        self._run = Deferred(self.folder, f"{__name__}:_Writer", environment, self._options)
 
     @property
     def uri(self) -> str:
@@ -123,14 +119,11 @@ class WandbSink:
             SinkUnavailableError: If the client cannot be started.
         """
         self.close()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        spool = Spool(self.folder / _OURS / f"{run.id}.jsonl")
-        spool.open(run)
+        self._run.open(run)
         mode = self._options.get("mode") or os.environ.get("WANDB_MODE", "")
-        self._mode = mode if mode in _MODES else self._connected().call("mode", timeout=_BEGIN)
-        # A client that was killed after the last record was kept had not written it.
-        spool.changed = spool.ended
-        self._spool = spool
+        mode = mode if mode in _MODES else str(self._run.call("mode"))
+        self._run.method = {"offline": "write", "disabled": ""}.get(mode, "push")
+        self._run.eager = self._run.method == "push"
 
     def send(self, batch: Sequence[Record]) -> None:
         """Keep what is new, and hand it on: now if W&B is online or the run has ended, else later.
@@ -142,55 +135,18 @@ class WandbSink:
             SinkUnavailableError: If the client fails, hangs or dies.
             SinkRejectedError: If a param changes its value.
         """
-        spool = self._opened()
-        spool.add(batch)
-        if spool.changed and (spool.ended or self._mode == "online"):
-            self._write(spool)
+        self._run.send(batch)
 
     def close(self) -> None:
-        """Have the client write what it has not, and end it."""
-        spool, self._spool = self._spool, None
-        try:
-            if spool is not None:
-                spool.close()
-                if spool.changed or self._mode == "online":
-                    self._write(spool, last=True)
-        except SinkUnavailableError:
-            # What is kept is not lost: a run that has ended was written before its `send` returned.
-            return
-        finally:
-            held, self._held, self._client = self._held, None, None
-            if held is not None:
-                held.__exit__(None, None, None)
+        """Have the client write what it has not, and end it.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_spool": None, "_client": None, "_held": None, "_mode": ""}
+        Raises:
+            SinkUnavailableError: If the client fails, hangs or dies. What was sent is kept.
+        """
+        self._run.close()
 
     def __repr__(self) -> str:
         return f"WandbSink({str(self.folder)!r})"
-
-    def _opened(self) -> Spool:
-        if self._spool is None:
-            raise SinkUnavailableError("WandbSink.send: the sink is not open")
-        return self._spool
-
-    def _connected(self) -> Client:
-        if self._client is None:
-            environment: dict[str, str | None] = dict.fromkeys(_NOT_OURS)
-            environment |= {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
-            if "mode" in self._options:
-                environment["WANDB_MODE"] = self._options["mode"]
-            self._held = shared(f"{__name__}:_Writer", environment)
-            self._client = self._held.__enter__()
-        return self._client
-
-    def _write(self, spool: Spool, *, last: bool = False) -> None:
-        if self._mode != "disabled":
-            method = "write" if self._mode == "offline" else "push"
-            rows = sum(1 for _ in rows_of(spool.path))
-            arguments = (str(spool.path), str(self.folder), self._options, last or spool.ended)
-            self._connected().call(method, *arguments, timeout=_BEGIN + _ROW * rows)
-        spool.changed = False
 
 
 @final
@@ -285,7 +241,7 @@ class _Live:
                 self._files[name] = kept
         tags = {_encodable(key): plain_text(value) for key, value in story.tags.items()}
         config: dict[str, object] = {
-            self._name(key): _typed(value) for key, value in story.params.items()
+            self._name(key): typed(value) for key, value in story.params.items()
         }
         config[_OURS] = {
             "run": story.run["id"],
@@ -336,20 +292,6 @@ def _is_key(name: str) -> bool:
 
 def _encodable(name: str) -> str:
     return safe_name(name, str.isprintable, 1000)
-
-
-def _typed(text: str) -> object:
-    """Return the number or truth value that has exactly this text, or the text."""
-    if text in {"True", "False"}:
-        return text == "True"
-    for kind in (int, float):
-        try:
-            value = kind(text)
-        except ValueError:
-            continue
-        if str(value) == text and math.isfinite(value) and abs(value) <= _EXACT:
-            return value
-    return plain_text(text)
 
 
 # --- reading back what the client wrote -----------------------------------------------------------

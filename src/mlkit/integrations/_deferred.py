@@ -1,0 +1,104 @@
+"""A run that a client writes from what is kept of it: when the run ends, or as it goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from mlkit.errors import SinkUnavailableError
+from mlkit.integrations._client import shared
+from mlkit.integrations._spool import Spool, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from mlkit.integrations._client import Client
+    from mlkit.tracking import Record, RunInfo
+
+__all__ = ["Deferred"]
+
+_BEGIN = 90.0  # seconds that a client may take to begin, and for anything else besides its rows
+_ROW = 0.01
+
+
+@final
+class Deferred:
+    """Keeps what a sink is sent, and has another process hand it to the client.
+
+    Once the run has ended, all is with the client before `send` returns. Not thread-safe.
+
+    Args:
+        folder: Where the client writes.
+        target: What works in the client's process, see `Client`. Its methods take the path of the spool, the
+            folder, the options and whether this is the last time.
+        environment: What it gets as environment, see `Client`.
+        options: Of the sink.
+    """
+
+    method: str
+    eager: bool
+
+    def __init__(
+        self,
+        folder: Path,
+        target: str,
+        environment: Mapping[str, str | None],
+        options: Mapping[str, str],
+    ) -> None:
+        self.method = "write"
+        """Which method is called; empty for none."""
+        self.eager = False
+        """Whether the client gets everything at once."""
+        self._folder, self._target = folder, target
+        self._environment, self._options = environment, dict(options)
+        self._spool: Spool | None = None
+        self._client: Client | None = None
+        self._held: AbstractContextManager[Client] | None = None
+
+    def open(self, run: RunInfo) -> None:
+        """Find what is kept of a run."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        spool = Spool(self._folder / "mlkit" / f"{run.id}.jsonl")
+        spool.open(run)
+        # A client that was killed after the last record was kept may not have written it.
+        spool.changed = spool.ended
+        self._spool = spool
+
+    def call(self, method: str) -> object:
+        """Return what a method without arguments says."""
+        return self._connected().call(method, timeout=_BEGIN)
+
+    def send(self, batch: Sequence[Record]) -> None:
+        """Keep what is new, and hand it on if it is time."""
+        if self._spool is None:
+            raise SinkUnavailableError(f"{self._target}: send before open")
+        self._spool.add(batch)
+        if self._spool.changed and (self._spool.ended or self.eager):
+            self._write(self._spool, last=self._spool.ended)
+
+    def close(self) -> None:
+        """Hand on what has not been, and let the client go."""
+        spool, self._spool = self._spool, None
+        try:
+            if spool is not None:
+                spool.close()
+                if spool.changed or self.eager:
+                    self._write(spool, last=True)
+        finally:
+            held, self._held, self._client = self._held, None, None
+            if held is not None:
+                held.__exit__(None, None, None)
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            self._held = shared(self._target, self._environment)
+            self._client = self._held.__enter__()
+        return self._client
+
+    def _write(self, spool: Spool, *, last: bool) -> None:
+        if self.method:
+            patience = _BEGIN + _ROW * sum(1 for _ in rows_of(spool.path))
+            arguments = (str(spool.path), str(self._folder), self._options, last)
+            self._connected().call(self.method, *arguments, timeout=patience)
+        spool.changed = False
