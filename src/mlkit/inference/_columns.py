@@ -11,7 +11,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._suggest import clip
-from mlkit.inference._tree import field_names, is_array, is_tensor, join_path
+from mlkit.inference._tree import field_names, is_array, is_model, is_tensor, join_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -172,6 +172,14 @@ def _encode_records(values: Sequence[Any], payload: Payload, path: str, depth: i
         names = field_names(first)
     if names is None:
         raise _refused(path, first)
+    if is_model(first):
+        # What a model is beside its fields: which were set, and what is not of its class.
+        if any(value.model_extra or value.__pydantic_private__ for value in values):
+            raise UnstorableError(
+                f"{_place(path)} is a {kind.__qualname__} with extra or private attributes"
+            )
+        if any(value.model_fields_set != first.model_fields_set for value in values):
+            return _one_by_one(values, payload, path, depth)
     if _loaded(kind.__module__, kind.__qualname__) is not kind:
         raise UnstorableError(
             f"{_place(path)} is a {kind.__qualname__}, which is not found by that name in module {kind.__module__}"
@@ -182,7 +190,8 @@ def _encode_records(values: Sequence[Any], payload: Payload, path: str, depth: i
         )
         for name in names
     ]
-    return ["record", kind.__module__, kind.__qualname__, list(names), columns]
+    stored = ["record", kind.__module__, kind.__qualname__, list(names), columns]
+    return [*stored, sorted(first.model_fields_set)] if is_model(first) else stored
 
 
 def decode(stored: Any, n: int, payload: bytearray) -> list[Any]:
@@ -197,7 +206,7 @@ def decode(stored: Any, n: int, payload: bytearray) -> list[Any]:
 
 
 def _decode_record(n: int, payload: bytearray, *rest: Any) -> list[Any]:
-    module, name, fields, stored = rest
+    module, name, fields, stored, *given = rest
     kind = _loaded(module, name)
     columns = [decode(column, n, payload) for column in stored]
     if isinstance(kind, type) and issubclass(kind, tuple):
@@ -210,9 +219,27 @@ def _decode_record(n: int, payload: bytearray, *rest: Any) -> list[Any]:
                 for value, part in zip(values, column, strict=True):
                     object.__setattr__(value, field, part)
             return values
+    elif given and list(getattr(kind, "model_fields", ())) == fields:
+        return [
+            _model(kind, dict(zip(fields, parts, strict=True)), given[0])
+            for parts in zip(*columns, strict=True)
+        ]
     raise UnloadedError(
         f"holds a {name} of module {module} with the fields {clip(fields, 100)}; import that class before you resume"
     )
+
+
+def _model(kind: type, values: dict[str, Any], given: list[str]) -> Any:
+    """Return an instance of a pydantic model as it was, without validating it again."""
+    model: Any = object.__new__(kind)
+    own = {"__dict__": values, "__pydantic_fields_set__": set(given)}
+    for name in ("__pydantic_extra__", "__pydantic_private__"):
+        own[name] = None  # type: ignore[assignment]
+    if kind.model_config.get("extra") == "allow":  # type: ignore[attr-defined]
+        own["__pydantic_extra__"] = {}
+    for name, value in own.items():
+        object.__setattr__(model, name, value)
+    return model
 
 
 def _decode_tensor(n: int, payload: bytearray, *rest: Any) -> list[Any]:

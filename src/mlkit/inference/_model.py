@@ -9,6 +9,7 @@ from mlkit._optional import require
 from mlkit.errors import ConfigurationError
 from mlkit.inference._check import plain_callable
 from mlkit.inference._collate import has_leaf
+from mlkit.inference._estimator import as_function
 from mlkit.inference._tree import is_array, is_tensor, map_leaves
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Model:
     __slots__ = ("_fn", "_owner", "device", "identity", "module", "name", "tensors")
 
     def __init__(self, fn: Callable[[Any], Any], device: object, *, owner: str) -> None:
+        fn = as_function(fn)
         plain_callable(f"{owner}(fn)", fn)
         self._fn, self._owner = fn, owner
         self.name = name_of(fn)

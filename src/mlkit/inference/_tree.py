@@ -14,6 +14,7 @@ __all__ = [
     "Padded",
     "field_names",
     "is_array",
+    "is_model",
     "is_tensor",
     "join_path",
     "map_leaves",
@@ -75,13 +76,22 @@ def is_array(value: object) -> bool:
     return numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic))
 
 
+def is_model(value: object) -> bool:
+    """Return whether *value* is an instance of a pydantic model, without importing pydantic."""
+    pydantic = sys.modules.get("pydantic.main")
+    return pydantic is not None and isinstance(value, pydantic.BaseModel)
+
+
 def field_names(value: object) -> tuple[str, ...] | None:
-    """Return the field names of a dataclass instance, else None."""
+    """Return the field names of an instance of a dataclass or pydantic model, else None."""
     if isinstance(value, type):
         return None
     fields = getattr(type(value), "__dataclass_fields__", None)
     if fields is None:
-        return None
+        if not is_model(value):
+            return None
+        model: Any = value
+        return (*type(model).model_fields, *(model.model_extra or ()))
     # ClassVar and InitVar pseudo-fields hold no data of the instance.
     return tuple(name for name, field in fields.items() if field._field_type.name == "_FIELD")  # noqa: SLF001
 
@@ -101,13 +111,18 @@ def rebuild(node: Any, children: Sequence[Any]) -> Any:
 
 
 def replace_fields(node: Any, children: Sequence[Any]) -> Any:
-    """Return a copy of the dataclass instance *node* with other field values.
+    """Return a copy of *node*, an instance of a dataclass or pydantic model, with other field values.
 
-    `__init__` is not called: a `__post_init__` that validates one row would refuse a batch of them.
+    `__init__` is not called: what validates one row would refuse a batch of them.
     """
     from copy import copy
 
     other = copy(node)
+    if is_model(node):
+        extra = other.model_extra or {}
+        for name, child in zip(field_names(node) or (), children, strict=True):
+            (extra if name in extra else other.__dict__)[name] = child
+        return other
     for name, child in zip(field_names(node) or (), children, strict=True):
         object.__setattr__(other, name, child)
     return other
