@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from threading import Condition
     from types import TracebackType
 
-__all__ = ["SYSTEM", "Clock", "current", "replaced"]
+__all__ = ["SYSTEM", "Clock", "current", "replaced", "replacement"]
 
 
 class Clock(Protocol):
@@ -85,6 +85,8 @@ class _SystemClock:
 
 SYSTEM: Clock = _SystemClock()
 _override: ContextVar[Clock | None] = ContextVar("mlkit.clock", default=None)
+replacement = _override.get
+"""The clock that `replaced` has put in the place of the system's, or None: for paths on which two calls are too many."""
 
 
 def current(clock: Clock | None = None) -> Clock:

@@ -103,16 +103,18 @@ def test_those_left_behind_are_counted_bounded_and_come_back(gate):
 
 
 def test_one_left_behind_sees_that_its_time_is_over(gate):
-    seen, ended = [], threading.Event()
+    seen, left, ended = [], threading.Event(), threading.Event()
 
     def polls():
         while remaining() > 0:
             time.sleep(0.005)
+        left.wait(10)  # or it could be back before its caller has noticed
         seen.append(remaining())
         ended.set()
 
     with pytest.raises(DeadlineExceededError):
         Policy(timeout=Threaded(0.03)).call(polls)
+    left.set()
     assert ended.wait(10)
     assert seen == [0.0]
 

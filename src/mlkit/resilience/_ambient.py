@@ -36,26 +36,14 @@ class Ambient:
         over: Whether what set it has ended.
     """
 
-    __slots__ = ("allowed", "around", "attempts", "budget", "over", "retrying", "when")
-
-    when: float
-    allowed: float
-    retrying: bool
-    attempts: list[int] | None
-    around: Ambient | None
-    budget: Budget | None
-    over: bool
-
-    def __init__(
-        self,
-        when: float = inf,
-        allowed: float = inf,
-        retrying: bool = False,  # noqa: FBT001, FBT002 - made for every attempt: keywords cost
-        attempts: list[int] | None = None,
-        around: Ambient | None = None,
-    ) -> None:
-        self.when, self.allowed, self.retrying, self.attempts = when, allowed, retrying, attempts
-        self.around, self.budget, self.over = around, None, False
+    # Defaults of the class, and no `__init__`: one is made for every attempt, most with two of these, in 0.1 us, not 0.23.
+    when: float = inf
+    allowed: float = inf
+    retrying: bool = False
+    attempts: list[int] | None = None
+    around: Ambient | None = None
+    budget: Budget | None = None
+    over: bool = False
 
 
 Inherited = tuple[float, float, bool]
@@ -119,8 +107,9 @@ class deadline:  # noqa: N801 - reads as the statement it is: `with deadline(2.0
                 "one that is not in use",
                 hint="make one for each `with`",
             )
-        when = current().monotonic() + self._allowed
-        self._inside = Ambient(when, self._allowed, around=AMBIENT.get())
+        self._inside = inside = Ambient()
+        inside.allowed, inside.around = self._allowed, AMBIENT.get()
+        inside.when = current().monotonic() + self._allowed
         self._token = AMBIENT.set(self._inside)
 
     def __exit__(

@@ -102,7 +102,7 @@ class Attempts:
         why = self._forbidden(pause)
         if why is not None:
             return self._give_up(error, why, counts=why is _SPENT)
-        self.plan.retries.add()
+        self.plan.retried()
         # The text now, the note only if it is needed; the error itself would keep the batch alive.
         text = said(error)
         self._notes.append(
@@ -207,7 +207,6 @@ class Trial:
     """
 
     __slots__ = (
-        "_began",
         "_first",
         "_inside",
         "_plan",
@@ -217,9 +216,12 @@ class Trial:
         "_token",
         "_until",
         "_verdict",
+        "began",
         "limit",
     )
 
+    began: float
+    """When it began, on the monotonic clock; 0.0 if nobody needs to know."""
     limit: float | None
     """Seconds this attempt may take, or None."""
 
@@ -229,7 +231,7 @@ class Trial:
         self._token: Token[Ambient | None] | None = None
         self._inside: Ambient | None = None
         self._verdict: bool | None = None
-        self._began = 0.0
+        self.began = 0.0
         self.limit = None
         if attempts is None:
             self._first, self._retrying = True, False
@@ -259,9 +261,10 @@ class Trial:
         if limit is not None or head is not None or self._retrying or budget.level < budget.full:
             if head is not None and head.attempts is not None:
                 head.attempts[0] += 1
-            when, allowed = (inf, inf) if limit is None else (self._began + limit, limit)
-            self._inside = Ambient(when, allowed, self._retrying, None, head)
-            self._inside.budget = budget
+            self._inside = inside = Ambient()
+            if limit is not None:
+                inside.when, inside.allowed = self.began + limit, limit
+            inside.retrying, inside.around, inside.budget = self._retrying, head, budget
             self._token = AMBIENT.set(self._inside)
         return self
 
@@ -269,7 +272,7 @@ class Trial:
         """Read the clock, and say how long this attempt may take; raise if no time is left."""
         plan = self._plan
         when = self._until[0]
-        self._began = now = current().monotonic()
+        self.began = now = current().monotonic()
         if self._first and plan.deadline is not None and now + plan.deadline < when:
             when = now + plan.deadline
             self._until = when, plan.deadline
@@ -293,7 +296,7 @@ class Trial:
             self._since,
             until=self._until,
             retrying=self._retrying,
-            began=self._began,
+            began=self.began,
         )
 
     def __exit__(
@@ -315,7 +318,7 @@ class Trial:
         if quick and ring is not None and ring is ticket:
             ring.append(OK)  # nearly always; `settle` would come to the same
             return
-        duration = current().monotonic() - self._began if self._began else 0.0
+        duration = current().monotonic() - self.began if self.began else 0.0
         if isinstance(error, Exception):
             breaker.failed(ticket, error, duration=duration)
             return

@@ -12,6 +12,7 @@ from mlkit.resilience._plan import Plan
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mlkit.resilience._bind_sync import Packed
     from mlkit.resilience._limits import Permit
     from mlkit.resilience._policy import Policy
 
@@ -23,7 +24,9 @@ __all__ = [
     "is_async",
     "is_stream",
     "name_of",
+    "packed",
     "plan_of",
+    "unpacked",
 ]
 
 _P = ParamSpec("_P")
@@ -63,10 +66,27 @@ def bound(policy: Policy, fn: Callable[_P, _R], *, name: str | None = None) -> C
 def bound_plan(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return *fn*, which is no generator function, guarded as *plan* says."""
     if not is_async(fn):
-        return bind_sync(plan, fn)
+        return unpacked(bind_sync(plan, fn))
     from mlkit.resilience._bind_async import bind_async  # brings asyncio
 
     return bind_async(plan, fn)
+
+
+def packed(policy: Policy, fn: Callable[..., Any]) -> Packed:
+    """Return *fn* guarded by *policy*, called with a tuple and a dict."""
+    if is_stream(fn) or is_async(fn):
+        guarded = bound(policy, fn)
+        return lambda args, kwargs: guarded(*args, **kwargs)
+    return bind_sync(plan_of(policy, fn, None), fn)
+
+
+def unpacked(run: Packed) -> Callable[..., Any]:
+    """Return a function that is called as any other is."""
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        return run(args, kwargs)
+
+    return guarded
 
 
 def bound_opener(
@@ -89,14 +109,14 @@ def bound_opener(
     opener = stream_opener(plan, fn, is_async=waits)
     limits = policy._limits  # noqa: SLF001 - one room
     if not waits:
-        guarded = unlimited_sync(plan, opener)
+        run = unlimited_sync(plan, opener)
         if not policy.limited:
-            return guarded
+            return unpacked(run)
 
         def opened(*args: Any, **kwargs: Any) -> Any:
             permit: Permit | None = limits.admitted(plan.name)
             try:
-                stream = guarded(*args, **kwargs).hold(permit)
+                stream = run(args, kwargs).hold(permit)
                 permit = None
                 return stream
             finally:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio  # noqa: TID253 - nobody imports this module before something async is guarded
+import time
 from math import inf
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from mlkit._clock import current
+from mlkit._clock import current, replacement
+from mlkit.errors import DeadlineExceededError
 from mlkit.resilience._ambient import AMBIENT, Ambient
 from mlkit.resilience._attempts import SPENT, Attempts, Trial, first_failed
 from mlkit.resilience._hedge import hedged
 from mlkit.resilience._machine import OK
-from mlkit.resilience._timers import Clockwork, Scope
+from mlkit.resilience._timers import Clockwork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from mlkit.resilience._machine import Window
     from mlkit.resilience._plan import Plan
 
 __all__ = ["bind_async", "unlimited_async"]
@@ -48,7 +51,7 @@ def unlimited_async(
     limits = plan.policy._limits  # noqa: SLF001 - one object in two files
     # Of the policy, or each `policy.call` would leave a timer behind until its time is over.
     limits.works = limits.works or (Clockwork(plan.limit), Clockwork())
-    current_task, (works, hedges) = asyncio.current_task, limits.works
+    works, hedges = limits.works
 
     async def direct(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         ring = machine.ring  # the window of the closed breaker is the ticket
@@ -71,16 +74,25 @@ def unlimited_async(
         if ring is None or surroundings() is not None or budget.level < budget.full:
             return await run(*args, **kwargs)
         since = spent.number
-        clock = current()
-        began = clock.monotonic()
-        inside = Ambient(began + limit, limit)
+        # As in `_bind_sync`: `current().monotonic()` is two calls more.
+        clock = replacement()
+        began = time.monotonic() if clock is None else clock.monotonic()  # noqa: TID251 - as above
+        inside = Ambient()
+        inside.when, inside.allowed = began + limit, limit
         token = enter(inside)
         try:
             if limit == inf:
                 answer = await fn(*args, **kwargs)
             else:
-                with Scope(works, plan, current_task(), limit):
+                scope = works.begin(limit, began)
+                try:
                     answer = await fn(*args, **kwargs)
+                except asyncio.CancelledError:
+                    if scope.cancelled():
+                        raise DeadlineExceededError(plan.name, limit) from None
+                    raise
+                finally:
+                    scope.end()
             if judge is not None:
                 judge(answer)
         except Exception as error:
@@ -91,25 +103,57 @@ def unlimited_async(
             plan.cancelled(ring, began)
             raise
         else:
-            if quick == inf or (duration := clock.monotonic() - began) < quick:
-                ring.append(OK)
-            else:
-                plan.succeeded(ring, duration)
+            if quick != inf:
+                ended = time.monotonic() if clock is None else clock.monotonic()  # noqa: TID251
+                if ended - began >= quick:
+                    plan.succeeded(ring, ended - began)
+                    return answer
+            ring.append(OK)
             return answer
         finally:
             inside.over = True
             leave(token)
         return await again(attempts, pause, args, kwargs)
 
+    async def raced(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        ring = machine.ring
+        if ring is None or surroundings() is not None or budget.level < budget.full:
+            return await run(*args, **kwargs)
+        since = spent.number
+        try:
+            answer = await hedged(
+                plan,
+                hedges,
+                fn(*args, **kwargs) if plan.breaker is None else told(ring, args, kwargs),
+                lambda: attempt(Trial(plan).beside(), args, kwargs),
+            )
+        except Exception as error:
+            attempts = Attempts(plan, since)
+            pause = attempts.pause(error)
+            if pause is None:
+                raise
+        else:
+            budget.earn()
+            return answer
+        return await again(attempts, pause, args, kwargs)
+
+    async def told(ring: Window, args: Any, kwargs: dict[str, Any]) -> _R:
+        """Make an attempt of which only the breaker is told."""
+        try:
+            answer = await fn(*args, **kwargs)
+        except Exception as error:
+            if plan.breaker is not None:
+                plan.breaker.failed(ring, error)
+            raise
+        ring.append(OK)
+        return answer
+
     async def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if machine.ring is None:
-            plan.refuse()
+        if machine.ring is None and (wait := plan.blocked()) is not None:
+            raise plan.refused(wait)
         trial = Trial(plan)
         try:
-            if hedge is None:
-                answer = await attempt(trial, args, kwargs)
-            else:
-                answer = await hedged(plan, hedges, trial, lambda one: attempt(one, args, kwargs))
+            answer = await attempts_of(trial, args, kwargs)
         except Exception as error:
             attempts = trial.failed()
             pause = attempts.pause(error)
@@ -131,8 +175,8 @@ def unlimited_async(
         attempts: Attempts, pause: float | None, args: Any, kwargs: dict[str, Any]
     ) -> _R:
         """As in `again_sync`: one link for all attempts."""
-        inside = Ambient(inf, inf, True)  # noqa: FBT003 - as in `Trial`
-        inside.budget = budget
+        inside = Ambient()
+        inside.retrying, inside.budget = True, budget
         token = enter(inside)
         try:
             while True:
@@ -169,12 +213,7 @@ def unlimited_async(
             attempts.made += 1
             trial = Trial(plan, attempts)
             try:
-                if hedge is None:
-                    answer = await attempt(trial, args, kwargs)
-                else:
-                    answer = await hedged(
-                        plan, hedges, trial, lambda one: attempt(one, args, kwargs)
-                    )
+                answer = await attempts_of(trial, args, kwargs)
             except Exception as error:
                 pause = attempts.pause(error)
                 if pause is None:
@@ -183,16 +222,32 @@ def unlimited_async(
                 plan.earn()
                 return answer
 
+    def attempts_of(trial: Trial, args: Any, kwargs: dict[str, Any]) -> Coroutine[Any, Any, _R]:
+        """Return what is awaited for the answer of one attempt, or of the first of several at a time."""
+        first = attempt(trial, args, kwargs)
+        if hedge is None:
+            return first
+        return hedged(plan, hedges, first, lambda: attempt(trial.beside(), args, kwargs))
+
     async def attempt(trial: Trial, args: Any, kwargs: dict[str, Any]) -> _R:
         with trial:
             if trial.limit is None:
                 answer = await fn(*args, **kwargs)
             else:
-                with Scope(works, plan, current_task(), trial.limit):
+                scope = works.begin(trial.limit, trial.began)
+                try:
                     answer = await fn(*args, **kwargs)
+                except asyncio.CancelledError:
+                    if scope.cancelled():
+                        raise DeadlineExceededError(plan.name, trial.limit) from None
+                    raise
+                finally:
+                    scope.end()
             trial.check(answer)
             return answer
 
-    if hedge is not None or plan.watched:
+    if plan.watched or (hedge is not None and not plan.simple):
         return run
-    return timed if plan.clocked or plan.judges else direct
+    if hedge is not None:
+        return raced
+    return direct if plan.simple else timed

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
-from types import CoroutineType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -20,16 +18,13 @@ from mlkit._arguments import one_of
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._ambient import AMBIENT
 from mlkit.resilience._asked import AskedRows, AskedWhole, RowArguments
-from mlkit.resilience._attempts import SPENT, first_failed, forget_frames, is_final
-from mlkit.resilience._bind_sync import again_sync, unexpected_coroutine
-from mlkit.resilience._machine import OK
+from mlkit.resilience._attempts import forget_frames, is_final
 from mlkit.resilience._method import BoundFallback
 from mlkit.resilience._plan import ALWAYS_CLOSED
 from mlkit.resilience._provenance import LISTENING, Answer
 from mlkit.resilience._relay import AskedStream, async_opener, opener
 from mlkit.resilience._streams import relay, relay_async
 from mlkit.resilience._ticks import Ticks
-from mlkit.resilience._tiers import Tier
 from mlkit.resilience._traced import Traced
 from mlkit.resilience._walk import OFF, REJECTED, Miss, Walk, exhausted
 from mlkit.telemetry import Counter, register
@@ -41,6 +36,7 @@ if TYPE_CHECKING:
     from mlkit.resilience._asked import Asked
     from mlkit.resilience._provenance import Provenance
     from mlkit.resilience._store import Store
+    from mlkit.resilience._tiers import Tier
 
 __all__ = ["Fallback"]
 
@@ -49,10 +45,8 @@ _Q = ParamSpec("_Q")
 _T = TypeVar("_T")
 _R_co = TypeVar("_R_co", covariant=True)
 _listener, _surroundings = LISTENING.get, AMBIENT.get
-_Rung = tuple[
-    Tier[..., Any], Any, Any, Any, Any, Any
-]  # a tier; its breaker, switch, run, gate, tick
-_Miss = tuple[Tier[..., Any], Any]  # what a `Miss` is made of; that is dearer
+_Rung = tuple[Any, Any, Any, Any, Any]  # of a tier: its breaker, switch, function, gate, tick
+_Miss = Exception | str | float  # what a `Miss` says of its tier, and cheaper
 
 
 @final
@@ -89,6 +83,7 @@ class Fallback(Generic[_P, _R_co]):
         "_counters",
         "_is_coroutine",
         "_is_coroutine_marker",
+        "_lower",
         "_names",
         "_run",
         "_rungs",
@@ -146,16 +141,17 @@ class Fallback(Generic[_P, _R_co]):
         self._straight: tuple[Any, ...] | None = None
         self._awaited: tuple[Any, ...] | None = None
         self._rungs: list[_Rung] = []
+        self._lower: list[_Rung] = []
         first = tiers[0]
         if not (self._stores or stream or self._batches) and first.is_async == self.is_async:
             self._ticks = [Ticks(counter) for counter in self._counters]
             self._rungs = [_rung(*pair) for pair in zip(tiers, self._ticks, strict=True)]
-            _, _, _, run, judge, tick = self._rungs[0]
-            machine, plan = _state_of(first), first._plan  # noqa: SLF001 - one room
+            self._lower = self._rungs[1:]
+            _, _, packed, judge, tick = self._rungs[0]
             if self.is_async:
-                self._awaited = run, machine, judge, tick
+                self._awaited = _state_of(first), first.run, judge, tick
             else:
-                self._straight = run if plan is None else first.fn, plan, machine, judge, tick
+                self._straight = _state_of(first), packed, judge, tick
         # After the ticks, which are put into them when they are read.
         for counter in self._counters:
             register(counter)
@@ -169,42 +165,22 @@ class Fallback(Generic[_P, _R_co]):
         straight = self._straight
         if straight is None or _listener() is not None:
             return self._called(args, kwargs)  # type: ignore[no-any-return]
-        # A policy of nothing but attempts and a breaker has its `plan` here: what it does around a call that works is
-        # done by this function, for one more around it would be a quarter of the price.
-        fn, plan, machine, judge, tick = straight
-        ring, since = machine.ring, SPENT.number
-        if ring is None or (
-            plan is not None
-            and (_surroundings() is not None or plan.budget.level < plan.budget.full)
-        ):
+        machine, run, judge, tick = straight
+        if machine.ring is None:
             return self._climb_down(self._rungs, [], args, kwargs)  # type: ignore[no-any-return]
-        pause = None
         try:
-            answer: _R_co = fn(*args, **kwargs)
-            if plan is not None:
-                if type(answer) is CoroutineType:
-                    raise unexpected_coroutine(plan, answer)
-                ring.append(OK)
-                ring = None
+            answer: _R_co = run(args, kwargs)
             if judge is None or judge(answer, args, kwargs) is True:
                 tick()
                 return answer
         except Exception as error:  # what comes next is the point of a fallback
             if is_final(error):
                 raise
-            if plan is not None and ring is not None:
-                attempts, pause = first_failed(plan, since, ring, error)
-            if pause is None:
-                if is_final(error):
-                    raise
-                forget_frames(error)
-                misses: list[_Miss] = [(self.tiers[0], error)]
+            forget_frames(error)
+            misses: list[_Miss] = [error]
         else:
-            misses = [(self.tiers[0], REJECTED)]
-        if pause is None:
-            return self._climb_down(self._rungs[1:], misses, args, kwargs)  # type: ignore[no-any-return]
-        again = partial(again_sync, plan, attempts, pause, partial(fn, *args, **kwargs))
-        return self._climb_down(self._rungs, [], args, kwargs, again)  # type: ignore[no-any-return]
+            misses = [REJECTED]
+        return self._climb_down(self._lower, misses, args, kwargs)  # type: ignore[no-any-return]
 
     def _climb_down(
         self,
@@ -212,28 +188,25 @@ class Fallback(Generic[_P, _R_co]):
         misses: list[_Miss],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        again: Callable[[], Any] | None = None,
     ) -> Any:
         """Ask the tiers of *rungs* in turn, where nothing but the tiers has a say; see `Walk` for the others.
 
         Args:
             rungs: What is left of them.
-            misses: Why those above did not answer.
+            misses: Why those above did not answer, from the first on.
             args: What the fallback was called with.
             kwargs: The same, by keyword.
-            again: What asks the first of *rungs* once more, if its policy has begun already.
         """
         try:
-            for one, breaker, when, run, judge, tick in rungs:
-                once_more, again = again, None
+            for breaker, when, run, judge, tick in rungs:
                 if breaker is not None and (wait := breaker.blocked()) is not None:
-                    misses.append((one, wait))
+                    misses.append(wait)
                     continue
                 try:
                     if when is not None and not when(args, kwargs):
-                        misses.append((one, OFF))
+                        misses.append(OFF)
                         continue
-                    answer = run(*args, **kwargs) if once_more is None else once_more()
+                    answer = run(args, kwargs)
                     if judge is None or judge(answer, args, kwargs) is True:
                         tick()
                         return answer
@@ -241,31 +214,31 @@ class Fallback(Generic[_P, _R_co]):
                     if is_final(error):
                         raise
                     forget_frames(error)
-                    misses.append((one, error))
+                    misses.append(error)
                 else:
-                    misses.append((one, REJECTED))
-            raise exhausted(self.name, [Miss(*miss) for miss in misses])
+                    misses.append(REJECTED)
+            raise exhausted(self.name, list(map(Miss, self.tiers, misses)))
         finally:
             misses.clear()  # the frames of these errors lead back to this one
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any], skip: int = 0) -> Any:
+        if self._awaited is not None:
+            return self._straight_async(args, kwargs)
         if self.stream is not None:  # made for each call: kept, it would hold what holds it
             return (relay_async(self._opened_async) if self.is_async else relay(self._opened))(
                 *args, **kwargs
             )
-        if self._awaited is not None:
-            return self._straight_async(self._awaited, args, kwargs)
-        if self._straight is not None and self._straight[2].ring is not None:
+        if self._straight is not None and self._straight[0].ring is not None:
             return self._straight_traced(args, kwargs)
         asked = self._asked(args, kwargs, skip)
         return self._answer_async(asked) if self.is_async else self._answer(asked)
 
     def _straight_traced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        _, _, _, run, judge, tick = self._rungs[0]
+        _, _, run, judge, tick = self._rungs[0]
         with self._traced(LISTENING.get()) as traced:
             traced.asks(self._names[0])
             try:
-                answer = run(*args, **kwargs)
+                answer = run(args, kwargs)
                 if judge is None or judge(answer, args, kwargs) is True:
                     tick()
                     traced.answered_first()
@@ -288,10 +261,9 @@ class Fallback(Generic[_P, _R_co]):
         """Return the walk of a call whose first tier was asked already."""
         return Walk(self.tiers, self._stores, AskedWhole(args, kwargs), at=0)
 
-    async def _straight_async(
-        self, straight: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        run, machine, judge, tick = straight
+    async def _straight_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        assert self._awaited is not None  # noqa: S101 - for the type checker
+        machine, run, judge, tick = self._awaited
         if machine.ring is None or LISTENING.get() is not None:
             return await self._answer_async(AskedWhole(args, kwargs))
         try:
@@ -460,7 +432,7 @@ def _mark_awaited(chain: Fallback[..., Any]) -> None:
 
 def _rung(one: Tier[..., Any], ticks: Ticks) -> _Rung:
     judge = None if one.accept is None else one.accept._whole  # noqa: SLF001 - one room
-    return one, one.breaker, one.when, one.run, judge, ticks.tick
+    return one.breaker, one.when, one._packed, judge, ticks.tick  # noqa: SLF001 - as above
 
 
 def _state_of(first: Tier[..., Any]) -> Any:

@@ -10,11 +10,11 @@ from mlkit._clock import current
 from mlkit.resilience._timers import stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
+    from contextvars import Context
 
-    from mlkit.resilience._attempts import Trial
     from mlkit.resilience._plan import Plan
-    from mlkit.resilience._timers import Clockwork
+    from mlkit.resilience._timers import Clockwork, Timers
 
 __all__ = ["hedged"]
 
@@ -25,60 +25,43 @@ _R = TypeVar("_R")
 class _Race:
     """The attempts of one call: the first in the caller's own task, the others in tasks of their own."""
 
-    __slots__ = (
-        "_again",
-        "_cancelling",
-        "_context",
-        "_delay",
-        "_failed",
-        "_left",
-        "_over",
-        "_plan",
-        "_task",
-        "_timers",
-        "_works",
-        "handle",
-        "others",
-        "when",
-        "winner",
-    )
-
+    # No `__init__`, as in `Ambient`: one is made for every call.
     when: float
-    handle: asyncio.TimerHandle | None
+    handle: asyncio.TimerHandle | None = None
+    plan: Plan
+    works: Clockwork
+    delay: float
+    left: int
+    again: Callable[[], Coroutine[Any, Any, Any]]
+    others: Sequence[asyncio.Task[Any]] = ()
+    winner: asyncio.Task[Any] | None = None
+    _cancelling: int
+    _context: Context
+    _failed: bool = False
+    _over: bool = False
+    _task: asyncio.Task[Any]
+    _timers: Timers | None
 
-    def __init__(
-        self,
-        plan: Plan,
-        works: Clockwork,
-        delay: float,
-        again: Callable[[], Coroutine[Any, Any, Any]],
-    ) -> None:
-        hedge = plan.policy.hedge
-        assert hedge is not None  # noqa: S101 - for the type checker
+    def begin(self) -> None:
+        """Take the task that runs now for that of the first attempt, and wait for the delay to pass."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
-        self._plan, self._left, self._delay, self._again = plan, hedge.extra, delay, again
-        self._task = task
-        self._cancelling = task.cancelling()
+        self._task, self._cancelling = task, task.cancelling()
         self._context = copy_context()
-        self._failed = self._over = False
-        self.handle = None
-        self.others: list[asyncio.Task[Any]] = []
-        self.winner: asyncio.Task[Any] | None = None
-        self._works = works
-        self._timers = works.start(self, delay, task.get_loop())
+        self._timers = self.works.start(self, self.delay, task.get_loop())
 
     def due(self) -> None:
         """Start another attempt, if it can be paid for."""
-        if self._over or not self._plan.spend():
+        if self._over or not self.plan.spend():
             return
-        self._plan.policy._limits.count("hedges", self._plan.name)  # noqa: SLF001 - one room
-        other = self._task.get_loop().create_task(self._again(), context=self._context.copy())
-        self.others.append(other)
+        self.plan.policy._limits.count("hedges", self.plan.name)  # noqa: SLF001 - one room
+        loop = self._task.get_loop()
+        other = loop.create_task(self.again(), context=self._context.copy())
+        self.others = [*self.others, other]
         other.add_done_callback(self._ended)
-        self._left -= 1
-        if self._left:
-            self._timers = self._works.start(self, self._delay, self._task.get_loop())
+        self.left -= 1
+        if self.left:
+            self._timers = self.works.start(self, self.delay, loop)
 
     def _ended(self, other: asyncio.Task[Any]) -> None:
         answered = not other.cancelled() and other.exception() is None
@@ -112,30 +95,37 @@ class _Race:
                 return error
         return None
 
-    async def close(self) -> None:
-        """Cancel the attempts that are still running, and wait until they are gone."""
+    def close(self) -> None:
+        """Start nothing more; what is still running is left to `reap`."""
         if self.winner is not None and not self._over and not self._failed:
             self._task.uncancel()  # the first attempt ended all the same
         self._over = True
         del self._task  # it keeps the error that is raised, whose frames lead back to this
         stop(self._timers, self)
-        if self.others:
-            others, self.others = self.others, []
-            await _reap(others)
+
+    async def reap(self) -> None:
+        """Cancel the attempts that are still running, and wait until they are gone."""
+        others, self.others = self.others, ()
+        await _reap(others)
 
 
 async def _raced(
     plan: Plan,
     works: Clockwork,
     delay: float,
-    trial: Trial,
-    attempt: Callable[[Trial], Coroutine[Any, Any, _R]],
+    first: Coroutine[Any, Any, _R],
+    again: Callable[[], Coroutine[Any, Any, _R]],
 ) -> _R:
-    race = _Race(plan, works, delay, lambda: attempt(trial.beside()))
+    hedge = plan.policy.hedge
+    assert hedge is not None  # noqa: S101 - for the type checker
+    race = _Race()
+    race.plan, race.works, race.delay = plan, works, delay
+    race.left, race.again = hedge.extra, again
+    race.begin()
     last: Exception | None = None
     try:
         try:
-            return await attempt(trial)
+            return await first
         except asyncio.CancelledError:
             if not race.lost():
                 raise
@@ -151,10 +141,12 @@ async def _raced(
         return answer
     finally:
         last = None  # its traceback refers to this frame
-        await race.close()
+        race.close()
+        if race.others:
+            await race.reap()
 
 
-async def _reap(others: list[asyncio.Task[Any]]) -> None:
+async def _reap(others: Sequence[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait for them, come what may; a cancellation that arrives meanwhile goes on afterwards."""
     for other in others:
         other.cancel()
@@ -169,29 +161,35 @@ async def _reap(others: list[asyncio.Task[Any]]) -> None:
 
 
 def hedged(
-    plan: Plan, works: Clockwork, trial: Trial, attempt: Callable[[Trial], Coroutine[Any, Any, _R]]
+    plan: Plan,
+    works: Clockwork,
+    first: Coroutine[Any, Any, _R],
+    again: Callable[[], Coroutine[Any, Any, _R]],
 ) -> Coroutine[Any, Any, _R]:
-    """Return what is awaited for the first answer of *attempt*, which is started again while none has come.
+    """Return what is awaited for the first answer: of *first*, or of *again*, which is started while none has come.
 
     If all attempts that were started fail, the last error is raised. Losers are cancelled and awaited.
     """
     hedge = plan.policy.hedge
     assert hedge is not None  # noqa: S101 - for the type checker
     if hedge.delay is not None:
-        return _raced(plan, works, hedge.delay, trial, attempt)
-    return _observed(plan, works, trial, attempt)
+        return _raced(plan, works, hedge.delay, first, again)
+    return _observed(plan, works, first, again)
 
 
 async def _observed(
-    plan: Plan, works: Clockwork, trial: Trial, attempt: Callable[[Trial], Coroutine[Any, Any, _R]]
+    plan: Plan,
+    works: Clockwork,
+    first: Coroutine[Any, Any, _R],
+    again: Callable[[], Coroutine[Any, Any, _R]],
 ) -> _R:
     latencies = plan.policy._latencies  # noqa: SLF001 - one object in two files
     assert latencies is not None  # noqa: S101 - for the type checker
     delay, clock = latencies.value, current()
     began = clock.monotonic()
     if delay is None:
-        answer = await attempt(trial)
+        answer = await first
     else:
-        answer = await _raced(plan, works, delay, trial, attempt)
+        answer = await _raced(plan, works, delay, first, again)
     latencies.note(clock.monotonic() - began)
     return answer

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, final
 from mlkit._clock import current
 from mlkit.errors import BulkheadFullError, RateLimitedError
 from mlkit.resilience._locks import forget_when_forked, fork_safe_lock
+from mlkit.resilience._ticks import Ticks
 from mlkit.telemetry import Counter, Sample, register
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Limits:
         self._burst = max(1.0, rate or 1.0)
         self._level, self._filled = self._burst, 0.0
         self._lock = fork_safe_lock()
-        self._counters: dict[tuple[str, str], Counter] = {}
+        self._ticks: dict[tuple[str, str], Ticks] = {}
         self.abandoned = 0
         """Threads that were left behind and have not ended."""
         self._gauge: _Abandoned | None = None
@@ -86,20 +87,20 @@ class Limits:
         if not job.leave(ended):
             ended()
 
-    def counter(self, what: str, name: str) -> Counter:
-        """Return `resilience_<what>_total{policy=name}`."""
-        counter = self._counters.get((what, name))
-        if counter is None:
+    def count_of(self, what: str, name: str) -> Callable[[], int]:
+        """Return what adds one to `resilience_<what>_total{policy=name}`."""
+        ticks = self._ticks.get((what, name))
+        if ticks is None:
+            made = Ticks(Counter(f"resilience_{what}_total", policy=name))
             with self._lock:
-                counter = self._counters.setdefault(
-                    (what, name), Counter(f"resilience_{what}_total", policy=name)
-                )
-            register(counter)
-        return counter
+                ticks = self._ticks.setdefault((what, name), made)
+            if ticks is made:
+                register(made.counter)
+        return ticks.tick
 
     def count(self, what: str, name: str) -> None:
         """Add one to `resilience_<what>_total{policy=name}`."""
-        self.counter(what, name).add()
+        self.count_of(what, name)()
 
     def _wait(self, now: float) -> float:
         """Take a token, or return the seconds until there is one."""

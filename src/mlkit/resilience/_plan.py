@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from mlkit.resilience._breaker import Breaker
     from mlkit.resilience._policy import Policy, Retry
-    from mlkit.telemetry import Counter
 
 __all__ = ["ALWAYS_CLOSED", "RESOLUTION", "Plan"]
 
@@ -53,8 +52,8 @@ class Plan:
     """
 
     __slots__ = (
-        "_rejections",
-        "_retries",
+        "_count_refusal",
+        "_count_retry",
         "breaker",
         "budget",
         "clocked",
@@ -102,28 +101,29 @@ class Plan:
         self.simple = not (self.clocked or self.judges or self.watched)
         self.decides = policy.on is not transient or policy.verdict is not None
         self.retryable: Callable[[Exception], Any] = policy._retryable  # noqa: SLF001
-        self._retries: Counter | None = None
-        self._rejections: Counter | None = None
+        # Not there before the first: a series of a policy that never failed would be noise.
+        self._count_retry: Callable[[], int] | None = None
+        self._count_refusal: Callable[[], int] | None = None
 
-    @property
-    def retries(self) -> Counter:
-        """What counts the retries; not there before the first."""
-        if self._retries is None:
-            self._retries = self.policy._limits.counter("retries", self.name)  # noqa: SLF001 - one object in two files
-        return self._retries
+    def retried(self) -> None:
+        """Count one retry."""
+        count = self._count_retry
+        if count is None:
+            count = self._count_retry = self.policy._limits.count_of("retries", self.name)  # noqa: SLF001 - one object in two files
+        count()
 
-    @property
-    def rejections(self) -> Counter:
-        """What counts the calls that the breaker refused; not there before the first."""
-        if self._rejections is None:
-            self._rejections = self.policy._limits.counter("rejections", self.name)  # noqa: SLF001 - as above
-        return self._rejections
+    def blocked(self) -> float | None:
+        """Return the seconds until the breaker may admit a call, or None if it may now."""
+        return None if self.breaker is None else self.breaker.blocked()
 
-    def refuse(self) -> None:
-        """Raise `BreakerOpenError` if a call cannot be admitted now; nothing has been done for it yet."""
-        if self.breaker is not None and (wait := self.breaker.blocked()) is not None:
-            self.rejections.add()
-            raise BreakerOpenError(self.breaker.name, "the breaker is open", retry_after=wait)
+    def refused(self, wait: float | None) -> BreakerOpenError:
+        """Count a call that the breaker does not admit for *wait* seconds, and return its error."""
+        count = self._count_refusal
+        if count is None:
+            count = self._count_refusal = self.policy._limits.count_of("rejections", self.name)  # noqa: SLF001 - as above
+        count()
+        name = self.name if self.breaker is None else self.breaker.name
+        return BreakerOpenError(name, "the breaker is open", retry_after=wait)
 
     def succeeded(self, ticket: object, duration: float) -> None:
         """Tell the breaker of an answer that was slow, or late: that is given out, and counts as a failure."""
@@ -143,9 +143,7 @@ class Plan:
             return self.machine.ring
         ticket = self.breaker.acquire()
         if ticket is None:
-            self.rejections.add()
-            wait = self.breaker.blocked()
-            raise BreakerOpenError(self.breaker.name, "the breaker is open", retry_after=wait)
+            raise self.refused(self.breaker.blocked())
         return ticket
 
     def judge(self, answer: object) -> None:
@@ -156,7 +154,7 @@ class Plan:
         if policy.verdict is not None:
             told = policy.verdict(answer)
             if isinstance(told, Verdict):
-                raise _refused(told, self.name)
+                raise _rejected(told, self.name)
             if told is not None:
                 raise ConfigurationError(
                     f"Policy(verdict=...) of {self.name}",
@@ -187,7 +185,7 @@ class Plan:
         budget.earn()
 
 
-def _refused(verdict: Verdict, name: str) -> ResultRejectedError:
+def _rejected(verdict: Verdict, name: str) -> ResultRejectedError:
     error = ResultRejectedError(repr(verdict), name)
     error.verdict = verdict
     return error

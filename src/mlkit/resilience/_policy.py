@@ -326,9 +326,10 @@ class Policy(Frozen):
             >>> Policy(retry=2).call(max, 1, 2)
             2
         """
-        from mlkit.resilience._bind import bound
+        from mlkit.resilience._bind import packed
 
-        return bound(self, fn)(*args, **kwargs)
+        answer: _R = packed(self, fn)(args, kwargs)
+        return answer
 
     def __repr__(self) -> str:
         layers = [

@@ -99,7 +99,8 @@ class _Job:
         self._call: Callable[[], Any] | None = call
         self._context: Context | None = copy_context()
         # A link of its own: for one that is left behind, the time is over, not the limit gone.
-        link = Ambient(*inherited(head))
+        link = Ambient()
+        link.when, link.allowed, link.retrying = inherited(head)
         self._context.run(AMBIENT.set, link)
         self._done = threading.Condition()
         self._over = False

@@ -19,15 +19,18 @@ __all__ = ["Ticks"]
 
 @final
 class Ticks:
-    """How often a tier answered, counted by one call of C, which is atomic and a third of the price of `Counter.add`.
+    """How often something happened, counted by one call of C, which is atomic and a third of the price of `Counter.add`.
 
     Put into the counter when somebody reads: so the counter, which must be registered after this, is the one series.
     """
 
-    __slots__ = ("__weakref__", "_count", "_counter", "_lock", "_noted", "tick")
+    __slots__ = ("__weakref__", "_count", "_lock", "_noted", "counter", "tick")
+
+    counter: Counter
+    """Where they are put."""
 
     def __init__(self, counter: Counter) -> None:
-        self._count, self._counter, self._noted = count(), counter, 0
+        self._count, self.counter, self._noted = count(), counter, 0
         self._lock = fork_safe_lock()
         self.tick = self._count.__next__
         register(self)
@@ -37,7 +40,7 @@ class Ticks:
         with self._lock:
             new = int(repr(self._count)[6:-1]) - self._noted  # "count(3)": there is no other way
             self._noted += new
-            self._counter.add(new)
+            self.counter.add(new)
         return ()
 
     def __del__(self, _exiting: Callable[[], bool] = sys.is_finalizing) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar, final
 
 from mlkit._arguments import seconds, whole
 from mlkit.errors import ConfigurationError
@@ -13,7 +13,9 @@ from mlkit.resilience._bind import (
     is_stream,
     name_of,
     plan_of,
+    unpacked,
 )
+from mlkit.resilience._bind_sync import bind_sync
 from mlkit.resilience._breaker import Breaker
 from mlkit.resilience._gates import Gate
 from mlkit.resilience._policy import Policy
@@ -24,7 +26,7 @@ from mlkit.resilience._store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from mlkit.resilience._plan import Plan
+    from mlkit.resilience._bind_sync import Packed
 
 __all__ = ["Switch", "Tier", "constant", "stale", "tier"]
 
@@ -68,7 +70,7 @@ class Tier(Generic[_P, _R]):
 
     __slots__ = (
         "_made_by",
-        "_plan",
+        "_packed",
         "accept",
         "breaker",
         "fn",
@@ -89,7 +91,7 @@ class Tier(Generic[_P, _R]):
     fn: Callable[..., Any] | None
     run: Callable[..., Any] | None
     make: Callable[[], Store] | None
-    _plan: Plan | None
+    _packed: Packed | None
 
     def __init__(
         self,
@@ -104,11 +106,11 @@ class Tier(Generic[_P, _R]):
         accept: Gate | None = None,
         when: Switch | None = None,
         breaker: Breaker | None = None,
-        plan: Any = None,  # a Plan, or None; no part of what is public
+        packed: Packed | None = None,
     ) -> None:
         self.name, self.kind, self.run, self.make, self.fn = name, kind, run, make, fn
         self.is_async, self.accept, self.when, self.breaker = is_async, accept, when, breaker
-        self._made_by, self._plan = made_by, plan
+        self._made_by, self._packed = made_by, packed
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _made_again, self._made_by
@@ -173,10 +175,14 @@ def tier(
     guarded = _as_function(fn)
     stream = is_stream(guarded)
     label = policy.name or name
-    plan = None if stream else plan_of(policy, guarded, label)
-    run = bound_opener(policy, guarded, name=label) if plan is None else bound_plan(plan, guarded)
-    # Nothing but a loop of attempts and a breaker: a fallback can do without a function around them.
-    simple = plan is not None and plan.simple and not policy.limited and policy.threaded is None
+    packed = None
+    if stream:
+        run = bound_opener(policy, guarded, name=label)
+    elif is_async(guarded):
+        run = bound_plan(plan_of(policy, guarded, label), guarded)
+    else:
+        packed = bind_sync(plan_of(policy, guarded, label), guarded)
+        run = unpacked(packed)
     return Tier(
         name,
         "stream" if stream else "function",
@@ -187,7 +193,7 @@ def tier(
         accept=None if accept is None else Gate.of("tier(accept=...)", accept),
         when=None if when is None else _switch(when),
         breaker=policy.breaker,
-        plan=plan if simple and guarded is fn and not is_async(fn) else None,
+        packed=packed,
     )
 
 
@@ -251,18 +257,19 @@ def constant(value: _R | Callable[..., _R], *, name: str = "constant") -> Tier[.
     """
     label = checked_name("constant(name=...)", name) or "constant"
     made_by = constant, (value,), {"name": label}
-    run: Callable[..., Any]
+    packed: Packed
     if callable(value):
         if is_async(value) or is_stream(value):
             raise ConfigurationError("constant(value)", value, "a value, or a `def`")
-        run = value
+        give: Callable[..., Any] = value
+        packed = lambda args, kwargs: give(*args, **kwargs)  # noqa: E731
         if _needs_nothing(value):
-            run = lambda *_args, **_kwargs: cast("Callable[[], _R]", value)()  # noqa: E731
+            packed = lambda _args, _kwargs: give()  # noqa: E731
     elif copied(value) is value:
-        run = lambda *_args, **_kwargs: value  # noqa: E731
+        packed = lambda _args, _kwargs: value  # noqa: E731
     else:
-        run = lambda *_args, **_kwargs: copied(value)  # noqa: E731
-    return Tier(label, "constant", made_by, run=run)
+        packed = lambda _args, _kwargs: copied(value)  # noqa: E731
+    return Tier(label, "constant", made_by, run=unpacked(packed), packed=packed)
 
 
 def _as_function(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,18 +5,12 @@ from __future__ import annotations
 import asyncio  # noqa: TID253 - nobody imports this module before something async is guarded
 import weakref
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import Any, Protocol, final
 
-from mlkit._clock import SYSTEM, current
-from mlkit.errors import DeadlineExceededError
+from mlkit._clock import replacement
 from mlkit.resilience._locks import fork_safe_lock
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from mlkit.resilience._plan import Plan
-
-__all__ = ["Clockwork", "Entry", "Scope", "Timers", "stop"]
+__all__ = ["Clockwork", "Entry", "Timers", "stop"]
 
 _NOBODYS = Context()  # a timer must not keep the context of whoever happened to arm it
 
@@ -42,11 +36,13 @@ class Timers:
     timer fires at its time, finds the then oldest, and is armed again for it. Belongs to the thread of the loop.
     """
 
-    __slots__ = ("armed", "limit", "loop", "waiting")
+    __slots__ = ("armed", "is_monotonic", "limit", "loop", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
         self.loop = weakref.ref(loop)
         self.limit = limit
+        # Then a reading of that clock is one of the loop's, which need not be asked.
+        self.is_monotonic = getattr(loop.time, "__func__", None) is asyncio.BaseEventLoop.time
         self.waiting: dict[Entry, None] = {}
         self.armed = False
 
@@ -91,20 +87,41 @@ class Clockwork:
         self._last: Timers | None = None
         self._lock = fork_safe_lock()
 
-    def start(self, entry: Entry, limit: float, loop: asyncio.AbstractEventLoop) -> Timers | None:
+    def start(
+        self,
+        entry: Entry,
+        limit: float,
+        loop: asyncio.AbstractEventLoop,
+        now: float | None = None,
+    ) -> Timers | None:
         """Call `entry.due()` in *limit* seconds, in the running *loop*; return what `stop` needs."""
-        if current() is not SYSTEM or (limit != self._usual and self._usual is not None):
+        if replacement() is not None or (limit != self._usual and self._usual is not None):
             # Virtual time would jump to a timer that has outlived its entry; and one that serves nobody else is a burden.
             entry.handle = loop.call_at(loop.time() + limit, entry.due, context=_NOBODYS)
             return None
         timers = self._last
         if timers is None or timers.limit != limit or timers.loop() is not loop:
             timers = self._of(loop, limit)
-        entry.when = when = loop.time() + limit
+        entry.when = when = limit + (loop.time() if now is None or not timers.is_monotonic else now)
         timers.waiting[entry] = None
         if not timers.armed:
             timers.arm(loop, when)
         return timers
+
+    def begin(self, limit: float, now: float) -> Scope:
+        """Cancel the current task in *limit* seconds, unless `Scope.end` is called before.
+
+        Args:
+            limit: Seconds.
+            now: What the monotonic clock has just shown.
+        """
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
+        scope = Scope()
+        scope.task, scope.cancelling = task, task.cancelling()
+        # Asking asyncio for the running loop would be a system call.
+        scope.timers = self.start(scope, limit, task.get_loop(), now)
+        return scope
 
     def _of(self, loop: asyncio.AbstractEventLoop, limit: float) -> Timers:
         with self._lock:
@@ -126,66 +143,42 @@ def stop(timers: Timers | None, entry: Entry) -> None:
 
 @final
 class Scope:
-    """A context manager in a coroutine: what runs inside is cancelled after so many seconds.
+    """What runs between `Clockwork.begin` and `end` is cancelled after so many seconds.
 
     Told apart from a cancellation from outside as `asyncio.timeout` does it: by the number of requests that the task
     has not answered yet. If both came, the one from outside goes on.
-
-    Args:
-        works: The timers of the plan's attempts.
-        plan: Whose attempt it is.
-        task: The current task.
-        limit: Seconds.
-
-    Raises:
-        DeadlineExceededError: On exit, if the time was over and only that cancelled what ran inside.
     """
 
-    __slots__ = (
-        "_cancelling",
-        "_expired",
-        "_limit",
-        "_plan",
-        "_task",
-        "_timers",
-        "_works",
-        "handle",
-        "when",
-    )
-
+    # No `__init__`, as in `Ambient`: one is made for every attempt.
     when: float
-    handle: asyncio.TimerHandle | None
-
-    def __init__(
-        self, works: Clockwork, plan: Plan, task: asyncio.Task[Any] | None, limit: float
-    ) -> None:
-        assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
-        self._works, self._plan, self._task, self._limit = works, plan, task, limit
-        self._expired = False
-        self.handle = None
-
-    def __enter__(self) -> None:
-        task = self._task
-        self._cancelling = task.cancelling()
-        # Asking asyncio for the running loop would be a system call.
-        self._timers = self._works.start(self, self._limit, task.get_loop())
+    handle: asyncio.TimerHandle | None = None
+    task: asyncio.Task[Any]
+    cancelling: int
+    timers: Timers | None
+    _expired: bool = False
+    _answered: bool = False
 
     def due(self) -> None:
         """Cancel what runs inside."""
         self._expired = True
-        self._task.cancel()
+        self.task.cancel()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-        /,
-    ) -> None:
+    def cancelled(self) -> bool:
+        """Whether a cancellation that comes out of what runs inside is this one, and no other came. Asked once."""
         if not self._expired:
-            stop(self._timers, self)
+            return False
+        self._answered = True
+        return self.task.uncancel() <= self.cancelling
+
+    def end(self) -> None:
+        """Cancel nothing from now on."""
+        if not self._expired:
+            # As in `stop`, nearly always.
+            if self.timers is None:
+                stop(None, self)
+            else:
+                self.timers.waiting.pop(self, None)
             return
-        alone = self._task.uncancel() <= self._cancelling
-        del self._task  # it keeps the error raised here, whose frames lead back to this
-        if alone and isinstance(error, asyncio.CancelledError):
-            raise DeadlineExceededError(self._plan.name, self._limit) from None
+        if not self._answered:
+            self.task.uncancel()
+        del self.task  # it keeps the error that is raised, whose frames lead back to this

@@ -49,7 +49,8 @@ class Traced:
 
     def __enter__(self) -> Traced:
         self._tokens: tuple[Token[Ambient | None], Token[Provenance | None]]
-        self._inside = Ambient(attempts=self._attempts, around=AMBIENT.get())
+        self._inside = inside = Ambient()
+        inside.attempts, inside.around = self._attempts, AMBIENT.get()
         self._tokens = AMBIENT.set(self._inside), LISTENING.set(self._inner)
         return self
 
