@@ -548,9 +548,10 @@ class EngineError(InferenceError, RuntimeError):
     """
 
     engine: str
+    reason: str
 
     def __init__(self, engine: str, reason: str) -> None:
-        self.engine = engine
+        self.engine, self.reason = engine, clip(reason, 500)
         super().__init__(f"engine {engine}: {reason}")
 
 
@@ -569,38 +570,30 @@ class OverloadedError(InferenceError, RuntimeError):
 
     def __init__(self, name: str, reason: str, *, retry_after: float | None = None) -> None:
         self.name, self.reason, self.retry_after = name, reason, retry_after
-        super().__init__(name, reason)
 
     def __str__(self) -> str:
         again = "" if self.retry_after is None else f"; try again in {self.retry_after:.3g} s"
-        return clip(f"Batcher {clip(self.name, 100)!r}: {self.reason}{again}", _MAX_MESSAGE)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.name, self.reason), {"retry_after": self.retry_after}
+        return f"Batcher {clip(self.name, 100)!r}: {clip(self.reason, 300)}{again}"
 
 
 class QueueFullError(OverloadedError):
     """A row was rejected on arrival, because too many wait already.
 
     Args:
-        name: The batcher.
         max_queue: The bound of the queue, in rows.
+        name: The batcher.
         retry_after: As for `OverloadedError`.
     """
 
     max_queue: int
 
-    def __init__(self, name: str, max_queue: int, *, retry_after: float | None = None) -> None:
+    def __init__(self, max_queue: int, *, name: str = "", retry_after: float | None = None) -> None:
         self.max_queue = max_queue
-        super().__init__(
-            name,
-            f"the queue holds its maximum of {max_queue} rows; shed load upstream, or raise max_queue if the callers "
-            f"can wait that long",
-            retry_after=retry_after,
-        )
+        reason = f"the queue holds its maximum of {max_queue} rows"
+        super().__init__(name, reason, retry_after=retry_after)
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.name, self.max_queue), {"retry_after": self.retry_after}
+    def __str__(self) -> str:
+        return f"{super().__str__()}; shed load upstream, or raise max_queue if the callers can wait that long"
 
 
 class BatcherClosedError(InferenceError, RuntimeError):

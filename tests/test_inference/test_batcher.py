@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mlkit.inference._batcher
 from mlkit import telemetry
 from mlkit._clock import current
 from mlkit.errors import (
@@ -761,16 +762,16 @@ def test_a_batcher_that_was_not_started_says_so():
 
 def test_a_call_that_races_the_start_is_told_that_there_was_none(monkeypatch):
     batcher = Batcher(upper)
-    real = os.getpid
+    real = mlkit.inference._batcher.refusal
 
-    def start_meanwhile():
-        monkeypatch.setattr(os, "getpid", real)
+    def start_meanwhile(*args, **options):
         batcher.start()
-        return real()
+        return real(*args, **options)
 
-    monkeypatch.setattr(os, "getpid", start_meanwhile)
-    with pytest.raises(BatcherClosedError, match="not started"):
-        batcher.call("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(mlkit.inference._batcher, "refusal", start_meanwhile)
+        with pytest.raises(BatcherClosedError, match="not started"):
+            batcher.call("a")
     with batcher:
         assert batcher.call("a") == "A"
 
@@ -934,7 +935,8 @@ def test_stats_and_samples():
             return stats, samples
 
     stats, samples = asyncio.run(main())
-    assert stats == BatcherStats(9, 9, 0, 0, 0, 0, 0, 0, 3, 3, {1: 1, 4: 2})
+    assert stats[:11] == (9, 9, 0, 0, 0, 0, 0, 0, 3, 3, {1: 1, 4: 2})
+    assert (stats.n_joined, stats.rejects, stats.batch_limit) == (0, {}, 4)
     assert stats.mean_batch_size == 3.0
     name = ("batcher", "words")
     assert samples["inference_rows_total", (name, ("outcome", "done"))] == 9
@@ -976,7 +978,7 @@ def test_wrong_arguments_are_refused(options, words):
 
 def test_wrong_arguments_of_a_call_are_refused():
     async def model(batch):
-        return batch
+        yield batch
 
     with pytest.raises(ConfigurationError, match="not a coroutine function"):
         Batcher(model)

@@ -12,7 +12,7 @@ from mlkit.inference._engine import Engine, Session
 from mlkit.inference._loaded import Loaded
 from mlkit.inference._map import map_batches
 from mlkit.inference._split import split
-from mlkit.inference._stats import BatcherStats
+from mlkit.inference._stats import BatcherStats, Quantiles
 from mlkit.inference._tree import Padded
 from mlkit.inference._vectorize import Vectorized, vectorize
 from mlkit.inference._work import Partition, Work
@@ -24,6 +24,7 @@ __all__ = [
     "Loaded",
     "Padded",
     "Partition",
+    "Quantiles",
     "Session",
     "Vectorized",
     "Work",

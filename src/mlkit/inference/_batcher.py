@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
 
 from mlkit._arguments import seconds, whole
 from mlkit._clock import current
+from mlkit.errors import ConfigurationError
+from mlkit.inference._awaited import Awaited
+from mlkit.inference._check import is_coroutine_function
+from mlkit.inference._delivery import deliver
+from mlkit.inference._process import forks
 from mlkit.inference._queue import LONGEST_WAIT, Queue
-from mlkit.inference._reasons import error_for, refusal, too_late
-from mlkit.inference._requests import Request
+from mlkit.inference._reasons import echo, error_for, refusal, still_runs, too_late
+from mlkit.inference._requests import PENDING, Failed, Request
 from mlkit.inference._runner import Failure, Runner
 from mlkit.inference._stats import as_samples
+from mlkit.inference._warm_up import WarmUp
 from mlkit.telemetry import register
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Hashable, Iterable
     from types import TracebackType
     from typing import NoReturn, Self
 
@@ -51,6 +57,7 @@ class Batcher(Generic[_Row, _Result]):
     - Memory runs out: the batch is halved (or lowered to the next bucket), the smaller size kept, and a larger one tried
       again later. This runs rows again also without *isolate*.
     - A caller is cancelled, or its deadline passes: its row is dropped if it does not run yet, and nobody else notices.
+    - Rows of equal keys that are there at the same time run once, for all their callers.
 
     Thread-safe. Not usable in a forked child, where its thread does not exist: calls there raise `BatcherClosedError`.
     Cannot be pickled. Use it with `with` or `async with`, or call `start` and `close`.
@@ -58,11 +65,16 @@ class Batcher(Generic[_Row, _Result]):
     Args:
         fn: Takes a batch of rows collated as by `mlkit.inference.collate` and returns one output per row, in order, cut
             as by `mlkit.inference.split`. A plain function, a callable object, or a torch module in evaluation mode,
-            which runs in `torch.inference_mode` on the device of its parameters, with arrays for numpy rows. It may
-            see a row more than once.
+            which runs in `torch.inference_mode` on the device of its parameters, with arrays for numpy rows; or an
+            async function, which runs in an event loop of the batcher's own thread. It may see a row more than once.
+            It runs in a copy of the context in which `start` was called, not in those of the callers.
         max_batch_size: The most rows per call, at least 1.
         max_wait: The longest that a free device holds back a waiting row for company, in seconds. 0 never waits.
         max_queue: The most rows that may wait; more are rejected with `QueueFullError`.
+        target_latency: A latency objective in seconds, from the arrival of a row to its outcome. Batches are then as
+            large as run in half of it, by the times of the batches so far, and the wait for company is cut to what it
+            leaves; a backlog of more than two such batches makes them larger again, up to *max_batch_size*. By default
+            there is none.
         buckets: Batch sizes to keep to, e.g. `[1, 8, 32]`: a smaller batch is filled up to the next one by repeating
             its last row, and the surplus is cut off. With a single bucket, rows of one shape always make batches of
             one shape, so that for a model that treats rows alike a row's bits do not depend on its company. The largest must reach
@@ -94,11 +106,12 @@ class Batcher(Generic[_Row, _Result]):
     @overload
     def __init__(
         self: Batcher[Any, _Result],
-        fn: Callable[[Any], list[_Result]],
+        fn: Callable[[Any], list[_Result] | Coroutine[Any, Any, list[_Result]]],
         *,
         max_batch_size: int = ...,
         max_wait: float = ...,
         max_queue: int = ...,
+        target_latency: float | None = ...,
         buckets: Iterable[int] | None = ...,
         pad: Pad = ...,
         collate: Callable[[list[Any]], Any] | None = ...,
@@ -115,6 +128,7 @@ class Batcher(Generic[_Row, _Result]):
         max_batch_size: int = ...,
         max_wait: float = ...,
         max_queue: int = ...,
+        target_latency: float | None = ...,
         buckets: Iterable[int] | None = ...,
         pad: Pad = ...,
         collate: Callable[[list[Any]], Any] | None = ...,
@@ -130,6 +144,7 @@ class Batcher(Generic[_Row, _Result]):
         max_batch_size: int = 32,
         max_wait: float = 0.002,
         max_queue: int = 1024,
+        target_latency: float | None = None,
         buckets: Iterable[int] | None = None,
         pad: Pad = None,
         collate: Callable[[list[Any]], Any] | None = None,
@@ -138,8 +153,9 @@ class Batcher(Generic[_Row, _Result]):
         name: str | None = None,
         clock: Clock | None = None,
     ) -> None:
+        self._awaited = Awaited(fn) if is_coroutine_function(fn) else None
         self._runner = Runner(
-            fn,
+            fn if self._awaited is None else self._awaited,
             owner="Batcher",
             name=name,
             limit=("max_batch_size", max_batch_size),
@@ -151,10 +167,15 @@ class Batcher(Generic[_Row, _Result]):
             group=True,
         )
         self._largest = self._runner.limit  # which sinks when memory runs out
+        if target_latency is not None:
+            target_latency = seconds("Batcher(target_latency=...)", target_latency)
         self._queue = Queue(
-            self._largest,
-            seconds("Batcher(max_wait=...)", max_wait, zero=True),
-            whole("Batcher(max_queue=...)", max_queue, low=1),
+            self._runner.name,
+            largest=self._largest,
+            max_wait=seconds("Batcher(max_wait=...)", max_wait, zero=True),
+            max_queue=whole("Batcher(max_queue=...)", max_queue, low=1),
+            buckets=self._runner.buckets,
+            target=target_latency,
         )
         self._given_clock = clock
         self._clock = current(clock)
@@ -162,7 +183,9 @@ class Batcher(Generic[_Row, _Result]):
         self._thread: threading.Thread | None = None
         self._ident = 0
         self._pid: int | None = None
+        self._forks = -1  # how often mlkit's first process had been forked at `start`
         self._entered = False  # the device thread has its torch settings
+        self._running_loop: Callable[[], AbstractEventLoop] = self._find_running_loop
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -191,17 +214,53 @@ class Batcher(Generic[_Row, _Result]):
                 raise refusal(self.name, self._pid, closed=True)
             if self._thread is None:
                 self._runner.leave_thread()
-                self._clock = current(self._given_clock)
+                self._clock = self._queue.clock = current(self._given_clock)
                 context = copy_context()
                 thread = threading.Thread(
                     target=context.run, args=(self._run,), name=f"mlkit-{self.name}", daemon=True
                 )
                 thread.start()  # may fail, and then nothing has happened
                 self._thread, self._pid = thread, os.getpid()
+                self._forks = forks.n
                 register(self)
         return self
 
-    def close(self, *, drain: bool = True) -> None:
+    def warm_up(self, row: _Row, *, sizes: Iterable[int] | None = None) -> dict[int, float]:
+        """Run the model on batches of *row* alone, so that no caller pays for what only first calls do.
+
+        Blocks until all have run; in an event loop, `await asyncio.to_thread(batcher.warm_up, row)`. Rows that wait
+        run afterwards. Each size runs twice, and how long the second run took is what deadlines and the latency
+        objective go by until callers come.
+
+        Args:
+            row: A row such as callers will send. Where rows come in several shapes, call it with one of each.
+            sizes: Rows per batch; by default the *buckets*, or, if there are none, 1 and *max_batch_size*.
+
+        Returns:
+            For each size the seconds that its second batch took.
+
+        Raises:
+            BatcherClosedError: If the batcher is closed, not started, or was started in another process.
+            ConfigurationError: If a size is no whole number from 1 to the largest batch.
+            Exception: What the model raised for a batch of one row.
+            InferenceError: From what it raised for a larger batch; running out of memory is such an error as well.
+
+        Examples:
+            >>> with Batcher(lambda batch: batch * 2, buckets=[1, 8, 32]) as batcher:
+            ...     list(batcher.warm_up(1.0))
+            [1, 8, 32]
+        """
+        largest = max(self._runner.buckets or (self._largest,))
+        asked = (self._runner.buckets or (1, self._largest)) if sizes is None else sizes
+        where = "warm_up(sizes=...)"
+        each = sorted({whole(where, size, low=1, high=largest) for size in asked})
+        self._check_process()
+        warm_up = WarmUp(row, each)
+        if not self._queue.warm_up(warm_up):
+            raise refusal(self.name, self._pid, closed=True)
+        return warm_up.wait(self._clock)
+
+    def close(self, *, drain: bool = True, timeout: float | None = None) -> BatcherStats:
         """Take no more rows and stop the thread; blocks until it has ended. May be called again.
 
         Called from inside the model function it does not block: the thread ends when it has done what is left.
@@ -211,25 +270,48 @@ class Batcher(Generic[_Row, _Result]):
         Args:
             drain: Whether to run the rows that wait. If not, their callers get `BatcherClosedError`. The batch that
                 runs is finished in either case.
+            timeout: The seconds after which to give up. Whoever then still waits gets `BatcherClosedError`, also for a
+                row that runs; the model cannot be stopped, and what it returns later is dropped. By default there is
+                no limit.
+
+        Returns:
+            The counts at the end. If `n_running` is not 0, the model still runs.
+
+        Raises:
+            ConfigurationError: If *timeout* is no number of seconds.
         """
+        if timeout is not None:
+            timeout = seconds("close(timeout=...)", timeout, zero=True)
         if self._forked():
-            return  # a forked child: the thread to stop lives in the parent, and the lock may be held for ever
+            return (
+                self.stats()
+            )  # the thread to stop lives in the parent, and the lock may be held for ever
         with self._lock:
             thread = self._thread
-            dropped = self._queue.close(drain=drain)
-        self._turn_away(dropped, lambda _: refusal(self.name, self._pid, closed=True))
+            self._stop(drain=drain)
         if thread is not None and self._ident != threading.get_ident():
-            thread.join()
+            if self._queue.wait_until_over(timeout):
+                thread.join()
+            else:
+                self._stop(drain=False)
+                self._turn_away(
+                    self._queue.running(), lambda _: still_runs(self.name, timeout or 0.0)
+                )
+        return self.stats()
 
-    async def aclose(self, *, drain: bool = True) -> None:
+    async def aclose(self, *, drain: bool = True, timeout: float | None = None) -> BatcherStats:  # noqa: ASYNC109 - as close
         """Close without blocking the event loop.
 
         Args:
             drain: As for `close`.
+            timeout: As for `close`.
+
+        Returns:
+            As `close`.
         """
         from asyncio import to_thread
 
-        await to_thread(self.close, drain=drain)
+        return await to_thread(self.close, drain=drain, timeout=timeout)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -258,7 +340,12 @@ class Batcher(Generic[_Row, _Result]):
     # --- callers -------------------------------------------------------------------------------------------------
 
     async def submit(
-        self, row: _Row, *, deadline: float | None = None, priority: int = 0
+        self,
+        row: _Row,
+        *,
+        deadline: float | None = None,
+        priority: int = 0,
+        key: Hashable = None,
     ) -> _Result:
         """Return the model's result for *row*.
 
@@ -266,12 +353,16 @@ class Batcher(Generic[_Row, _Result]):
             row: The row.
             deadline: Seconds from now after which the answer is of no use. A row that has not begun by then never runs.
             priority: Rows of a larger priority run first; rows of the same in the order they came. A 64-bit integer.
+            key: What only rows with the same result have in common. While a row of the same key waits or runs, this
+                one shares its run and its result, which is then one object for several callers. None shares nothing.
 
         Returns:
             The result; made of arrays or tensors, it is a view into its batch.
 
         Raises:
             QueueFullError: At once, if *max_queue* rows wait already.
+            OverloadedError: At once, if the device is busy and, by the batches so far, *deadline* will have passed
+                before the result is there.
             DeadlineExceededError: At the deadline.
             BatcherClosedError: If the batcher is closed, not started, or was started in another process.
             CollateError: If the row cannot be put into a batch.
@@ -279,36 +370,43 @@ class Batcher(Generic[_Row, _Result]):
             InferenceError: If an error is not this row's alone; its cause is the model's error.
             Exception: What the model raised for this row.
         """
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        request = self._request(row, "submit(deadline=...)", deadline, priority)
-        request.loop, request.signal = loop, loop.create_future()
+        loop = self._running_loop()
+        request = Request(row, loop, loop.create_future())
+        if deadline is not None or type(priority) is not int or priority or key is not None:
+            self._ask(request, "submit(deadline=...)", deadline, priority, key)
         timer = None
         try:
             self._push(request)
             if deadline is not None:
                 timer = loop.call_later(request.allowed, self._expire, request)
-            result, error = await request.signal
+            outcome = await request.signal
         finally:
             if timer is not None:
                 timer.cancel()
             if request.waits:  # this task was cancelled
                 self._queue.withdraw(request, expired=False)
-        if error is not None:
+        if type(outcome) is Failed:
             try:
-                raise error
+                raise outcome.error
             finally:
-                del error, request  # the error refers to this frame by its traceback
-        return result  # type: ignore[no-any-return]
+                del outcome, request  # the error refers to this frame by its traceback
+        return outcome  # type: ignore[no-any-return]
 
-    def call(self, row: _Row, *, timeout: float | None = None, priority: int = 0) -> _Result:
+    def call(
+        self,
+        row: _Row,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        key: Hashable = None,
+    ) -> _Result:
         """Return the model's result for *row*, blocking this thread.
 
         Args:
             row: The row.
             timeout: As the *deadline* of `submit`.
             priority: As for `submit`.
+            key: As for `submit`.
 
         Returns:
             The result.
@@ -316,13 +414,13 @@ class Batcher(Generic[_Row, _Result]):
         Raises:
             Exception: As `submit`.
         """
-        request = self._request(row, "call(timeout=...)", timeout, priority)
-        request.signal = threading.Condition(threading.Lock())
+        request = Request(row, None, threading.Condition(threading.Lock()))
+        self._ask(request, "call(timeout=...)", timeout, priority, key)
         self._push(request)
         late = False
         try:
             with request.signal:
-                while request.outcome is None:
+                while request.outcome is PENDING:
                     left = None
                     if request.expires is not None:
                         left = request.expires - self._clock.monotonic()
@@ -334,14 +432,15 @@ class Batcher(Generic[_Row, _Result]):
         finally:
             if request.waits:
                 self._queue.withdraw(request, expired=late)
-        result: Any
-        result, error = request.outcome or (None, too_late(self.name, request.allowed))
-        if error is not None:
+        outcome = request.outcome
+        if outcome is PENDING:
+            raise too_late(self.name, request.allowed)
+        if type(outcome) is Failed:
             try:
-                raise error
+                raise outcome.error
             finally:
-                del error, request
-        return result  # type: ignore[no-any-return]
+                del outcome, request
+        return outcome  # type: ignore[no-any-return]
 
     def stats(self) -> BatcherStats:
         """Return what it has done so far, all figures of the same moment."""
@@ -353,27 +452,43 @@ class Batcher(Generic[_Row, _Result]):
         """Return the figures of `stats` for `mlkit.telemetry.collect`, labelled with the batcher's name."""
         return as_samples(self._queue.snapshot(self._runner), self.name)
 
-    def _request(self, row: Any, argument: str, limit: float | None, priority: int) -> Request:
+    def _ask(
+        self, request: Request, argument: str, limit: float | None, priority: int, key: Hashable
+    ) -> None:
+        """Put what the caller asked for into *request*."""
         if type(priority) is not int or priority:  # a plain 0, as nearly always, needs no look
-            priority = whole("priority", priority, low=-(2**63), high=2**63 - 1)
-        if limit is None:
-            return Request(row, priority, None, 0.0)
-        allowed = seconds(argument, limit, zero=True)
-        return Request(row, priority, self._clock.monotonic() + allowed, allowed)
+            request.priority = whole("priority", priority, low=-(2**63), high=2**63 - 1)
+        if limit is not None:
+            request.allowed = seconds(argument, limit, zero=True)
+            request.expires = self._clock.monotonic() + request.allowed
+        if key is not None:
+            try:
+                hash(key)
+            except TypeError as error:
+                raise ConfigurationError("key", key, "a value that can be hashed") from error
+            request.key = key
 
     def _push(self, request: Request) -> None:
-        # Read once, as `start` may set it meanwhile; without the lock, which a forked child must not take.
-        process = self._pid
-        if process != os.getpid() or threading.get_ident() == self._ident:
+        self._check_process()
+        if not self._queue.push(request):
+            raise refusal(self.name, self._pid, closed=True)
+
+    def _check_process(self) -> None:
+        process = self._pid  # read once, as `start` may set it meanwhile
+        if self._forks != forks.n or threading.get_ident() == self._ident:
             raise refusal(self.name, process, closed=self._queue.closing)
-        if not self._queue.push(request, self._clock):
-            raise refusal(self.name, process, closed=True)
 
     def _expire(self, request: Request) -> None:
         """Answer a row whose deadline has come, running or not. Runs in its loop."""
         self._queue.withdraw(request, expired=True)
         if not request.signal.done():
-            request.signal.set_result((None, too_late(self.name, request.allowed)))
+            request.signal.set_result(Failed(too_late(self.name, request.allowed)))
+
+    def _find_running_loop(self) -> AbstractEventLoop:
+        from asyncio import get_running_loop  # loaded by whoever runs a loop
+
+        self._running_loop = get_running_loop
+        return get_running_loop()
 
     def _forked(self) -> bool:
         return self._pid is not None and self._pid != os.getpid()
@@ -390,76 +505,81 @@ class Batcher(Generic[_Row, _Result]):
     def _run(self) -> None:
         self._ident = threading.get_ident()
         try:
-            while batch := self._next_batch():
-                self._serve(batch)
-                # What an idle thread still names stays in memory, perhaps in the device's.
-                del batch
+            while self._work():
+                pass
         finally:
-            self.close(drain=False)  # nobody waits for a thread that is no more
+            self._stop(drain=False)  # nobody waits for a thread that is no more
+            try:
+                if self._awaited is not None:
+                    self._awaited.close()
+            finally:
+                self._queue.over()
 
-    def _next_batch(self) -> list[Request]:
-        """Wait until a batch should run and take it out of the queue; empty once closed and drained."""
-        while True:
-            batch, late = self._queue.take(self._clock)
-            self._turn_away(late, lambda request: too_late(self.name, request.allowed))
-            if batch or not late:
-                return batch
-            del late  # an idle thread names no caller
+    def _work(self) -> bool:
+        """Wait for something to do and do it; return False once closed and drained.
+
+        In a frame of its own: what an idle thread still names stays in memory, perhaps in the device's.
+        """
+        batch, late, warm_up = self._queue.take()
+        self._turn_away(late, lambda request: too_late(self.name, request.allowed))
+        if (batch or warm_up is not None) and not self._entered:
+            self._runner.enter_thread()
+            self._entered = True
+        if warm_up is not None:
+            warm_up.run(self._runner, self._clock, self._queue.observe)
+        if batch:
+            self._serve(batch)
+        return bool(batch or late or warm_up is not None)
 
     def _serve(self, batch: list[Request]) -> None:
         rows = [request.row for request in batch]
         for request in batch:
             request.row = None
-        results: list[Any]
+        outcomes: list[Any]
+        failed = 0
         try:
-            if not self._entered:
-                self._runner.enter_thread()
-                self._entered = True
-            results = self._runner.run(rows)
+            outcomes = self._runner.run(rows)
+            if self._runner.failed:
+                failed = self._give_errors(outcomes)
         except BaseException as error:  # noqa: BLE001 - a thread that dies here leaves every caller waiting
-            results = [Failure(error, len(batch))] * len(batch)
-        seen: set[int] = set()
-        outcomes: list[tuple[Any, BaseException | None]] = [
-            (None, error_for(self.name, result, seen))
-            if isinstance(result, Failure)
-            else (result, None)
-            for result in results
-        ]
-        failed = sum(isinstance(result, Failure) for result in results)
-        self._queue.ran(batch, failed)
-        # Only now: a blocking caller may look at any time, and whoever has an answer must find it counted.
-        for request, outcome in zip(batch, outcomes, strict=True):
-            request.outcome = outcome
-        self._deliver(batch, settle=True)
+            outcomes = [Failure(error, len(batch))] * len(batch)
+            failed = self._give_errors(outcomes)
+        # Only then the outcomes: a blocking caller may look at any time, and whoever has an answer must find it counted.
+        shared = self._queue.ran(batch, failed, {request.loop for request in batch})
+        if shared:
+            batch = [*batch, *[request for _, request in shared]]
+            outcomes = [*outcomes, *[self._again(outcomes[place]) for place, _ in shared]]
+        deliver(batch, outcomes, self._queue.settle, self._queue.forget)
         # An error that a caller keeps also keeps this frame; the neighbours' data must not stay with it.
-        del rows, results, outcomes, outcome, request, batch
+        del rows, outcomes, request, batch, shared
+
+    def _give_errors(self, outcomes: list[Any]) -> int:
+        """Put the error of each failure in its place; return how many there are."""
+        seen: set[int] = set()
+        failed = 0
+        for place, outcome in enumerate(outcomes):
+            if isinstance(outcome, Failure):
+                outcomes[place] = Failed(error_for(self.name, outcome, seen))
+                failed += 1
+        return failed
+
+    def _again(self, outcome: Any) -> Any:
+        """Return *outcome* for one more caller: the same result, or an error of its own."""
+        return Failed(echo(self.name, outcome.error)) if type(outcome) is Failed else outcome
 
     def _turn_away(
         self, requests: list[Request], error: Callable[[Request], BaseException]
     ) -> None:
-        """Answer rows that will not run, each with an error of its own."""
-        for request in requests:
-            request.row, request.outcome = None, (None, error(request))
-        self._deliver(requests)
+        """Answer callers whose rows will not run, or run too long, each with an error of its own."""
+        if requests:
+            outcomes = [Failed(error(request)) for request in requests]
+            deliver(requests, outcomes, None, self._queue.forget)
 
-    def _deliver(self, requests: list[Request], *, settle: bool = False) -> None:
-        """Wake the callers of *requests*, each event loop once."""
-        loops: dict[AbstractEventLoop, list[Request]] = {}
-        for request in requests:
-            if request.loop is None:
-                request.answer_thread()
-            else:
-                loops.setdefault(request.loop, []).append(request)
-        for loop, theirs in loops.items():
-            try:
-                loop.call_soon_threadsafe(self._answer, loop, theirs, settle)
-            except RuntimeError:  # the loop is closed, and its callers are gone with it
-                self._queue.forget(loop)
-
-    def _answer(self, loop: AbstractEventLoop, requests: list[Request], settle: bool) -> None:  # noqa: FBT001
-        """Give the tasks of one loop their outcomes. Runs in that loop."""
-        for request in requests:
-            if not request.signal.done():
-                request.signal.set_result(request.outcome)
-        if settle:
-            self._queue.answered(loop)
+    def _stop(self, *, drain: bool) -> None:
+        """Take no more rows; unless *drain*, answer those who wait."""
+        dropped, warm_ups = self._queue.close(drain=drain)
+        for request in dropped:
+            request.row = None
+        self._turn_away(dropped, lambda _: refusal(self.name, self._pid, closed=True))
+        for warm_up in warm_ups:
+            warm_up.fail(refusal(self.name, self._pid, closed=True))

@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, final
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple, final
 
-from mlkit.errors import QueueFullError
-from mlkit.inference._requests import Gathering, Request, Waiting
-from mlkit.inference._stats import BatcherStats
+from mlkit._clock import SYSTEM
+from mlkit.errors import OverloadedError, QueueFullError
+from mlkit.inference._flights import Flights
+from mlkit.inference._gathering import Gathering
+from mlkit.inference._pace import Pace
+from mlkit.inference._requests import Request, Waiting
+from mlkit.inference._stats import BatcherStats, Tally
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+    from collections.abc import Collection, Sequence
 
     from mlkit._clock import Clock
     from mlkit.inference._runner import Runner
+    from mlkit.inference._warm_up import WarmUp
 
-__all__ = ["LONGEST_WAIT", "Queue"]
+__all__ = ["LONGEST_WAIT", "Queue", "Taken"]
 
 LONGEST_WAIT = 3600.0  # seconds; a lock's timeout has an upper limit, and each wait is in a loop
+
+
+class Taken(NamedTuple):
+    """What the device thread has to do next; nothing at all once the queue is closed and drained.
+
+    Attributes:
+        batch: The rows to run.
+        late: Rows whose time is up, and who shares their runs: they are to be told.
+        warm_up: A warm-up to run.
+    """
+
+    batch: list[Request]
+    late: list[Request]
+    warm_up: WarmUp | None = None
 
 
 @final
@@ -27,74 +48,109 @@ class Queue:
     Thread-safe. Runs no user code and wakes no caller: what it hands out is for the batcher to deliver.
 
     Args:
+        name: The batcher's name, for errors.
         largest: The most rows in a batch.
         max_wait: The longest that a free device holds back a row, in seconds.
         max_queue: The most rows that may wait.
+        buckets: The batch sizes that are kept to.
+        target: The latency objective in seconds, or None.
     """
 
-    def __init__(self, largest: int, max_wait: float, max_queue: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        largest: int,
+        max_wait: float,
+        max_queue: int,
+        buckets: Sequence[int],
+        target: float | None,
+    ) -> None:
+        self._name = name
         self._largest = largest
         self._max_wait = max_wait
         self._max_queue = max_queue
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
+        self._ended = threading.Condition(self._lock)
         self._waiting = Waiting()
+        self._flights = Flights()
         self._gathering = Gathering(largest, max_wait)
+        self._pace = Pace(largest, buckets, target)
+        self._tally = Tally()
+        self._warm_ups: deque[WarmUp] = deque()
         self._free = False  # the device thread waits for rows
-        self._running = 0
-        self._accepted = self._done = self._failed = self._expired = 0
-        self._cancelled = self._rejected = 0
-        self._sizes: dict[int, int] = {}
+        self._asleep = False  # and it does so until somebody wakes it
+        self._running: list[Request] = []
+        self._sealed_at = 0.0
+        self._over = False  # the device thread has ended
+        self.clock: Clock = SYSTEM
+        """The time by which rows wait and expire."""
         self.closing = False
         """Whether it takes no more rows; never False again."""
 
     # --- callers -------------------------------------------------------------------------------------------------
 
-    def push(self, request: Request, clock: Clock) -> bool:
-        """Let *request* wait; return False if the queue is closed.
+    def push(self, request: Request) -> bool:
+        """Let *request* wait, or share the run of an equal one; return False if the queue is closed.
 
         Raises:
-            QueueFullError: If there is no room.
+            OverloadedError: If there is no room, or no time.
         """
         with self._lock:
             if self.closing:
                 return False
-            if self._waiting.n_rows >= self._max_queue:
-                self._rejected += 1
-                raise QueueFullError(self._max_queue)
-            self._waiting.push(request)
-            self._accepted += 1
-            gathering, now = self._gathering, clock.monotonic()
+            waiting, gathering = self._waiting, self._gathering
+            now = request.since = self.clock.monotonic()
+            if request.key is not None:
+                leader = self._flights.leader(request)
+                if leader is not None:
+                    self._flights.join(request, leader, waiting)
+                    self._tally.joined += 1
+                    return True
+            if waiting.n_rows >= self._max_queue or request.expires is not None:
+                self._admit(request, now)
+            if request.key is not None:
+                self._flights.lead(request)
+            waiting.push(request)
             gathering.arrived(now)
-            loop = request.loop
-            if self._free and gathering.since is None:
+            if not self._free and not gathering.max_wait:
+                return True
+            if gathering.since is None and self._free:
                 gathering.since = now
-                self._wake.notify()  # max_wait counts from here, even if the loop does not turn for long
-            if self._max_wait and loop is not None and self._waiting.n_rows < self._largest:
+                if self._asleep:
+                    # max_wait counts from here, even if the loop does not turn for long. A thread that is not asleep
+                    # looks again by itself before max_wait is over.
+                    self._asleep = False
+                    self._wake.notify()
+            loop = request.loop
+            if gathering.max_wait and loop is not None and waiting.n_rows < gathering.full:
                 # Also while the device is busy: it may become free in the middle of this loop's turn.
                 if loop not in gathering.unsettled:
                     gathering.unsettled.add(loop)
                     loop.call_soon(self._turn, loop, 1)
-            elif self._free:
+            elif self._free and gathering.complete(waiting.n_rows):
                 self._wake.notify()
         return True
 
     def withdraw(self, request: Request, *, expired: bool) -> None:
-        """Take a row out, if it still waits, because its time is up or its caller gone."""
+        """Take a caller's row out, if it still waits, because its time is up or its caller gone."""
         with self._lock:
-            if not self._waiting.remove(request):
+            if not request.waits:
                 return
-            if expired:
-                self._expired += 1
-            else:
-                self._cancelled += 1
-            if not self._waiting.n_rows:
-                self._gathering.since = None
-        request.row = None
+            unwanted: Request | None = request
+            if request.key is not None:
+                unwanted = self._flights.leave(request)
+            if unwanted is not None:
+                self._waiting.remove(unwanted)
+                self._tally.left(expired=expired)
+                if not self._waiting.n_rows:
+                    self._gathering.since = None
+                unwanted.row = None
 
-    def answered(self, loop: AbstractEventLoop) -> None:
+    def settle(self, loop: AbstractEventLoop) -> None:
         """Let the callers of a batch, which have their answers now, come back. Runs in their loop."""
-        if self._max_wait:
+        if self._gathering.max_wait:
             loop.call_soon(self._turn, loop, 1)
 
     def forget(self, loop: AbstractEventLoop) -> None:
@@ -102,14 +158,46 @@ class Queue:
         with self._lock:
             self._gathering.unsettled.discard(loop)
 
-    def close(self, *, drain: bool) -> list[Request]:
-        """Take no more rows; unless *drain*, return those that wait, which will not run."""
+    def warm_up(self, warm_up: WarmUp) -> bool:
+        """Let the device thread run *warm_up* before its next batch; return False if the queue is closed."""
+        with self._lock:
+            if self.closing:
+                return False
+            self._warm_ups.append(warm_up)
+            self._wake.notify()
+        return True
+
+    def close(self, *, drain: bool) -> tuple[list[Request], list[WarmUp]]:
+        """Take no more rows; unless *drain*, return what waits, which will not run."""
         with self._lock:
             self.closing = True
-            dropped = [] if drain else list(self._waiting.pop())
-            self._cancelled += len(dropped)
+            dropped: list[Request] = []
+            warm_ups: list[WarmUp] = []
+            if not drain:
+                dropped, warm_ups = self._drop(), list(self._warm_ups)
+                self._warm_ups.clear()
             self._wake.notify()
-        return dropped
+        return dropped, warm_ups
+
+    def wait_until_over(self, timeout: float | None) -> bool:
+        """Block until the device thread has ended; return False if *timeout* seconds are over first."""
+        with self._lock:
+            end = None if timeout is None else self.clock.monotonic() + timeout
+            while not self._over:
+                left = None
+                if end is not None:
+                    left = min(end - self.clock.monotonic(), LONGEST_WAIT)
+                    if left <= 0:
+                        return False
+                self.clock.wait(self._ended, left)
+        return True
+
+    def running(self) -> list[Request]:
+        """Return the callers of the batch that runs, those included that share its runs."""
+        with self._lock:
+            return [
+                caller for request in self._running for caller in (request, *(request.others or ()))
+            ]
 
     def stats(self, runner: Runner) -> BatcherStats:
         """Return what has been done so far, all figures of the same moment."""
@@ -118,20 +206,43 @@ class Queue:
 
     def snapshot(self, runner: Runner) -> BatcherStats:
         """Return the same without the lock, which in a forked child may be held for ever."""
-        sizes = dict(sorted(self._sizes.copy().items()))
-        return BatcherStats(
-            n_accepted=self._accepted,
-            n_done=self._done,
-            n_failed=self._failed,
-            n_expired=self._expired,
-            n_cancelled=self._cancelled,
-            n_rejected=self._rejected,
+        return self._tally.stats(
             n_waiting=self._waiting.n_rows,
-            n_running=self._running,
-            n_batches=sum(sizes.values()),
+            n_running=len(self._running),
             n_calls=runner.calls,
-            batch_sizes=sizes,
+            limit=min(self._gathering.full, runner.limit),
+            max_wait=self._gathering.max_wait,
         )
+
+    def _admit(self, request: Request, now: float) -> None:
+        """Raise if there is no room for *request*, or its time would be up before its result."""
+        full = self._gathering.full
+        if self._waiting.n_rows >= self._max_queue:
+            self._tally.reject("queue full")
+            after = self._pace.until_done(self._waiting.n_rows, full)
+            raise QueueFullError(
+                self._max_queue,
+                name=self._name,
+                retry_after=None if after is None else after + self._rest(now),
+            )
+        ahead = self._waiting.ahead(request.priority)
+        # An idle device takes every row: its figures may be out of date, and only a run can tell.
+        if request.expires is None or not (self._running or ahead >= full):
+            return
+        done = self._pace.until_done(ahead, full)
+        if done is not None and now + self._rest(now) + done > request.expires:
+            self._tally.reject("deadline")
+            raise OverloadedError(
+                self._name,
+                f"a result is expected in {done + self._rest(now):.3g} s, and the caller waits {request.allowed:.3g} s",
+                retry_after=self._rest(now) + done,
+            )
+
+    def _rest(self, now: float) -> float:
+        """Return how much longer the batch that runs will take."""
+        if not self._running:
+            return 0.0
+        return max(self._sealed_at + (self._pace.seconds(len(self._running)) or 0.0) - now, 0.0)
 
     def _turn(self, loop: AbstractEventLoop, left: int) -> None:
         """Let the loop turn *left* times more, then say that its callers have settled. Runs in the loop."""
@@ -139,65 +250,106 @@ class Queue:
             loop.call_soon(self._turn, loop, left - 1)
             return
         with self._lock:
-            self._gathering.unsettled.discard(loop)
-            if self._free and self._waiting.n_rows:
+            gathering, n_rows = self._gathering, self._waiting.n_rows
+            gathering.unsettled.discard(loop)
+            if self._free and n_rows and gathering.complete(n_rows):
                 self._wake.notify()
 
     # --- the device thread -----------------------------------------------------------------------------------------
 
-    def take(self, clock: Clock) -> tuple[list[Request], list[Request]]:
-        """Wait until rows should run and take them out.
-
-        Returns:
-            The batch, and the rows before it whose time is up. Both are empty once closed and drained.
-        """
-        batch: list[Request] = []
-        late: list[Request] = []
+    def take(self) -> Taken:
+        """Wait until there is something to do and take it out."""
         with self._lock:
-            if not self._gather(clock):
-                return batch, late
-            now = clock.monotonic()
-            for request in self._waiting.pop():
-                expired = request.expires is not None and now >= request.expires
-                (late if expired else batch).append(request)
-                if len(batch) == self._largest:
-                    break
-            self._expired += len(late)
-            self._running = len(batch)
+            if not self._gather():
+                return Taken([], [])
+            if self._warm_ups:
+                return Taken([], [], self._warm_ups.popleft())
+            now, full = self.clock.monotonic(), self._gathering.full
+            # Under an objective, a backlog of more than two batches says that the load needs larger ones.
+            n_rows = min(max(full, self._waiting.n_rows // 2), self._largest)
+            late: list[Request] = []
+            batch = self._waiting.pop_many(n_rows)
+            if any(request.expires is not None for request in batch):
+                batch, late = self._on_time(batch, n_rows, now)
+            self._running, self._sealed_at = batch, now
             self._gathering.sealed(len(batch), now)
-        return batch, late
+        return Taken(batch, late)
 
-    def ran(self, batch: list[Request], n_failed: int) -> None:
-        """Count a batch that is done, before its callers know."""
-        n_rows = len(batch)
+    def ran(
+        self, batch: list[Request], n_failed: int, loops: Collection[AbstractEventLoop | None]
+    ) -> list[tuple[int, Request]]:
+        """Count a batch that is done, before its callers know; return who else shares its runs, with their leaders' places."""
         with self._lock:
-            self._failed += n_failed
-            self._done += n_rows - n_failed
-            self._running = 0
-            self._sizes[n_rows] = self._sizes.get(n_rows, 0) + 1
-            self._gathering.answered()
-            if self._max_wait:
-                self._gathering.unsettled.update(
-                    request.loop for request in batch if request.loop is not None
-                )
+            now = self.clock.monotonic()
+            self._running = []
+            self._tally.ran(batch, n_failed, self._sealed_at, now)
+            pace, gathering = self._pace, self._gathering
+            pace.observe(len(batch), now - self._sealed_at)
+            gathering.full = pace.most_rows()
+            gathering.max_wait = pace.longest_wait(gathering.full, self._max_wait)
+            gathering.answered()
+            shared = self._flights.land(batch) if self._flights else []
+            if gathering.max_wait:
+                gathering.unsettled.update(loop for loop in loops if loop is not None)
+        return shared
 
-    def _gather(self, clock: Clock) -> bool:
-        """Wait, holding the lock, until the rows in the queue should run; False if there will be none."""
+    def observe(self, n_rows: int, seconds: float) -> None:
+        """Take in how long a batch of a warm-up took."""
+        with self._lock:
+            self._pace.observe(n_rows, seconds)
+
+    def over(self) -> None:
+        """Say that the device thread has ended."""
+        with self._lock:
+            self._over = True
+            self._ended.notify_all()
+
+    def _on_time(
+        self, batch: list[Request], n_rows: int, now: float
+    ) -> tuple[list[Request], list[Request]]:
+        """Put aside the rows whose time is up, and fill up with the next ones."""
+        good: list[Request] = []
+        late: list[Request] = []
+        while batch:
+            for request in batch:
+                (late if request.expired(now) else good).append(request)
+            batch = self._waiting.pop_many(n_rows - len(good))
+        self._tally.expired += len(late)
+        return good, [*late, *[other for _, other in self._flights.land(late)]]
+
+    def _drop(self) -> list[Request]:
+        rows = list(self._waiting.pop())
+        self._tally.cancelled += len(rows)
+        return [*rows, *[other for _, other in self._flights.land(rows)]]
+
+    def _gather(self) -> bool:
+        """Wait, holding the lock, until there is something to do; False if there will be nothing."""
+        gathering, clock = self._gathering, self.clock
+        # For the time that rows are held back, wait with a timeout: who comes soon after a batch need not wake this
+        # thread twice, now and when the loop has settled. Not where waiting may move the time.
+        linger = min(gathering.max_wait, LONGEST_WAIT) if clock is SYSTEM else 0.0
         self._free = True
         try:
-            while True:
+            while not self._warm_ups:
                 n_rows = self._waiting.n_rows
                 if n_rows == 0:
-                    self._gathering.since = None
+                    gathering.since = None
                     if self.closing:
                         return False
+                    if linger:
+                        clock.wait(self._wake, linger)
+                        linger = 0.0
+                        continue
+                    self._asleep = True
                     clock.wait(self._wake, None)
+                    self._asleep = False
                     continue
-                if self.closing or self._gathering.complete(n_rows):
+                if self.closing or gathering.complete(n_rows):
                     return True
-                left = self._gathering.seconds_left(clock.monotonic())
+                left = gathering.seconds_left(clock.monotonic())
                 if left <= 0:
                     return True
                 clock.wait(self._wake, min(left, LONGEST_WAIT))
+            return True
         finally:
-            self._free = False
+            self._free = self._asleep = False

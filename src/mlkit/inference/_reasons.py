@@ -11,7 +11,7 @@ from mlkit.errors import BatcherClosedError, DeadlineExceededError, InferenceErr
 if TYPE_CHECKING:
     from mlkit.inference._runner import Failure
 
-__all__ = ["error_for", "refusal", "too_late"]
+__all__ = ["echo", "error_for", "refusal", "still_runs", "too_late"]
 
 
 def error_for(name: str, failure: Failure, seen: set[int]) -> BaseException:
@@ -45,6 +45,24 @@ def error_for(name: str, failure: Failure, seen: set[int]) -> BaseException:
     return fresh
 
 
+def echo(name: str, error: BaseException) -> BaseException:
+    """Return the error that *error* is for one more caller of the same run: a copy, or one from it."""
+    from copy import copy
+
+    try:
+        fresh = copy(error)
+    except Exception:  # noqa: BLE001 - a user's own error may not allow it
+        fresh = None
+    if type(fresh) is not type(error) or fresh is error:
+        fresh = InferenceError(
+            f"{name} failed on a row that several callers share: {type(error).__name__}"
+        )
+        fresh.__cause__ = error
+        return fresh
+    fresh.__cause__ = error.__cause__
+    return fresh.with_traceback(error.__traceback__)
+
+
 def refusal(name: str, process: int | None, *, closed: bool) -> InferenceError:
     """Return why a Batcher that was started in *process*, if at all, takes no row from here."""
     if process is None and not closed:
@@ -66,3 +84,11 @@ def refusal(name: str, process: int | None, *, closed: bool) -> InferenceError:
 def too_late(name: str, allowed: float) -> DeadlineExceededError:
     """Return the error for a row that had *allowed* seconds."""
     return DeadlineExceededError(f"a row of Batcher {name!r}", allowed)
+
+
+def still_runs(name: str, timeout: float) -> BatcherClosedError:
+    """Return the error for a row that the model did not finish within the *timeout* of `close`."""
+    return BatcherClosedError(
+        f"Batcher {name!r} was closed with a timeout of {timeout:g} s, and the model still runs this row; its result will "
+        f"be dropped"
+    )

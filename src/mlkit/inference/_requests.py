@@ -1,79 +1,133 @@
-"""Rows that wait for the device, and the rule for when to run them. No thread, no clock, no event loop: pure state."""
+"""Rows that wait for the device, and their order. No thread, no clock, no event loop: pure state."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Hashable, Iterator
     from threading import Condition
 
-__all__ = ["Gathering", "Request", "Waiting"]
+__all__ = ["PENDING", "Failed", "Request", "Waiting"]
+
+PENDING: Any = object()
+"""The outcome of a request that has none yet."""
+
+
+class Failed(NamedTuple):
+    """The outcome of a request that gets an error."""
+
+    error: BaseException
 
 
 @final
 class Request:
     """One caller's row.
 
+    Most requests use few of the attributes, so the defaults are the class's: making one costs half as much.
+
     Attributes:
         row: The row; dropped when it no longer waits.
+        loop: The caller's event loop, or None for a blocking caller.
+        signal: What the caller waits on: a future of that loop, or a condition.
+        since: When it came, on the batcher's clock.
         priority: Larger runs first.
         expires: When its caller loses interest, on the batcher's clock, or None.
         allowed: The seconds its caller gave it.
-        waits: Whether it is in the queue.
-        loop: The caller's event loop, or None for a blocking caller.
-        signal: What the caller waits on: a future of that loop, or a condition.
-        outcome: `(result, None)` or `(None, error)` once known.
+        key: What equal rows have in common, or None.
+        leader: The request whose run this one shares, or None.
+        others: The requests that share the run of this one, or None.
+        gone: Whether its own caller has left, and it waits on behalf of *others*.
+        waits: Whether it is in the queue, or shares a run that has not ended.
+        outcome: The result, or `Failed`, of a blocking caller's row.
     """
 
-    __slots__ = ("allowed", "expires", "loop", "outcome", "priority", "row", "signal", "waits")
+    since: float = 0.0
+    priority: int = 0
+    expires: float | None = None
+    allowed: float = 0.0
+    key: Hashable = None
+    leader: Request | None = None
+    others: list[Request] | None = None
+    gone: bool = False
+    waits: bool = False
+    outcome: Any = PENDING
 
-    def __init__(self, row: Any, priority: int, expires: float | None, allowed: float) -> None:
+    def __init__(self, row: Any, loop: AbstractEventLoop | None, signal: Any) -> None:
         self.row = row
-        self.priority = priority
-        self.expires = expires
-        self.allowed = allowed
-        self.waits = False
-        self.loop: Any = None
-        self.signal: Any = None
-        self.outcome: tuple[Any, BaseException | None] | None = None
+        self.loop = loop
+        self.signal = signal
 
-    def answer_thread(self) -> None:
-        """Wake the blocking caller, whose outcome is known."""
+    def expired(self, now: float) -> bool:
+        """Return whether nobody who waits for this row has time left."""
+        if self.others is None:
+            return self.expires is not None and now >= self.expires
+        callers = self.others if self.gone else [self, *self.others]
+        return all(each.expires is not None and now >= each.expires for each in callers)
+
+    def answer_thread(self, outcome: Any) -> None:
+        """Give the blocking caller its outcome."""
         signal: Condition = self.signal
         with signal:
+            self.outcome = outcome
             signal.notify()
 
 
 @final
 class Waiting:
-    """Rows in the order they will run: by priority, then first come, first served."""
+    """Rows in the order they will run: by priority, then first come, first served.
 
-    __slots__ = ("_levels", "_single", "n_rows")
+    All operations but `ahead` take constant time: a row that is taken out stays in its place as a mark until the
+    marks outnumber the rows.
+    """
+
+    __slots__ = ("_first", "_levels", "_marks", "n_rows")
 
     def __init__(self) -> None:
-        self._single: deque[Request] = deque()  # priority 0, which is all there is for most users
-        self._levels: dict[int, deque[Request]] = {0: self._single}
+        self._first: deque[Request] = deque()  # priority 0, which is all there is for most users
+        self._levels: dict[int, deque[Request]] = {0: self._first}
+        self._marks = 0
         self.n_rows = 0
 
     def push(self, request: Request) -> None:
         """Let *request* wait."""
         if request.priority == 0:
-            self._single.append(request)
+            self._first.append(request)
         else:
             self._levels.setdefault(request.priority, deque()).append(request)
         request.waits = True
         self.n_rows += 1
 
-    def remove(self, request: Request) -> bool:
-        """Take *request* out; return False if it no longer waits."""
-        if not request.waits:
-            return False
-        self._levels[request.priority].remove(request)
+    def remove(self, request: Request) -> None:
+        """Take out *request*, which waits."""
         request.waits = False
         self.n_rows -= 1
-        return True
+        self._marks += 1
+        if self._marks > 16 + self.n_rows:
+            self._sweep()
+
+    def promote(self, request: Request, priority: int) -> None:
+        """Let *request*, which waits, wait at the end of a higher priority instead."""
+        level = self._levels[request.priority]
+        level.remove(request)
+        if not level and request.priority:
+            del self._levels[request.priority]
+        self.n_rows -= 1
+        request.priority = priority
+        self.push(request)
+
+    def ahead(self, priority: int) -> int:
+        """Return how many rows would run before a new one of *priority*."""
+        if len(self._levels) == 1:
+            return self.n_rows if priority <= 0 else 0
+        return sum(
+            request.waits
+            for level, requests in self._levels.items()
+            if level >= priority
+            for request in requests
+        )
 
     def pop(self) -> Iterator[Request]:
         """Take requests out, the next one first, for as long as the caller goes on."""
@@ -81,66 +135,31 @@ class Waiting:
             level = self._levels[priority]
             while level:
                 request = level.popleft()
+                if not request.waits:
+                    self._marks -= 1
+                    continue
                 request.waits = False
                 self.n_rows -= 1
                 yield request
             if priority:
                 del self._levels[priority]
 
+    def pop_many(self, n_rows: int) -> list[Request]:
+        """Take out the next *n_rows*, or all if there are fewer."""
+        if self._marks or len(self._levels) > 1:
+            return [request for _, request in zip(range(n_rows), self.pop(), strict=False)]
+        take = self._first.popleft
+        batch = [take() for _ in range(min(n_rows, self.n_rows))]
+        self.n_rows -= len(batch)
+        for request in batch:
+            request.waits = False
+        return batch
 
-@final
-class Gathering:
-    """Says whether a free device should run what waits, or whether company is about to come.
-
-    Three signs, none of which needs configuration:
-
-    - A full batch has nothing to wait for.
-    - An event loop whose callers were just answered, or have begun to submit, is given two turns: the tasks that it
-      woke come back with their next row in the meantime. Without this, a closed loop of callers runs in two halves.
-    - A batch that was cut off too early shows: rows arrive while it runs, shortly after it left. So the next one waits
-      until there are as many as that one had plus those it missed.
-
-    None of them holds a row for longer than `max_wait` on a free device.
-
-    Args:
-        largest: The most rows in a batch.
-        max_wait: Seconds.
-    """
-
-    __slots__ = ("_expected", "_largest", "_max_wait", "_misses_until", "since", "unsettled")
-
-    def __init__(self, largest: int, max_wait: float) -> None:
-        self._largest = largest
-        self._max_wait = max_wait
-        self._expected = 0
-        self._misses_until = float("-inf")
-        self.unsettled: set[Hashable] = set()
-        self.since: float | None = None
-        """Since when the device has been free while rows waited."""
-
-    def arrived(self, now: float) -> None:
-        """Note that a row came."""
-        if now <= self._misses_until:
-            self._expected += 1
-
-    def complete(self, n_rows: int) -> bool:
-        """Return whether no more rows are expected."""
-        return n_rows >= self._largest or (not self.unsettled and n_rows >= self._expected)
-
-    def seconds_left(self, now: float) -> float:
-        """Return for how much longer to wait for company, negative if not at all."""
-        if self.since is None:
-            self.since = now
-        return self.since + self._max_wait - now
-
-    def sealed(self, n_rows: int, now: float) -> None:
-        """Note that a batch left. A loop that has not settled by now may be gone: it is forgotten."""
-        if n_rows < self._largest:  # a full one says nothing about how many there are
-            self._expected = n_rows
-            self._misses_until = now + self._max_wait
-        self.since = None
-        self.unsettled.clear()
-
-    def answered(self) -> None:
-        """Note that the batch is done: rows that come from now on may be its own callers' next ones."""
-        self._misses_until = float("-inf")
+    def _sweep(self) -> None:
+        for priority, level in list(self._levels.items()):
+            kept = [request for request in level if request.waits]
+            level.clear()
+            level.extend(kept)
+            if priority and not kept:
+                del self._levels[priority]
+        self._marks = 0

@@ -123,7 +123,7 @@ class Runner:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """The numbers of rows that calls keep to, sorted; empty for any."""
+        """The batch sizes that are kept to, ascending, or none."""
         return self._buckets
 
     def filled(self, n_rows: int) -> int:
@@ -170,6 +170,7 @@ class Runner:
             "device": None if device is None else device.type,
             "buckets": list(self._buckets) or None,
             "pad": {**pad} if isinstance(pad, Mapping) else pad,
+            "widths": list(self._widths) or None,
             "collate": None if self._collate is None else name_of(self._collate),
         }
 
@@ -199,7 +200,7 @@ class Runner:
         outcome: list[Any] | Failure = []
         try:
             if len(rows) <= self._limit == self._asked:  # as nearly all batches: whole, and well
-                outcome = self._attempt(list(rows))
+                outcome = self.attempt(list(rows))
                 if isinstance(outcome, list):
                     self.failed = False
                     return outcome
@@ -221,7 +222,7 @@ class Runner:
                 if len(part) > self._limit:
                     todo.append(part[self._limit :])
                     del part[self._limit :]
-                outcome = failure or self._attempt([rows[index] for index in part])
+                outcome = failure or self.attempt([rows[index] for index in part])
                 failure = None
                 if isinstance(outcome, list):
                     for index, result in zip(part, outcome, strict=True):
@@ -330,7 +331,8 @@ class Runner:
                 larger = self._buckets[bisect_right(self._buckets, self._limit)]
             self._limit, self._streak, self._probing = min(larger, self._asked), 0, True
 
-    def _attempt(self, rows: list[Any]) -> list[Any] | Failure:
+    def attempt(self, rows: list[Any]) -> list[Any] | Failure:
+        """Run *rows*, which it may change, in one call; return their results or what went wrong."""
         n_rows = len(rows)
         if self._buckets:
             size = self._buckets[bisect_left(self._buckets, n_rows)]

@@ -1,0 +1,69 @@
+"""When a free device runs what waits, and when company is about to come. No thread, no clock, no event loop: pure state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+__all__ = ["Gathering"]
+
+
+@final
+class Gathering:
+    """Says whether a free device should run what waits, or whether company is about to come.
+
+    Three signs, none of which needs configuration:
+
+    - A full batch has nothing to wait for.
+    - An event loop whose callers were just answered, or have begun to submit, is given two turns: the tasks that it
+      woke come back with their next row in the meantime. Without this, a closed loop of callers runs in two halves.
+    - A batch that was cut off too early shows: rows arrive while it runs, shortly after it left. So the next one waits
+      until there are as many as that one had plus those it missed.
+
+    None of them holds a row for longer than `max_wait` on a free device.
+
+    Attributes:
+        full: The rows at which a batch waits for no more.
+        max_wait: Seconds.
+        unsettled: The event loops that have not had their turns.
+        since: Since when the device has been free while rows waited, or None.
+    """
+
+    __slots__ = ("_expected", "_misses_until", "full", "max_wait", "since", "unsettled")
+
+    def __init__(self, full: int, max_wait: float) -> None:
+        self.full = full
+        self.max_wait = max_wait
+        self._expected = 0
+        self._misses_until = float("-inf")
+        self.unsettled: set[Hashable] = set()
+        self.since: float | None = None
+
+    def arrived(self, now: float) -> None:
+        """Note that a row came."""
+        if now <= self._misses_until:
+            self._expected += 1
+
+    def complete(self, n_rows: int) -> bool:
+        """Return whether no more rows are expected."""
+        return n_rows >= self.full or (not self.unsettled and n_rows >= self._expected)
+
+    def seconds_left(self, now: float) -> float:
+        """Return for how much longer to wait for company, negative if not at all."""
+        if self.since is None:
+            self.since = now
+        return self.since + self.max_wait - now
+
+    def sealed(self, n_rows: int, now: float) -> None:
+        """Note that a batch left. A loop that has not settled by now may be gone: it is forgotten."""
+        if n_rows < self.full:  # a full one says nothing about how many there are
+            self._expected = n_rows
+            self._misses_until = now + self.max_wait
+        self.since = None
+        self.unsettled.clear()
+
+    def answered(self) -> None:
+        """Note that the batch is done: rows that come from now on may be its own callers' next ones."""
+        self._misses_until = float("-inf")
