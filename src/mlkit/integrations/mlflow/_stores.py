@@ -50,12 +50,11 @@ class Server:
     """
 
     def __init__(self, uri: str) -> None:
-        import mlflow
         from mlflow.utils.credentials import get_default_host_creds
 
-        self._credentials = get_default_host_creds(uri)
+        self._uri, self._credentials = uri, get_default_host_creds(uri)
         self._timeout = None if "MLFLOW_HTTP_REQUEST_TIMEOUT" in os.environ else _PATIENCE
-        self._files = _Files(mlflow.MlflowClient(tracking_uri=uri))
+        self._repositories: dict[str, tuple[str, Any]] = {}
 
     def experiment(self, name: str) -> tuple[str, bool] | None:
         """Return the id of an experiment and whether it is not deleted; None if there is none."""
@@ -142,9 +141,38 @@ class Server:
         self._ask("POST", "runs/update", json=body)
 
     def upload(self, run_id: str, path: str, name: str) -> None:
-        """Store a file, and see that it is there."""
-        self._files.upload(run_id, path, name)
-        self._files.check(run_id, Path(path).stat().st_size, name)
+        """Store a file, and see that it is there if it went through the server.
+
+        Raises:
+            SinkUnavailableError: If it is not: who answers for a server that is away says 200, too.
+        """
+        place, files = self._files_of(run_id)
+        folder = _folder_of(name)
+        with translated():
+            files.log_artifact(path, folder)
+            if not place.startswith(("mlflow-artifacts:", "http:", "https:")):
+                return
+            size = Path(path).stat().st_size
+            if any(
+                one.path == name and one.file_size == size for one in files.list_artifacts(folder)
+            ):
+                return
+        raise SinkUnavailableError(f"artifact {name!r} was taken and is not there")
+
+    def _files_of(self, run_id: str) -> tuple[str, Any]:
+        """Return where a run's artifacts are, and MLflow's own way to put them there.
+
+        Its client would find that out by itself, and keep for ever what it was told by who is not MLflow.
+        """
+        if run_id not in self._repositories:
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+            run = _said(self._ask("GET", "runs/get", params={"run_id": run_id}) or {}, "run")
+            place = str(_said(_said(run, "info"), "artifact_uri"))
+            with translated():
+                files = get_artifact_repository(place, tracking_uri=self._uri)
+            self._repositories[run_id] = place, files
+        return self._repositories[run_id]
 
     def _ask(
         self, method: str, endpoint: str, *, missing: bool = False, **content: Any
@@ -180,7 +208,6 @@ class Database:
 
         with translated():
             self._client = mlflow.MlflowClient(tracking_uri=uri)
-        self._files = _Files(self._client)
 
     def experiment(self, name: str) -> tuple[str, bool] | None:
         """As `Server.experiment`."""
@@ -256,45 +283,12 @@ class Database:
                 self._client.set_terminated(run_id, status, end_time)
 
     def upload(self, run_id: str, path: str, name: str) -> None:
-        """As `Server.upload`."""
-        self._files.upload(run_id, path, name)
-
-
-Store = Server | Database
-
-
-@final
-class _Files:
-    """Artifacts, wherever MLflow puts them.
-
-    Args:
-        client: MLflow's own, which knows all the places there are.
-    """
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._proxied: bool | None = None
-
-    def upload(self, run_id: str, path: str, name: str) -> None:
         """Store a file."""
         with translated():
             self._client.log_artifact(run_id, path, _folder_of(name))
 
-    def check(self, run_id: str, size: int, name: str) -> None:
-        """See that a file is there, if it went through the server: who answers for a server that is away says 200, too.
 
-        Raises:
-            SinkUnavailableError: If it is not.
-        """
-        with translated():
-            if self._proxied is None:
-                place = str(self._client.get_run(run_id).info.artifact_uri)
-                self._proxied = place.startswith(("mlflow-artifacts:", "http:", "https:"))
-            if not self._proxied:
-                return
-            found = self._client.list_artifacts(run_id, _folder_of(name))
-        if not any(one.path == name and one.file_size == size for one in found):
-            raise SinkUnavailableError(f"artifact {name!r} was taken and is not there")
+Store = Server | Database
 
 
 def _said(content: dict[str, Any], name: str) -> Any:
