@@ -15,8 +15,11 @@ _ROUNDS = 4  # of weighing measurements anew by how far off they are
 _TRUSTED = (
     0.1  # a measurement that is this far above the fit counts less: the machine did something else
 )
+_PLAIN = (0.0, 0.01, 0.0, 0.01)  # how much rows and squares must explain to be taken for costs
 _FIRST = 4096  # entries in a batch before anything ran
 _STEP = 4  # how much larger than any batch that ran a batch may be
+_ENOUGH = 4  # batches of about one size, for a word about that size
+_SLOWER = 0.92  # a smaller size that takes this part of the time per work is better
 _PATIENCE = 16  # batches near a limit that memory set, before a larger one is tried
 
 
@@ -51,6 +54,7 @@ class Learned:
     """
 
     __slots__ = (
+        "_best",
         "_largest",
         "_limit",
         "_patience",
@@ -67,12 +71,13 @@ class Learned:
         self._seen: deque[tuple[int, int, float]] = deque(maxlen=_KEPT)
         self._largest = _FIRST // _STEP
         self._limit: int | None = None  # what memory allows, once it ran out
+        self._best: int | None = None  # beyond it batches have turned out slower
         self._streak, self._patience, self._probing = 0, _PATIENCE, False
 
     @property
     def cap(self) -> int:
-        grown = _STEP * self._largest
-        return grown if self._limit is None else min(grown, self._limit)
+        bounds = (_STEP * self._largest, self._limit, self._best)
+        return min(bound for bound in bounds if bound is not None)
 
     def observe(self, n_rows: int, length: int, seconds: float) -> bool:
         """Take in how long a batch took, and return whether the fit was renewed."""
@@ -84,8 +89,16 @@ class Learned:
         n = len(self._seen)
         due = n >= 3 and (n & (n - 1) == 0 if self.n_seen < _KEPT else self.n_seen % 32 == 0)
         if due:
-            self.cost = fit(list(self._seen)) or self.cost
+            self._renew(list(self._seen))
         return due
+
+    def _renew(self, seen: list[tuple[int, int, float]]) -> None:
+        """Fit anew: caches make large batches slower than any line says, so look for the size up to which one holds."""
+        self.cost = fit(seen) or self.cost
+        self._best = best_size(seen, self.cost)
+        if self._best is not None:
+            small = [one for one in seen if one[0] * one[1] <= self._best]
+            self.cost = fit(small) or self.cost
 
     def fitted(self, n_rows: int, length: int) -> None:
         """Note that memory sufficed for a batch."""
@@ -120,9 +133,34 @@ def learned_for(owner: object, key: tuple[str, str]) -> Learned:
     if old is not None:
         new.cost, new.n_seen = old.cost, old.n_seen
         new._seen.extend(old._seen)  # noqa: SLF001 - its own class
-        new._largest, new._limit = old._largest, old._limit  # noqa: SLF001
+        new._largest, new._limit, new._best = old._largest, old._limit, old._best  # noqa: SLF001
     known[key] = new
     return new
+
+
+def best_size(seen: list[tuple[int, int, float]], cost: Cost) -> int | None:
+    """Return the most entries in a batch beyond which work takes longer; None if there is no such size.
+
+    Args:
+        seen: Rows, length and seconds of batches.
+        cost: What makes batches of different lengths comparable.
+    """
+    sizes: dict[int, list[float]] = {}
+    for n_rows, length, seconds in seen:
+        work = n_rows * cost.per_row(length)
+        if work > 0:
+            sizes.setdefault((n_rows * length).bit_length(), []).append(seconds / work)
+    # Other work on the machine only ever slows down: the lower quartile is the machine's own.
+    paces = {
+        size: sorted(some)[len(some) // 4] for size, some in sizes.items() if len(some) >= _ENOUGH
+    }
+    if len(paces) < 2:
+        return None
+    best = min(paces, key=paces.__getitem__)
+    larger = [pace for size, pace in paces.items() if size > best]
+    if not larger or paces[best] > _SLOWER * min(larger):
+        return None
+    return (1 << best) - 1
 
 
 def fit(seen: list[tuple[int, int, float]]) -> Cost | None:
@@ -156,6 +194,7 @@ def _not_negative(parts: Any, target: Any) -> Any:
     import numpy as np
 
     gram, right = parts.T @ parts, parts.T @ target
+    gram += np.diag(_PLAIN) * len(parts)
     best, least = None, float("inf")
     for size in range(1, 5):
         for chosen in combinations(range(4), size):

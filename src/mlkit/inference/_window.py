@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Planner"]
 
 _SAMPLE = 32  # rows whose majority decides what the others must look like
+_PROBES = ((0.5, 4), (0.25, 1), (0.9, 1), (0.6, 8))  # where in the sorted rows, and how many of them
 _LEARNING = 32  # measurements, until which the rest of a window is planned anew with each fit
 _RARELY = 8  # afterwards, on a device that runs behind, every how many batches are waited for and measured
 
@@ -56,6 +57,8 @@ class Planner:
                 (place for place, length in enumerate(lengths) if length >= 0),
                 key=lengths.__getitem__,
             )
+            if not self._learned.n_seen and len(todo) >= _SAMPLE:
+                todo = self._probed(rows, lengths, todo, results)
             while todo:
                 todo = self._some(rows, lengths, todo, results, hasty=hasty)
             return results
@@ -82,6 +85,20 @@ class Planner:
         kinds = [structure(row) for row in rows[:_SAMPLE]]
         most = Counter(kinds).most_common(1)[0][0]
         runner.resume([rows[kinds.index(most)]], None, worked=runner.worked)
+
+    def _probed(
+        self, rows: Sequence[Any], lengths: list[int], todo: list[int], results: list[Any]
+    ) -> list[int]:
+        """Run a few rows of the window in small batches, which tell what starting one costs; return what is left."""
+        todo = todo.copy()
+        for quantile, size in _PROBES:
+            start = int(quantile * (len(todo) - size))
+            part = todo[start : start + min(size, self._runner.limit)]
+            del todo[start : start + len(part)]
+            self._batch(rows, part, max(lengths[part[-1]], 1), results)
+            if self._runner.failed:
+                break
+        return todo
 
     def _some(
         self,
