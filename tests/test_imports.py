@@ -14,7 +14,7 @@ import mlkit
 BLOCKS = ("registry", "repro", "inference", "resilience", "flags", "tracking", "models")
 EXTRAS = (
     "hypothesis", "matplotlib", "mlflow", "opentelemetry", "prometheus_client", "sklearn", "starlette", "structlog", "torch",
-    "tqdm", "uvicorn",
+    "tqdm", "uvicorn", "dask", "distributed", "pyspark", "ray",
 )  # fmt: skip
 
 

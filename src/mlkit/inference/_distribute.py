@@ -8,14 +8,15 @@ from itertools import islice
 from os import getpid
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
-from mlkit.errors import ConfigurationError
+from mlkit.errors import ConfigurationError, EngineError
 from mlkit.inference._loaded import Loaded
 from mlkit.inference._map import check_rows, kept_in, set_up
+from mlkit.inference._packing import packed
 from mlkit.inference._progress import reporter
 from mlkit.inference._runner import Failure
 from mlkit.inference._stream import doubt
 from mlkit.inference._unpicklable import pickled
-from mlkit.inference._wire import Answer, Task, blamed, received, unpickled
+from mlkit.inference._wire import Answer, Task, unpickled
 from mlkit.inference._work import Work, opened
 from mlkit.telemetry import emit
 
@@ -219,13 +220,21 @@ class _Job:
             if not under_way:
                 return
             chunk = under_way.popleft()
-            answer = Answer(*unpickled(chunk.wait()))
+            answer = self._answer(chunk)
             results = self._taken(chunk, answer, last=self._last and not under_way)
             del chunk
             yield results
             del results
             if answer.error is not None:
-                raise opened(answer, self._engine.name, answer.worker)
+                raise opened(answer, self._engine.name)
+
+    def _answer(self, chunk: _Chunk) -> Answer:
+        try:
+            return Answer(*unpickled(chunk.wait()))
+        except EngineError as error:
+            rows = f"rows {self._n_rows} to {self._n_rows + chunk.n_rows - 1}"
+            error.args = (f"engine {error.engine}: for {rows}, {error.reason}",)
+            raise
 
     def _send(self, session: Session) -> _Chunk | None:
         rows: list[Any] = []
@@ -236,19 +245,17 @@ class _Job:
             self._last, self._raised = True, error
         if not rows:
             return None
-        packed = pickled(self._engine, Task(self._n_read, rows, self._example))
+        task = pickled(self._engine, Task(self._n_read, packed(rows), self._example))
         self._n_read += len(rows)
-        self._most = max(self._batch, min(_MAX_ROWS, _MAX_BYTES * len(rows) // len(packed)))
+        self._most = max(self._batch, min(_MAX_ROWS, _MAX_BYTES * len(rows) // len(task)))
         n_rows, size = len(rows), self._size
         if self._checkpoint is None and self._n_rows:
             rows = []
-        return _Chunk(n_rows, rows, session.submit(packed), size)
+        return _Chunk(n_rows, rows, session.submit(task), size)
 
     def _taken(self, chunk: _Chunk, answer: Answer, *, last: bool) -> list[Any]:
         """Learn from an answer, keep its results, and return them."""
-        results = answer.results
-        for place, cause in answer.causes.items():
-            results[place] = blamed(results[place], received(cause, answer.worker))
+        results = answer.unpacked()
         for kind, name, fields in answer.events if answer.worker[1] != getpid() else ():
             emit(kind, name, **fields)
         first = not self._n_rows

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlkit._suggest import clip
 from mlkit.errors import ConfigurationError
+from mlkit.inference._packing import unpacked
 
 if TYPE_CHECKING:
     from mlkit.inference._engine import Engine
@@ -37,8 +38,9 @@ def _refused(
     why = f"{type(error).__name__}: {clip(str(error), 120)}"
     if options is None:
         task: Task = value
-        place = next((i for i, row in enumerate(task.rows) if not _pickles(engine, row)), 0)
-        path, leaf = _culprit(engine, f"row {task.n_before + place}", task.rows[place])
+        rows = unpacked(task.rows)
+        place = next((i for i, row in enumerate(rows) if not _pickles(engine, row)), 0)
+        path, leaf = _culprit(engine, f"row {task.n_before + place}", rows[place])
         return ConfigurationError(
             "map_batches(rows)",
             leaf,

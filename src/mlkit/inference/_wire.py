@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit._suggest import clip
-from mlkit.errors import InferenceError, RowError
+from mlkit.errors import InferenceError
+from mlkit.inference._packing import unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlkit.inference._runner import Failure
 
-__all__ = ["Answer", "Sent", "Task", "blamed", "received", "sent", "unpickled"]
+__all__ = ["Answer", "Sent", "Task", "received", "sent", "unpickled"]
 
 _MAX_TRACE = 4_000  # characters of a traceback that is kept
 
@@ -22,12 +23,12 @@ class Task(NamedTuple):
 
     Attributes:
         n_before: How many rows of the input come before them.
-        rows: The rows.
+        rows: The rows, packed.
         example: Empty, or the row that all others must fit.
     """
 
     n_before: int
-    rows: list[Any]
+    rows: Any
     example: list[Any]
 
 
@@ -51,8 +52,9 @@ class Answer(NamedTuple):
     """What became of a task.
 
     Attributes:
-        results: The results of the rows, up to the *error* if there is one; at the place of a bad row a `Failure`.
-        causes: For the place of each bad row, what its `RowError` was raised from.
+        n_rows: How many of its rows were run: all, or those before the *error*.
+        results: The results of the good ones, packed.
+        failures: For the place of each bad one, its `Failure` and what its `RowError` was raised from.
         error: What ended the work: wrong output, or a model that cannot be loaded.
         doing: What was being done when *error* was raised; empty for running the model.
         example: The place of the row that all others must fit, if it was settled here.
@@ -61,14 +63,31 @@ class Answer(NamedTuple):
         worker: Which process ran it.
     """
 
-    results: list[Any]
-    causes: dict[int, Sent]
+    n_rows: int
+    results: Any
+    failures: dict[int, tuple[Failure, Sent]]
     error: Sent | None = None
     doing: str = ""
     example: int | None = None
     events: tuple[tuple[str, str, dict[str, Any]], ...] = ()
     seconds: float = 0.0
     worker: tuple[str, int] = ("", 0)
+
+    def unpacked(self) -> list[Any]:
+        """Return for each row its result or its `Failure`, whose `RowError` has its cause again."""
+        good = unpacked(self.results)
+        if not self.failures:
+            return good
+        values = iter(good)
+        results: list[Any] = []
+        for place in range(self.n_rows):
+            if place not in self.failures:
+                results.append(next(values))
+                continue
+            failure, cause = self.failures[place]
+            failure.error.__cause__ = received(cause, self.worker)
+            results.append(failure)
+        return results
 
 
 def unpickled(data: bytes) -> Any:
@@ -115,13 +134,6 @@ def received(one: Sent, worker: tuple[str, int]) -> Exception:
     if one.trace:
         error.add_note(f"in process {process} on {host}:\n{one.trace}")
     return error
-
-
-def blamed(failure: Failure, cause: Exception) -> Failure:
-    """Return *failure* with the cause of its `RowError`, which pickling drops."""
-    if isinstance(failure.error, RowError):
-        failure.error.__cause__ = cause
-    return failure
 
 
 def _text(error: BaseException) -> str:

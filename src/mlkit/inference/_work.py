@@ -13,6 +13,7 @@ from mlkit._digest import digest_bytes
 from mlkit._suggest import clip
 from mlkit.errors import EngineError, RowError
 from mlkit.inference._loaded import Loaded
+from mlkit.inference._packing import packed, unpacked
 from mlkit.inference._runner import Failure
 from mlkit.inference._wire import Answer, Sent, Task, received, sent, unpickled
 from mlkit.telemetry import listen
@@ -59,7 +60,8 @@ class Work:
         on_error: What to do about bad rows of a dataset.
     """
 
-    __slots__ = ("_dumps", "_engine", "_packed", "key", "name", "on_error")
+    __slots__ = ("_dumps", "_packed", "engine", "key", "name", "on_error")
+    engine: str
     key: str
     name: str
     on_error: str
@@ -74,11 +76,11 @@ class Work:
         on_error: str,
     ) -> None:
         self._packed, self._dumps = packed, dumps
-        self._engine, self.name, self.on_error = engine, name, on_error
+        self.engine, self.name, self.on_error = engine, name, on_error
         self.key = digest_bytes(packed)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _work, (self._packed, self._dumps, self._engine, self.name, self.on_error)
+        return _work, (self._packed, self._dumps, self.engine, self.name, self.on_error)
 
     def __call__(self, task: bytes, *, threads: int | None = None) -> bytes:
         """Run a task, whatever it raises, and return the answer.
@@ -127,6 +129,7 @@ class Work:
     def _answer(self, task: bytes, threads: int | None) -> Answer:
         try:
             rows = Task(*unpickled(task))
+            rows = rows._replace(rows=unpacked(rows.rows))
         except Exception as error:  # noqa: BLE001 - as above
             return self._ended(error, "reading the rows")
         return self.run(rows, threads)
@@ -157,19 +160,22 @@ class Work:
             n_before=task.n_before,
         )
         results: list[Any] = []
-        causes: dict[int, Sent] = {}
+        failures: dict[int, tuple[Failure, Sent]] = {}
         seen: dict[str, Sent] = {}
         error: Sent | None = None
+        n_rows = 0
         batches = job.batches()
         try:
             for batch in batches:
                 for result in batch:
-                    if isinstance(result, Failure):
-                        if not isinstance(result.error, RowError):
-                            error = sent(result.error, self._dumps, seen)
-                            break
-                        causes[len(results)] = sent(_cause(result.error), self._dumps, seen)
-                    results.append(result)
+                    if not isinstance(result, Failure):
+                        results.append(result)
+                    elif isinstance(result.error, RowError):
+                        failures[n_rows] = result, sent(_cause(result.error), self._dumps, seen)
+                    else:
+                        error = sent(result.error, self._dumps, seen)
+                        break
+                    n_rows += 1
                 if error is not None:
                     break
         finally:
@@ -177,22 +183,21 @@ class Work:
         example = None
         if runner.example and not task.example:
             example = next(i for i, row in enumerate(task.rows) if row is runner.example[0])
-        return Answer(results, causes, error, example=example)
+        return Answer(n_rows, results, failures, error, example=example)
 
     def _ended(self, error: Exception, doing: str) -> Answer:
-        return Answer([], {}, sent(error, self._dumps, {}), doing)
+        return Answer(0, [], {}, sent(error, self._dumps, {}), doing)
 
     def _packed_answer(self, answer: Answer) -> bytes:
         try:
-            return self._dumps(tuple(answer))
+            return self._dumps(tuple(answer._replace(results=packed(answer.results))))
         except Exception as error:  # noqa: BLE001 - as above
-            place = next(
-                (i for i, one in enumerate(answer.results) if not self._pickles(one)), None
-            )
-            ended = self._ended(error, "sending the results")
-            if place is not None:
-                ended = ended._replace(doing=f"sending result {place} of the chunk")
-            return self._dumps(tuple(ended._replace(worker=answer.worker)))
+            what = "sending the results"
+            for place, value in enumerate(answer.results):
+                if not self._pickles(value):
+                    what = f"sending result {place} of these, a {type(value).__qualname__},"
+                    break
+            return self._dumps(tuple(self._ended(error, what)._replace(worker=answer.worker)))
 
     def _pickles(self, value: Any) -> bool:
         try:
@@ -229,24 +234,23 @@ class Partition:
         if answer.example is not None:
             self._example = [task.rows[answer.example]]
         self._n_before += len(rows)
-        results = answer.results
-        for place, cause in answer.causes.items():
-            index = results[place].error.index
-            error = RowError(index, received(cause, _place()), partition=self._number)
+        results = answer._replace(worker=_place()).unpacked()
+        for place in answer.failures:
+            error = results[place].error
+            results[place] = RowError(error.index, error.__cause__, partition=self._number)
             if work.on_error == "raise":
-                raise error
-            results[place] = error
+                raise results[place]
         if answer.error is not None:
-            raise opened(answer, "", _place())
+            raise opened(answer, work.engine)
         return results
 
 
-def opened(answer: Answer, engine: str, worker: tuple[str, int]) -> Exception:
+def opened(answer: Answer, engine: str) -> Exception:
     """Return the error that ended *answer*."""
     one = answer.error
     if one is None:
         raise RuntimeError("there is no error in this answer")
-    error = received(one, worker)
+    error = received(one, answer.worker)
     if not answer.doing:
         return error
     hint = ""

@@ -1,0 +1,275 @@
+"""`map_batches` on a Ray cluster. Needs Ray: `pip install 'mlkit-blocks[ray]'`."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, final
+
+from mlkit._arguments import number, whole
+from mlkit._optional import require
+from mlkit._suggest import clip
+from mlkit.errors import EngineError
+from mlkit.inference import _tables as tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlkit.inference import Work
+
+__all__ = ["RayEngine", "ray"]
+
+_RETRIES = 3  # as Ray's own for tasks
+_PATIENCE = 0.05  # seconds to look for an actor that has become ready
+
+
+def ray(*, n_workers: int | None = None, n_cpus: float = 1, n_gpus: float = 0) -> RayEngine:
+    """Return the engine that runs batches in Ray actors.
+
+    Rows from any iterable are sent to the actors in chunks, and their results come back in order. An actor holds one
+    model; actors are started as there is work for them, and end with the job. When an actor or its node dies, Ray starts
+    it again, loads the model there and runs its chunks again; a chunk whose actors died four times is given up with an
+    `EngineError` that names its rows. Ray is connected to as by `ray.init()` if it is not yet.
+
+    A `ray.data.Dataset`, whose rows reach *fn* as dicts, gives a lazy dataset with the results as further columns: one
+    for each key of a result that is a dict, else one named `"result"`. `on_error="return"` adds a column `"error"` with
+    the text of a bad row's error, whose results are missing. Rows of a dataset have no numbers: errors count within the
+    block they name, and blocks within an actor.
+
+    Args:
+        n_workers: At most how many actors, at least 1; by default as many as the cluster's CPUs (or GPUs) hold.
+        n_cpus: CPUs of one actor, above 0: as many threads does torch use there, at least one.
+        n_gpus: GPUs of one actor; pass `device="cuda"` to `map_batches` as well.
+
+    Returns:
+        The engine, for `map_batches(engine=...)`.
+
+    Raises:
+        MissingDependencyError: If Ray is not installed.
+        ConfigurationError: If an argument is wrong.
+
+    Examples:
+        ```text
+        for score in map_batches(model, rows, engine=ray(n_cpus=2)):
+            ...
+        ```
+    """
+    require("ray", extra="ray", feature="the Ray engine")
+    if n_workers is not None:
+        n_workers = whole("ray(n_workers=...)", n_workers, low=1, also="None or ")
+    n_cpus = number("ray(n_cpus=...)", n_cpus, "a number of CPUs > 0", low=1e-4, high=1e6)
+    n_gpus = number("ray(n_gpus=...)", n_gpus, "a number of GPUs >= 0", low=0, high=1e6)
+    return RayEngine(n_workers, n_cpus, n_gpus)
+
+
+@final
+class RayEngine:
+    """What `ray` returns. Thread-safe, and picklable into Ray's tasks."""
+
+    name = "ray"
+
+    def __init__(self, n_workers: int | None, n_cpus: float, n_gpus: float) -> None:
+        self._n_workers, self._n_cpus, self._n_gpus = n_workers, n_cpus, n_gpus
+
+    def __repr__(self) -> str:
+        return f"ray(n_workers={self._n_workers}, n_cpus={self._n_cpus:g}, n_gpus={self._n_gpus:g})"
+
+    @property
+    def dumps(self) -> Callable[[object], bytes]:
+        """`ray.cloudpickle.dumps`."""
+        from ray import cloudpickle
+
+        return cloudpickle.dumps  # type: ignore[no-any-return]
+
+    def check(self) -> None:
+        """Connect to Ray, and refuse a cluster that cannot hold one actor."""
+        import ray
+
+        try:
+            if not ray.is_initialized():
+                ray.init()
+            there = ray.cluster_resources()
+        except Exception as error:
+            raise _broken(error, "Ray is not there") from error
+        for kind, wanted in (("CPU", self._n_cpus), ("GPU", self._n_gpus)):
+            if wanted > there.get(kind, 0):
+                raise EngineError(
+                    self.name,
+                    f"an actor needs {wanted:g} {kind}s and the cluster has {there.get(kind, 0):g}; ask for fewer, or "
+                    f"start ray with more",
+                )
+
+    def open(self, work: Work) -> _Session:
+        """Return a session; its actors start with the first tasks."""
+        self.check()
+        return _Session(work, self._most(), self._options(), self._threads())
+
+    def dataset(self, work: Work, rows: Any) -> Any:
+        """Return the lazy results of a `ray.data.Dataset`, else `NotImplemented`."""
+        import sys
+
+        data = sys.modules.get("ray.data")
+        if data is None or not isinstance(rows, data.Dataset):
+            return NotImplemented
+        return rows.map_batches(
+            _Blocks,
+            fn_constructor_args=(work, self._threads()),
+            batch_format="numpy",
+            compute=data.ActorPoolStrategy(min_size=1, max_size=self._most()),
+            num_cpus=self._n_cpus,
+            num_gpus=self._n_gpus,
+        )
+
+    def _most(self) -> int:
+        """Return how many actors fit on what there is now."""
+        import ray
+
+        if self._n_workers is not None:
+            return self._n_workers
+        there = ray.cluster_resources()
+        most = there.get("CPU", 1) / self._n_cpus
+        if self._n_gpus:
+            most = min(most, there.get("GPU", 0) / self._n_gpus)
+        return max(int(most), 1)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "num_cpus": self._n_cpus,
+            "num_gpus": self._n_gpus,
+            "max_restarts": -1,
+            "max_task_retries": _RETRIES,
+        }
+
+    def _threads(self) -> int:
+        return max(int(self._n_cpus), 1)
+
+
+class _Actor:
+    """What runs in an actor's process."""
+
+    def __init__(self, held: list[Any], threads: int) -> None:
+        import ray
+
+        self._work: Work = ray.get(held[0])
+        self._threads = threads
+
+    def ready(self) -> bool:
+        return True
+
+    def answer(self, task: bytes) -> bytes:
+        return self._work(task, threads=self._threads)
+
+
+@final
+class _Worker:
+    """One actor, and what it has not answered yet."""
+
+    __slots__ = ("actor", "ready", "refs")
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.ready = actor.ready.remote()
+        self.refs: list[Any] = []
+
+
+@final
+class _Session:
+    """The actors of one job. For one thread."""
+
+    def __init__(self, work: Work, most: int, options: dict[str, Any], threads: int) -> None:
+        import ray
+
+        self._kind = ray.remote(**options)(_Actor)
+        # In a list, as Ray warns of a plain reference: that it be lost, which this session does not let happen.
+        self._held, self._threads = [ray.put(work)], threads
+        self._most = most
+        self._workers: list[_Worker] = []
+        self._starting: deque[_Worker] = deque()
+
+    def slots(self) -> int:
+        """Return how many actors there may be."""
+        return self._most
+
+    def submit(self, task: bytes) -> Callable[[], bytes]:
+        """Give the task to the actor that has the least to do."""
+        import ray
+
+        try:
+            worker = self._least_busy()
+            ref = worker.actor.answer.remote(task)
+        except Exception as error:
+            raise _broken(error, "no actor can be started") from error
+        worker.refs.append(ref)
+
+        def answer() -> bytes:
+            try:
+                return ray.get(ref)  # type: ignore[no-any-return]
+            except Exception as error:
+                raise _broken(error, "a task has no answer") from error
+
+        return answer
+
+    def close(self) -> None:
+        """Kill the actors: what they still run is wanted by nobody."""
+        import ray
+
+        workers, self._workers = [*self._workers, *self._starting], []
+        self._starting.clear()
+        for worker in workers:
+            with suppress(Exception):  # Ray may be gone by now
+                ray.kill(worker.actor)
+
+    def _least_busy(self) -> _Worker:
+        """Return an actor that is there; start another one while all have something to do."""
+        import ray
+
+        for worker in self._workers:
+            if worker.refs:
+                _, worker.refs = ray.wait(
+                    worker.refs, num_returns=len(worker.refs), timeout=0, fetch_local=False
+                )
+        idle = any(not worker.refs for worker in self._workers)
+        if not idle and not self._starting and len(self._workers) < self._most:
+            self._starting.append(_Worker(self._kind.remote(self._held, self._threads)))
+        if self._starting:
+            # Tasks wait for no actor that is still waiting for a place, unless there is no other.
+            timeout = None if not self._workers else 0
+            worker = self._starting[0]
+            done, _ = ray.wait([worker.ready], timeout=timeout)
+            if done:
+                ray.get(worker.ready)  # raises why it could not start
+                self._workers.append(self._starting.popleft())
+        return min(self._workers, key=lambda worker: len(worker.refs))
+
+
+class _Blocks:
+    """What Ray Data makes in its actors: from a block's columns to more columns."""
+
+    def __init__(self, work: Work, threads: int) -> None:
+        self._work, self._threads = work, threads
+        self._n_blocks = 0
+
+    def __call__(self, columns: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
+        run = self._work.partition(self._n_blocks)
+        self._n_blocks += 1
+        results = run(tables.rows_of(columns), threads=self._threads)
+        kept, new = tables.added(results, self._work.on_error)
+        if kept is not None:
+            columns = {name: column[kept] for name, column in columns.items()}
+        return {**columns, **{name: _column(np, values) for name, values in new.items()}}
+
+
+def _column(np: Any, values: list[Any]) -> Any:
+    """Return *values* as one array: of their dtype if they are alike, else of objects."""
+    shapes = {np.shape(value) for value in values}
+    if len(shapes) == 1 and not any(value is None for value in values):
+        return np.asarray(values)
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
+
+
+def _broken(error: Exception, what: str) -> EngineError:
+    return EngineError("ray", f"{what}: {type(error).__name__}: {clip(str(error), 300)}")

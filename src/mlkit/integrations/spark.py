@@ -1,0 +1,223 @@
+"""`map_batches` on a Spark cluster. Needs PySpark: `pip install 'mlkit-blocks[spark]'`, and Java."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, final
+
+from mlkit._optional import require
+from mlkit._suggest import clip
+from mlkit.errors import ConfigurationError, EngineError
+from mlkit.inference import _tables as tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from mlkit.inference import Work
+
+__all__ = ["SparkEngine", "spark"]
+
+_MOST = 128  # jobs at once: each has a thread here
+
+
+def spark(session: Any, *, schema: Any = None) -> SparkEngine:
+    """Return the engine that runs batches in the Python workers of a Spark cluster.
+
+    Rows from any iterable are sent to the workers in chunks, each a Spark job of one task, and their results come back
+    in order. The model is broadcast, and a Python worker process, which Spark keeps for later tasks, holds it. When a
+    worker dies, Spark runs its task again, `spark.task.maxFailures` times in all, then the chunk is given up with an
+    `EngineError` that names its rows; the master `local[2]` allows no failure, `local[2,4]` four.
+
+    A Spark `DataFrame`, whose rows reach *fn* as dicts, gives a lazy data frame with the results as further columns:
+    one for each key of a result that is a dict, else one named `"result"`. `on_error="return"` adds a column `"error"`
+    with the text of a bad row's error, whose results are null. Such errors name the partition and the row in it.
+
+    Args:
+        session: A `pyspark.sql.SparkSession`. It is not stopped. One of Spark Connect takes data frames only.
+        schema: For data frames: names and types of the results' columns, as text or a `StructType`: `"score double"`.
+
+    Returns:
+        The engine, for `map_batches(engine=...)`.
+
+    Raises:
+        MissingDependencyError: If PySpark is not installed.
+        ConfigurationError: If *session* is no session.
+
+    Examples:
+        ```text
+        session = SparkSession.builder.master("local[4,4]").getOrCreate()
+        scored = map_batches(model, session.read.parquet("rows"), engine=spark(session, schema="score double"))
+        scored.write.parquet("scores")
+        ```
+    """
+    require("pyspark", extra="spark", feature="the Spark engine")
+    if not callable(getattr(session, "createDataFrame", None)):
+        raise ConfigurationError("spark(session)", session, "a pyspark.sql.SparkSession")
+    return SparkEngine(session, schema)
+
+
+@final
+class SparkEngine:
+    """What `spark` returns. Thread-safe as its session is; not to be pickled or used after a fork."""
+
+    name = "spark"
+
+    def __init__(self, session: Any, schema: Any) -> None:
+        self._session, self._schema = session, schema
+
+    def __repr__(self) -> str:
+        return f"spark({self._session!r})"
+
+    @property
+    def dumps(self) -> Callable[[object], bytes]:
+        """`pyspark.cloudpickle.dumps`."""
+        from pyspark import cloudpickle
+
+        return cloudpickle.dumps  # type: ignore[no-any-return]
+
+    def check(self) -> None:
+        """Refuse a session that was stopped."""
+        if self._remote():
+            return
+        context = self._session.sparkContext
+        try:
+            stopped = context._jsc is None or context._jsc.sc().isStopped()  # noqa: SLF001 - PySpark has no other way to ask
+        except Exception as error:
+            raise _broken(error, "the session does not answer") from error
+        if stopped:
+            raise EngineError(self.name, "the session was stopped; make a new one")
+
+    def open(self, work: Work) -> _Session:
+        """Broadcast *work* and return the session."""
+        if self._remote():
+            raise EngineError(
+                self.name,
+                "over Spark Connect only data frames can be run; pass one as rows, e.g. session.createDataFrame(...)",
+            )
+        self.check()
+        return _Session(self._session.sparkContext, work)
+
+    def dataset(self, work: Work, rows: Any) -> Any:
+        """Return the lazy results of a `DataFrame`, else `NotImplemented`."""
+        if type(rows).__module__.partition(".")[0] != "pyspark" or not hasattr(rows, "mapInArrow"):
+            return NotImplemented
+        from pyspark.sql.types import StringType, StructType
+
+        if self._schema is None:
+            raise ConfigurationError(
+                "spark(schema=...)",
+                self._schema,
+                "the names and types of the results' columns, for a DataFrame",
+                hint='such as spark(session, schema="score double")',
+            )
+        new = self._schema
+        if not isinstance(new, StructType):
+            new = self._session.createDataFrame([], new).schema
+        names = new.names
+        if work.on_error == "return":
+            new = StructType([*new.fields]).add(tables.ERROR, StringType())
+        old = [field for field in rows.schema.fields if field.name not in new.names]
+        whole = StructType([*old, *new.fields])
+        threads = _threads(self._session)
+        return rows.mapInArrow(_Blocks(work, names, threads), whole)
+
+    def _remote(self) -> bool:
+        return ".connect." in type(self._session).__module__
+
+
+def _threads(session: Any) -> int:
+    return max(int(session.conf.get("spark.task.cpus", "1")), 1)
+
+
+@final
+class _Session:
+    """One job's broadcast model, and the threads that wait for its Spark jobs."""
+
+    def __init__(self, context: Any, work: Work) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._context = context
+        self._group = f"mlkit-{os.urandom(6).hex()}"
+        self._name = f"mlkit {work.name}"
+        self._threads = int(context.getConf().get("spark.task.cpus", "1"))
+        try:
+            self._work = context.broadcast(work)
+        except Exception as error:
+            raise _broken(error, "the model cannot be broadcast") from error
+        self._pool = ThreadPoolExecutor(_MOST, thread_name_prefix="mlkit-spark")
+
+    def slots(self) -> int:
+        """Return how many tasks Spark runs at once."""
+        cores = int(self._context.defaultParallelism)
+        return max(min(cores // self._threads, _MOST // 2), 1)
+
+    def submit(self, task: bytes) -> Callable[[], bytes]:
+        """Begin a Spark job of one task."""
+        future = self._pool.submit(self._run, task)
+
+        def answer() -> bytes:
+            try:
+                return future.result()
+            except Exception as error:
+                raise _broken(error, "a task has no answer") from error
+
+        return answer
+
+    def close(self) -> None:
+        """Cancel the jobs, and let go of the model."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with suppress(Exception):  # the context may be stopped by now
+            self._context.cancelJobGroup(self._group)
+        self._pool.shutdown(wait=True)
+        with suppress(Exception):
+            self._work.destroy()
+
+    def _run(self, task: bytes) -> bytes:
+        self._context.setJobGroup(self._group, self._name, interruptOnCancel=False)
+        work, threads = self._work, self._threads
+        rows = self._context.parallelize([task], 1)
+        return bytes(rows.map(lambda one: work.value(one, threads=threads)).collect()[0])
+
+
+@final
+class _Blocks:
+    """What Spark runs on each partition: from record batches to record batches with more columns."""
+
+    def __init__(self, work: Work, names: list[str], threads: int) -> None:
+        self._work, self._names, self._threads = work, names, threads
+
+    def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
+        from pyspark import TaskContext
+
+        context = TaskContext.get()
+        run = self._work.partition(0 if context is None else context.partitionId())
+        for batch in batches:
+            frame = batch.to_pandas()
+            rows = tables.rows_of({name: frame[name].to_numpy() for name in frame.columns})
+            results = run(rows, threads=self._threads)
+            kept, columns = tables.added(results, self._work.on_error, self._names)
+            yield _extended(batch, kept, columns)
+
+
+def _extended(batch: Any, kept: list[int] | None, columns: dict[str, list[Any]]) -> Any:
+    import pyarrow as pa
+
+    if kept is not None:
+        batch = batch.take(pa.array(kept, pa.int64()))
+    old = {
+        name: batch.column(place)
+        for place, name in enumerate(batch.schema.names)
+        if name not in columns
+    }
+    new = {name: pa.array(values) for name, values in columns.items()}
+    return pa.RecordBatch.from_pydict({**old, **new})
+
+
+def _broken(error: Exception, what: str) -> EngineError:
+    words = str(error)
+    # Below Java's stack trace is the line of Python that says it.
+    for line in words.splitlines():
+        if "Python worker exited" in line or "Error:" in line:
+            words = line.strip()
+    return EngineError("spark", f"{what}: {type(error).__name__}: {clip(words, 300)}")
