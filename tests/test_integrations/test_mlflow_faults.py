@@ -214,7 +214,7 @@ class Stored:
         db.close()
         self.files = {
             path.relative_to(folder).as_posix(): path.read_bytes()
-            for folder in files.glob(f"*/{self.id}/artifacts")
+            for folder in files.glob(f"**/{self.id}/artifacts")
             for path in folder.rglob("*")
             if path.is_file()
         }
@@ -471,3 +471,61 @@ def test_one_bad_record_takes_no_other_along_over_http(servers, tmp_path):
     assert "bad@key" in stored.tags.values()
     assert "inf" in stored.tags.values()
     assert len(stored.points) == 302
+
+
+# --- the shipper is killed ------------------------------------------------------------------------
+
+KILLED_AGAIN_AND_AGAIN = """
+    import os, random, signal, sys, time
+    import mlflow, mlflow.store.tracking.sqlalchemy_store    # once, for all who are killed
+    from mlkit.tracking import sync
+    run_dir, *sinks = sys.argv[1:]
+    chance, kills = random.Random(8), 0
+    while True:
+        pid = os.fork()
+        if not pid:
+            os._exit(0 if sync(run_dir, sinks=sinks, timeout=60).complete else 1)
+        time.sleep(chance.uniform(0, 0.1 + 0.05 * kills))    # all get further than the ones before
+        if kills < 12 and os.waitpid(pid, os.WNOHANG) == (0, 0):
+            os.kill(pid, signal.SIGKILL)
+            kills += 1
+            os.waitpid(pid, 0)
+            continue
+        status = os.waitpid(pid, 0)[1] if kills >= 12 else 0
+        print(kills, status)
+        break
+"""
+
+
+def test_a_shipper_killed_again_and_again_leaves_what_one_that_was_not_leaves(servers, tmp_path):
+    proxy = servers.proxy("one")
+    with start_run("kills", root=tmp_path) as run:
+        run.log_params({"lr": 0.1, "net": {"depth": 3}})
+        for step in range(500):
+            run.log_metrics({f"m{k}": (step + 1) / (k + 3) for k in range(5)}, step=step // 2)
+            if step % 200 == 0:
+                run.log_artifact(str(step).encode(), name=f"part/{step}.txt")
+                run.set_tag("at", step)
+    database = tmp_path / "mlflow.db"
+    shutil.copy(servers.template, database)
+    sinks = [f"mlflow:http://127.0.0.1:{proxy.server_port}", f"mlflow:sqlite:///{database}"]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED_AGAIN_AND_AGAIN), run.dir, *sinks],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    kills, status = map(int, done.stdout.split())
+    assert kills > 3
+    assert status == 0
+    assert sync(run.dir, sinks=sinks).complete
+    for stored in (
+        servers.stored("one", run.id),
+        Stored(database, tmp_path / "mlartifacts", run.id),
+    ):
+        assert stored.points == sorted(
+            (f"m{k}", step // 2, (step + 1) / (k + 3)) for k in range(5) for step in range(500)
+        )
+        assert stored.params == {"lr": "0.1", "net.depth": "3"}
+        assert (stored.tags["at"], stored.status) == ("400", "FINISHED")
+        assert stored.files == {
+            f"part/{step}.txt": str(step).encode() for step in range(0, 500, 200)
+        }
