@@ -1,0 +1,219 @@
+"""The store that is wrapped: made when it is needed first, and asked only while it answers."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar, final
+
+from mlkit._clock import current
+from mlkit._suggest import clip
+from mlkit.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["RUN_TAG", "Backend", "is_ours"]
+
+T = TypeVar("T")
+
+RUN_TAG = "mlkit.run_id"
+_PREFIX = "mlkit+"
+_OURS = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
+_ANSWER_WITHIN = 2.0
+_UP_FOR, _DOWN_FOR = 2.0, 5.0  # seconds for which an answer about the server's health holds
+_AWAY = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
+
+
+def is_ours(run_id: object) -> bool:
+    """Return whether an id was given by us; MLflow's own are 32 hexadecimal digits."""
+    return isinstance(run_id, str) and _OURS.fullmatch(run_id) is not None
+
+
+@final
+class Backend:
+    """The store behind `mlkit+`, its health, and the ids that it has given to our runs.
+
+    Thread-safe.
+
+    Args:
+        uri: The address, with `mlkit+`.
+        artifact_uri: Where artifacts go, for a database.
+    """
+
+    def __init__(self, uri: str, artifact_uri: str | None = None) -> None:
+        self.uri = uri.removeprefix(_PREFIX)
+        if not uri.startswith(_PREFIX) or "://" not in self.uri:
+            raise ConfigurationError(
+                "mlflow.set_tracking_uri(uri)", uri, "an address such as 'mlkit+http://host:5000'"
+            )
+        self._artifact_uri = artifact_uri
+        self._lock = threading.Lock()
+        self._store: Any = None
+        self._checked = -1e9
+        self._trouble = ""
+        self._theirs: dict[str, str] = {}
+        self._ours: dict[str, str] = {}
+        if self.is_http:
+            # MLflow's own patience is minutes; here it would be the user's, in calls that cannot be journalled.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+    @property
+    def is_http(self) -> bool:
+        """Whether it is a server."""
+        return self.uri.startswith(("http:", "https:"))
+
+    @property
+    def store(self) -> Any:
+        """MLflow's own store of the address."""
+        with self._lock:
+            if self._store is None:
+                from mlflow.tracking._tracking_service.utils import _tracking_store_registry
+
+                # Not by `get_store`, which holds a lock that the maker of our own store is called under.
+                build = _tracking_store_registry.get_store_builder(self.uri)
+                self._store = build(store_uri=self.uri, artifact_uri=self._artifact_uri)
+            return self._store
+
+    def is_up(self) -> bool:
+        """Return whether the server answers; a database always does."""
+        if not self.is_http:
+            return True
+        now = current().monotonic()
+        if now - self._checked >= (_DOWN_FOR if self._trouble else _UP_FOR):
+            self._trouble = self._ask()
+            self._checked = current().monotonic()
+        return not self._trouble
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the store.
+
+        Raises:
+            MlflowException: If the server does not answer, or whatever the store raises.
+        """
+        return self.guard(name, lambda: getattr(self.store, name)(*args, **kwargs))
+
+    def guard(self, what: str, call: Callable[[], T]) -> T:
+        """Do *call*, which needs the server.
+
+        Raises:
+            MlflowException: If the server does not answer, or whatever the call raises.
+        """
+        from mlflow.exceptions import MlflowException
+
+        if not self.is_up():
+            raise MlflowException(
+                f"{clip(_shown(self.uri))} does not answer ({self._trouble}), and {what!r} cannot be done without it. What is "
+                "logged goes into the journal meanwhile and is delivered later.",
+                error_code=_temporarily(),
+            )
+        try:
+            return call()
+        except MlflowException as error:
+            if error.error_code in _AWAY or "Max retries exceeded" in str(error.message):
+                self._trouble, self._checked = clip(error.message, 200), current().monotonic()
+            raise
+
+    def learn(self, ours: str, theirs: str) -> None:
+        """Remember which run of MLflow is one of ours."""
+        self._theirs[ours], self._ours[theirs] = theirs, ours
+
+    def find(self, run_id: str, *, fresh: bool = False) -> str | None:
+        """Return MLflow's id of a run, or None if it has none of ours with that id.
+
+        Args:
+            run_id: Our id, or MLflow's own.
+            fresh: Whether to ask again, also if it is known.
+
+        Raises:
+            MlflowException: If the server does not answer.
+        """
+        if not is_ours(run_id):
+            return run_id
+        if run_id not in self._theirs or fresh:
+            found = self.search(f"tags.`{RUN_TAG}` = '{run_id}'")
+            if found is None:
+                return None
+            self.learn(run_id, found)
+        return self._theirs[run_id]
+
+    def search(self, condition: str) -> str | None:
+        """Return the id of a run, the first one if there are several."""
+        from mlflow.entities import ViewType
+
+        experiments: list[str] = []
+        token = None
+        while True:
+            page = self.call(
+                "search_experiments", view_type=ViewType.ALL, max_results=1000, page_token=token
+            )
+            experiments += [one.experiment_id for one in page]
+            token = page.token
+            if not token:
+                break
+        runs = self.call("search_runs", experiments, condition, ViewType.ALL, max_results=10)
+        return min((str(run.info.run_id) for run in runs), default=None)
+
+    def ours(self, run_id: str | None, tags: dict[str, str] | None = None) -> str | None:
+        """Return the id under which a run of MLflow is known here: ours if it is one, else its own.
+
+        Args:
+            run_id: MLflow's id.
+            tags: The run's tags, if they are at hand.
+        """
+        if run_id is None or is_ours(run_id):
+            return run_id
+        if run_id not in self._ours:
+            if tags is None:
+                try:
+                    tags = self.call("get_run", run_id).data.tags
+                except Exception:  # noqa: BLE001 - deleted for good, say
+                    return run_id
+            ours = (tags or {}).get(RUN_TAG, run_id)
+            if ours == run_id:
+                self._ours[run_id] = run_id
+            else:
+                self.learn(ours, run_id)
+        return self._ours[run_id]
+
+    def location(self, uri: str) -> str:
+        """Return an artifact location that does not depend on the tracking address being one of MLflow's own."""
+        if not self.is_http or not uri.startswith("mlflow-artifacts:"):
+            return uri
+        from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+
+        return str(MlflowArtifactsRepository.resolve_uri(uri, self.uri))
+
+    def _ask(self) -> str:
+        """Return why the server cannot be asked, or nothing."""
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request
+
+        try:
+            answer = http_request(
+                get_default_host_creds(self.uri),
+                "/health",
+                "GET",
+                max_retries=0,
+                retry_codes=(),
+                timeout=_ANSWER_WITHIN,
+                raise_on_status=False,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody answers
+            return f"{type(error).__name__}, no answer within {_ANSWER_WITHIN:g} s"
+        # Behind a proxy there may be no such page; then somebody has answered.
+        return f"status {answer.status_code}" if answer.status_code >= 500 else ""
+
+
+def _shown(uri: str) -> str:
+    """Return an address without what may be a password."""
+    scheme, _, rest = uri.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+def _temporarily() -> int:
+    from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+
+    return int(TEMPORARILY_UNAVAILABLE)

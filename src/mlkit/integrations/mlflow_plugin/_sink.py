@@ -1,0 +1,249 @@
+"""What delivers the journals of the plug-in: the sink `mlflow-store:<address>`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, final
+
+from mlkit._optional import require
+from mlkit.errors import SinkRejectedError, SinkUnavailableError
+from mlkit.integrations.mlflow import MlflowSink
+from mlkit.integrations.mlflow_plugin._backend import RUN_TAG, Backend, is_ours
+from mlkit.integrations.mlflow_plugin._calls import (
+    CALL,
+    dataset_from,
+    metric_from,
+    models_in,
+    models_out,
+)
+from mlkit.integrations.mlflow_plugin._experiments import find_or_make
+from mlkit.tracking import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mlkit.tracking import RunInfo
+
+__all__ = ["StoreSink"]
+
+_PARENT = "mlflow.parentRunId"
+
+
+@final
+class StoreSink:
+    """Writes a run that was recorded through MLflow's own interface into MLflow, as it would have been made there.
+
+    Points, params and artifacts are the business of `MlflowSink`; the rest of MLflow's calls is done here. The run is found by
+    its tag `mlkit.run_id`. Not thread-safe; picklable before `open`.
+
+    Args:
+        tracking_uri: Address of the store.
+
+    Raises:
+        ConfigurationError: If that is no tracking URI that MLflow writes to.
+        MissingDependencyError: If MLflow is not installed.
+    """
+
+    def __init__(self, tracking_uri: str) -> None:
+        self._inner = MlflowSink(tracking_uri)
+        self._info: RunInfo | None = None
+        self._backend: Backend | None = None
+        self._run_id = ""
+
+    @property
+    def uri(self) -> str:
+        """`"mlflow-store:"` and the tracking URI."""
+        return f"mlflow-store:{self._inner.tracking_uri}"
+
+    @property
+    def max_records(self) -> int:
+        """1000, as `MlflowSink`."""
+        return self._inner.max_records
+
+    def open(self, run: RunInfo) -> None:
+        """Find the run, if it is there.
+
+        Args:
+            run: The run.
+
+        Raises:
+            SinkUnavailableError: If MLflow does not answer.
+        """
+        require("mlflow", extra="mlflow", feature="the MLflow plug-in")
+        self._info, self._run_id = run, ""
+        self._backend = Backend(f"mlkit+{self._inner.tracking_uri}")
+        with _waiting():
+            found = self._backend.search(f"tags.`{RUN_TAG}` = '{run.id}'")
+        if found is not None:
+            self._go_on(found)
+
+    def send(self, batch: Sequence[Record]) -> None:
+        """Store *batch*.
+
+        Args:
+            batch: The records.
+
+        Raises:
+            SinkUnavailableError: If MLflow does not answer, or does not take the run.
+            SinkRejectedError: If MLflow refuses a record of it.
+        """
+        calls = [
+            json.loads(str(record.value))
+            for record in sorted(batch, key=lambda one: one.key)
+            if record.kind == "tag" and record.key.startswith(CALL)
+        ]
+        if not self._run_id:
+            self._make(next((one for one in calls if one["call"] == "create"), None))
+        plain = [one for one in batch if one.kind in {"metric", "param", "artifact"}]
+        if plain:
+            self._inner.send(plain)
+        at = max((record.time for record in batch), default=0.0)
+        with _waiting():
+            self._do(calls, at)
+            if any(record.id == "killed" for record in batch):
+                self._end_killed(at)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._inner.close()
+        self._backend = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_backend": None}
+
+    def __repr__(self) -> str:
+        return f"StoreSink({self._inner.tracking_uri!r})"
+
+    @property
+    def _store(self) -> Any:
+        if self._backend is None:
+            raise SinkUnavailableError("the sink is closed")
+        return self._backend.store
+
+    def _make(self, call: dict[str, Any] | None) -> None:
+        """Make the run in MLflow as the call says.
+
+        Raises:
+            SinkUnavailableError: If it cannot be made; the cause may be mended, so nothing is set aside.
+        """
+        from mlflow.entities import RunTag
+        from mlflow.exceptions import MlflowException
+
+        info, backend = self._info, self._backend
+        if info is None or backend is None:
+            raise SinkUnavailableError("the sink is closed")
+        if call is None:
+            raise SinkUnavailableError(f"run {info.id} is not in MLflow any more")
+        try:
+            about = call["experiment"]
+            known = str(about["experiment_id"])
+            experiment = find_or_make(backend, about) if known.startswith("mlkit-") else known
+            tags = {**call["tags"], RUN_TAG: info.id}
+            if _PARENT in tags:
+                tags[_PARENT] = self._parent(tags[_PARENT])
+            made = backend.call(
+                "create_run",
+                experiment_id=experiment,
+                user_id=call["user_id"],
+                start_time=call["start_time"],
+                tags=[RunTag(key, value) for key, value in tags.items()],
+                run_name=call["run_name"],
+            )
+        except MlflowException as error:
+            raise SinkUnavailableError(f"{error.error_code}: {error.message}") from error
+        self._go_on(str(made.info.run_id))
+
+    def _go_on(self, theirs: str) -> None:
+        """Open the inner sink with the run that is in MLflow; it finds it by the same tag."""
+        info = self._info
+        with _waiting():
+            run = self._store.get_run(theirs)
+            experiment = self._store.get_experiment(run.info.experiment_id)
+        if info is not None:
+            self._inner.open(info._replace(experiment=experiment.name, parent=None))
+        self._run_id = theirs
+
+    def _parent(self, run_id: str) -> str:
+        """Return MLflow's id of the run that this one is nested in.
+
+        Raises:
+            SinkUnavailableError: If it is not there yet.
+        """
+        found = None if self._backend is None else self._backend.find(run_id)
+        if found is None:
+            raise SinkUnavailableError(f"run {run_id}, the parent, is not in MLflow yet")
+        return found
+
+    def _do(self, calls: list[dict[str, Any]], at: float) -> None:
+        """Do what the journal says was called, in its order; the run's status comes last."""
+        update: dict[str, Any] = {}
+        for call in calls:
+            kind = call["call"]
+            if kind == "tags":
+                self._tag(call["tags"], at)
+            elif kind == "delete_tag":
+                self._delete_tag(call["key"])
+            elif kind == "metrics":
+                metrics = [metric_from(one) for one in call["metrics"]]
+                self._store.log_batch(self._run_id, metrics, [], [])
+            elif kind == "inputs":
+                data = [dataset_from(one) for one in call["datasets"]]
+                self._store.log_inputs(self._run_id, data, models_in(call["models"]) or None)
+            elif kind == "outputs":
+                self._store.log_outputs(self._run_id, models_out(call["models"]))
+            elif kind == "update":
+                update |= {key: one for key, one in call.items() if one is not None}
+                update["end_time"] = call["end_time"]
+            elif kind == "let_go":
+                self._tag(
+                    {"mlkit.let_go": "the process that logged has ended, the run has not"}, at
+                )
+        if update:
+            self._update(update.get("status"), update["end_time"], update.get("run_name"))
+
+    def _tag(self, tags: dict[str, str], at: float) -> None:
+        if _PARENT in tags and is_ours(tags[_PARENT]):
+            tags = {**tags, _PARENT: self._parent(tags[_PARENT])}
+        records = [Record("", "tag", key, value, time=at) for key, value in tags.items()]
+        self._inner.send(records)
+
+    def _delete_tag(self, key: str) -> None:
+        if key in self._store.get_run(self._run_id).data.tags:
+            self._store.delete_tag(self._run_id, key)
+
+    def _update(self, status: str | None, end_time: int | None, name: str | None) -> None:
+        from mlflow.entities import RunStatus
+
+        if status is None:
+            status = self._store.get_run(self._run_id).info.status
+        self._store.update_run_info(self._run_id, RunStatus.from_string(status), end_time, name)
+
+    def _end_killed(self, at: float) -> None:
+        """Mark a run whose process has died, unless it had ended or was let go of."""
+        run = self._store.get_run(self._run_id)
+        if run.info.status == "RUNNING" and "mlkit.let_go" not in run.data.tags:
+            self._update("KILLED", round(at * 1000), None)
+
+
+@final
+class _waiting:  # noqa: N801 - reads as the statement it is: `with _waiting():`
+    """Context manager: MLflow's errors become those that the lane understands."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from mlflow.exceptions import MlflowException
+
+        if isinstance(error, MlflowException):
+            hopeless = error.error_code in {
+                "BAD_REQUEST",
+                "INVALID_PARAMETER_VALUE",
+                "INVALID_STATE",
+                "MALFORMED_REQUEST",
+                "RESOURCE_DOES_NOT_EXIST",
+            }
+            translated = SinkRejectedError if hopeless else SinkUnavailableError
+            raise translated(f"{error.error_code}: {error.message}") from error
+        if type(error).__module__.startswith(("sqlalchemy.", "alembic.", "requests.")):
+            raise SinkUnavailableError(f"{type(error).__name__}: {error}") from error
