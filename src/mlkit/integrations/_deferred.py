@@ -52,6 +52,7 @@ class Deferred:
         """Whether the client gets everything at once."""
         self._folder, self._target = folder, target
         self._environment, self._options = environment, dict(options)
+        self._begun = False  # the client has the run open
         self._spool: Spool | None = None
         self._client: Client | None = None
         self._held: AbstractContextManager[Client] | None = None
@@ -61,9 +62,7 @@ class Deferred:
         self._folder.mkdir(parents=True, exist_ok=True)
         spool = Spool(self._folder / "mlkit" / f"{run.id}.jsonl")
         spool.open(run)
-        # A client that was killed after the last record was kept may not have written it.
-        spool.changed = spool.ended
-        self._spool = spool
+        self._spool, self._begun = spool, False
 
     def call(self, method: str) -> object:
         """Return what a method without arguments says."""
@@ -83,7 +82,7 @@ class Deferred:
         try:
             if spool is not None:
                 spool.close()
-                if spool.changed or self.eager:
+                if spool.changed or self._begun:
                     self._write(spool, last=True)
         finally:
             held, self._held, self._client = self._held, None, None
@@ -101,4 +100,5 @@ class Deferred:
             patience = _BEGIN + _ROW * sum(1 for _ in rows_of(spool.path))
             arguments = (str(spool.path), str(self._folder), self._options, last)
             self._connected().call(self.method, *arguments, timeout=patience)
-        spool.changed = False
+        self._begun = self.eager and not last
+        spool.done()

@@ -76,10 +76,11 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._done = path.with_suffix(".done")
         self.ended = False
         """Whether the last status says that the run has ended."""
         self.changed = False
-        """Whether there is something that was not there when the client wrote the run last."""
+        """Whether there is something that the client has not written yet."""
         self._file = -1
         self._known: set[str] = set()
         self._params: dict[str, str] = {}
@@ -93,11 +94,22 @@ class Spool:
         whole = content.rfind(b"\n") + 1
         os.ftruncate(self._file, whole)
         self._known, self._params = set(), {}
-        self.ended = self.changed = False
+        self.ended = False
         if not whole:
             self._write({"run": run._asdict()})
         for line in content[:whole].splitlines():
             self._learn(json.loads(line))
+        try:
+            self.changed = int(self._done.read_text("ascii")) != whole
+        except (OSError, ValueError):
+            self.changed = bool(whole)
+
+    def done(self) -> None:
+        """Note that the client has written all that is kept."""
+        beside = self._done.with_suffix(".new")
+        beside.write_text(str(self.path.stat().st_size), "ascii")
+        beside.replace(self._done)
+        self.changed = False
 
     def add(self, batch: Sequence[Record]) -> None:
         """Keep the records that the file does not have.

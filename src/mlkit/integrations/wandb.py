@@ -171,15 +171,23 @@ class _Writer:
         beside = path.with_suffix(".part")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        live = _Live(story, beside, {**options, "mode": "offline"})
+        place = Path(folder) / "wandb"
+        place.mkdir(exist_ok=True)
+        stale, first = [], 0
+        for old in place.glob(f"offline-run-*-{_run_id(story)}"):
+            synced = list(old.glob("*.wandb.synced"))
+            # `wandb sync` appends to what W&B has of a run: what was uploaded must not come again.
+            first += sum(_rows_in(marker.with_suffix(""))[0] for marker in synced)
+            stale += [] if synced else [old]
+        live = _Live(story, beside, {**options, "mode": "offline"}, first)
         live.bring(story, path)
         live.run.finish(exit_code=_EXIT.get(story.status, 1 if ended else 0))
         wandb.teardown()  # only then is the file whole
         (made,) = (beside / "wandb").glob("offline-run-*")
-        _check(next(made.glob("*.wandb")), story.rows)
-        place = Path(folder) / "wandb"
-        place.mkdir(exist_ok=True)
-        for old in place.glob(f"offline-run-*-{_run_id(story)}"):
+        found, whole = _rows_in(next(made.glob("*.wandb")))
+        if found != story.rows - first or not whole:
+            raise OSError(f"{made} has {found} of {story.rows - first} rows, or no end")
+        for old in stale:
             old.rename(beside / f"old-{old.name}")
         made.rename(place / made.name)
         shutil.rmtree(beside, ignore_errors=True)
@@ -200,16 +208,16 @@ class _Writer:
 class _Live:
     """A run of the client."""
 
-    def __init__(self, story: Story, folder: Path, options: dict[str, str]) -> None:
+    def __init__(
+        self, story: Story, folder: Path, options: dict[str, str], first: int | None = None
+    ) -> None:
         import wandb
 
         settings: dict[str, Any] = {
             name: options[name] for name in ("mode", "entity") if name in options
         }
-        if settings.get("mode") != "offline":
-            settings["resume"] = (
-                "allow"  # `wandb sync` would append a folder to what W&B has of its run
-            )
+        if first is None:
+            settings["resume"] = "allow"
         if story.run["parent"] is not None:
             settings |= {"run_group": plain_text(story.run["parent"]), "run_job_type": "nested"}
         self.run: Any = wandb.init(
@@ -224,16 +232,17 @@ class _Live:
         )  # fmt: skip
         self.run.define_metric(_STEP, hidden=True)
         self.run.define_metric("*", step_metric=_STEP)
-        self._rows = int(self.run.starting_step)  # W&B's step is the number of the row
+        # W&B's step is the number of the row, so it says how many it has.
+        self._rows = int(self.run.starting_step) if first is None else first
         self._files: dict[str, tuple[str, str]] = {}
         self._names: dict[str, str] = {}
 
     def bring(self, story: Story, spool: Path) -> None:
         """Log the rows and files that are new, and say the rest again."""
-        for row in rows_of(spool, self._rows):
+        for number, row in enumerate(rows_of(spool, self._rows), self._rows):
             columns: dict[str, object] = {_STEP: row.step, "_timestamp": row.time}
             columns |= {self._name(key): value for key, value in row.values.items()}
-            self.run.log(columns)
+            self.run.log(columns, step=number)
         self._rows = max(self._rows, story.rows)
         for name, kept in story.artifacts.items():
             if self._files.get(name) != kept:
@@ -302,23 +311,17 @@ _BLOCK, _HEAD, _PIECE = 32768, 7, Struct("<IHB")
 _WHOLE, _FIRST, _LAST = 1, 2, 4
 
 
-def _check(path: Path, rows: int) -> None:
-    """Look whether the file is whole.
-
-    Raises:
-        OSError: If it does not have as many rows as were logged, or no end.
-    """
+def _rows_in(path: Path) -> tuple[int, bool]:
+    """Return how many rows of metrics a .wandb file has, and whether it has an end."""
     from wandb.proto import wandb_internal_pb2
 
     record: Any = wandb_internal_pb2.Record  # type: ignore[attr-defined, unused-ignore]
-
-    found, ended = 0, False
+    rows, ended = 0, False
     for data in _records(path.read_bytes()):
         kind = record.FromString(data).WhichOneof("record_type")
-        found += kind == "history"
+        rows += kind == "history"
         ended |= kind == "exit"
-    if found != rows or not ended:
-        raise OSError(f"{path} has {found} of {rows} rows{'' if ended else ' and no end'}")
+    return rows, ended
 
 
 def _records(content: bytes) -> Iterator[bytes]:
