@@ -197,9 +197,9 @@ class Checkpoint:
         differ = [
             f"{key} was {clip(was.get(key), 60)} and is {clip(now.get(key), 60)}"
             for key in {**now, **was}
-            if json.dumps(was.get(key)) != json.dumps(now[key])
+            if json.dumps(was.get(key)) != json.dumps(now.get(key))
             # A generator has no number of rows beforehand.
-            and not (key == "rows" and None in (was.get(key), now[key]))
+            and not (key == "rows" and None in (was.get(key), now.get(key)))
         ]
         if differ:
             raise self._error(

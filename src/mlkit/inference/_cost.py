@@ -19,7 +19,7 @@ _PLAIN = (0.0, 0.01, 0.0, 0.01)  # how much rows and squares must explain to be 
 _FIRST = 4096  # entries in a batch before anything ran
 _STEP = 4  # how much larger than any batch that ran a batch may be
 _ENOUGH = 4  # batches of about one size, for a word about that size
-_SLOWER = 0.92  # a smaller size that takes this part of the time per work is better
+_SLOWER = 0.92  # sizes whose best takes more than this part of their time per work are as good
 _PATIENCE = 16  # batches near a limit that memory set, before a larger one is tried
 
 
@@ -154,13 +154,10 @@ def best_size(seen: list[tuple[int, int, float]], cost: Cost) -> int | None:
     paces = {
         size: sorted(some)[len(some) // 4] for size, some in sizes.items() if len(some) >= _ENOUGH
     }
-    if len(paces) < 2:
+    if not paces:
         return None
-    best = min(paces, key=paces.__getitem__)
-    larger = [pace for size, pace in paces.items() if size > best]
-    if not larger or paces[best] > _SLOWER * min(larger):
-        return None
-    return (1 << best) - 1
+    good = max(size for size, pace in paces.items() if pace * _SLOWER <= min(paces.values()))
+    return None if good == max(paces) else (1 << good) - 1
 
 
 def fit(seen: list[tuple[int, int, float]]) -> Cost | None:

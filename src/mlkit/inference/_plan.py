@@ -35,19 +35,18 @@ def cut(
         The best partition of sorted rows is one into neighbours. The cost of a batch that ends at row `i` and begins after
         row `j` is a line in `j` evaluated at the price of a row as long as row `i`; the price never falls, so that the
         lower envelope of the lines is walked once: linear in the number of distinct lengths. Limits are applied
-        afterwards, by cutting a batch into equal ones.
+        afterwards, by cutting a batch that exceeds them, the longest rows first.
     """
     sizes: list[int] = []
     start = 0
     for end in _cheapest(lengths, cost):
-        longest = max(lengths[end - 1], 1)
-        most = max(1, min(max_rows, cap // longest))
-        n = end - start
-        if buckets:
-            sizes.extend(_by_buckets(n, most, buckets))
-        else:
-            pieces = -(-n // most)
-            sizes.extend(n * (i + 1) // pieces - n * i // pieces for i in range(pieces))
+        pieces: list[int] = []
+        stop = end
+        while stop > start:
+            most = max(1, min(max_rows, cap // max(lengths[stop - 1], 1)))
+            pieces.append(_piece(stop - start, most, buckets))
+            stop -= pieces[-1]
+        sizes.extend(reversed(pieces))
         start = end
     return sizes
 
@@ -92,18 +91,12 @@ def _beaten(a: int, b: int, c: int, before: list[int], total: list[float]) -> bo
     return left >= right
 
 
-def _by_buckets(n: int, most: int, buckets: Sequence[int]) -> list[int]:
-    """Return *n* rows as batches that fill buckets of at most *most* rows, but for the last one."""
+def _piece(n: int, most: int, buckets: Sequence[int]) -> int:
+    """Return how many of *n* rows to take for a batch of at most *most*, which fills a bucket if it can."""
+    if not buckets:
+        return min(n, most)
     place = max(bisect_right(buckets, most) - 1, 0)
-    sizes: list[int] = []
-    while n:
-        full = buckets[place]
-        if n < full and place and n <= buckets[place - 1]:
-            place -= 1
-            continue
-        sizes.append(min(n, full))
-        n -= sizes[-1]
-    return sizes
+    return min(n, buckets[place])
 
 
 def spread(n: int) -> list[int]:

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["Planner"]
 
 _SAMPLE = 32  # rows whose majority decides what the others must look like
-_PROBES = ((0.5, 4), (0.25, 1), (0.9, 1), (0.6, 8))  # where in the sorted rows, and how many of them
+_PROBES = (
+    (0.5, 4),
+    (0.25, 1),
+    (0.9, 1),
+    (0.6, 8),
+)  # where in the sorted rows, and how many of them
 _LEARNING = 32  # measurements, until which the rest of a window is planned anew with each fit
 _RARELY = 8  # afterwards, on a device that runs behind, every how many batches are waited for and measured
 
@@ -39,6 +44,7 @@ class Planner:
     def __init__(self, runner: Runner, measure: Callable[[Any], Any]) -> None:
         self._runner, self._measure = runner, measure
         self._learned = learned_for(*runner.identity)
+        self._hasty, self._end = False, 0
         self.failed = False
 
     def run(self, rows: Sequence[Any], *, hasty: bool) -> list[Any]:
@@ -51,6 +57,7 @@ class Planner:
         results: list[Any] = [None] * len(rows)
         try:
             self.failed = False
+            self._hasty, self._end = hasty, len(rows)
             lengths = self._lengths(rows, results)
             self._settle(rows)
             todo = sorted(
@@ -60,7 +67,7 @@ class Planner:
             if not self._learned.n_seen and len(todo) >= _SAMPLE:
                 todo = self._probed(rows, lengths, todo, results)
             while todo:
-                todo = self._some(rows, lengths, todo, results, hasty=hasty)
+                todo = self._some(rows, lengths, todo, results)
             return results
         finally:
             del rows, results  # an error that somebody keeps also keeps this frame
@@ -95,19 +102,16 @@ class Planner:
             start = int(quantile * (len(todo) - size))
             part = todo[start : start + min(size, self._runner.limit)]
             del todo[start : start + len(part)]
-            self._batch(rows, part, max(lengths[part[-1]], 1), results)
-            if self._runner.failed:
+            self._batch(rows, part, lengths, results)
+            if self.failed:
                 break
-        return todo
+        if self.failed and not self._runner.worked and 0 in todo:
+            todo.remove(0)  # does it fail for the very first row?
+            self._batch(rows, [0], lengths, results)
+        return self._wanted(todo)
 
     def _some(
-        self,
-        rows: Sequence[Any],
-        lengths: list[int],
-        todo: list[int],
-        results: list[Any],
-        *,
-        hasty: bool,
+        self, rows: Sequence[Any], lengths: list[int], todo: list[int], results: list[Any]
     ) -> list[int]:
         """Run rows of *todo*, sorted by length, until all have run or there is a better plan; return what is left."""
         learned = self._learned
@@ -126,27 +130,27 @@ class Planner:
         learning = learned.n_seen < _LEARNING
         # The longest first, so that memory runs out early if it does; while learning, of all lengths.
         turns = spread(len(parts)) if learning else range(len(parts) - 1, -1, -1)
-        end = len(rows)
         left = set(range(len(parts)))
         for turn in turns:
-            part = [place for place in parts[turn] if place < end]
             left.discard(turn)
-            if not part:
-                continue
             cap = learned.cap
-            renewed = self._batch(rows, part, max(lengths[part[-1]], 1), results)
-            if hasty and self._runner.failed:
-                broken = [place for place in part if isinstance(results[place], Failure)]
-                end = min([end, *broken])
+            renewed = self._batch(rows, self._wanted(parts[turn]), lengths, results)
             if learned.cap < cap or (learning and (renewed or learned.cap > cap)):
                 break
-        return [place for turn in sorted(left) for place in parts[turn] if place < end]
+        return self._wanted([place for turn in sorted(left) for place in parts[turn]])
+
+    def _wanted(self, part: list[int]) -> list[int]:
+        """Return the places that a job which ends at its first bad row still asks for."""
+        return [place for place in part if place < self._end] if self._hasty else part
 
     def _batch(
-        self, rows: Sequence[Any], part: list[int], longest: int, results: list[Any]
+        self, rows: Sequence[Any], part: list[int], lengths: list[int], results: list[Any]
     ) -> bool:
         """Run one batch and learn from it; return whether it changed what batches are thought to cost."""
+        if not part:
+            return False
         runner, learned, asked = self._runner, self._learned, self._runner.limit
+        longest = max(lengths[part[-1]], 1)
         measured = not runner.runs_behind or (
             learned.n_seen < _LEARNING or runner.calls % _RARELY == 0
         )
@@ -160,17 +164,15 @@ class Planner:
         seconds = clock.monotonic() - start
         for place, result in zip(part, outcome, strict=True):
             results[place] = result
-        if runner.failed:
-            self.failed = self.failed or any(isinstance(one, Failure) for one in outcome)
+        broken = [place for place in part if runner.failed and isinstance(results[place], Failure)]
+        if broken:
+            self.failed = True
+            self._end = min(self._end, *broken) if self._hasty else self._end
         if runner.limit < asked:  # memory ran out
             learned.ran_out(runner.limit * longest)
             runner.resume(runner.example, None, worked=runner.worked)
             return False
-        if runner.calls > n_calls + 1 or self._lone(outcome):
+        if runner.calls != n_calls + 1 or broken:
             return False
         learned.fitted(len(part), longest)
         return measured and learned.observe(runner.filled(len(part)), longest, seconds)
-
-    def _lone(self, outcome: list[Any]) -> bool:
-        """Return whether this was no call that went well."""
-        return self._runner.failed and isinstance(outcome[0], Failure)
