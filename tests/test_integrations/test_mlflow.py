@@ -243,6 +243,42 @@ def test_an_experiment_that_was_deleted_is_said_and_can_be_mended(database, tmp_
     assert sync(run.dir, sinks=[uri]).complete
 
 
+def test_a_run_that_was_deleted_is_said_and_can_be_mended(database, tmp_path):
+    """Somebody tidies up while the training goes on: nothing is set aside, point by point, for what can be undone."""
+    uri = f"mlflow:sqlite:///{database}"
+    with start_run("gone", root=tmp_path / "runs") as run:
+        run.log_metric("loss", 1)
+    assert sync(run.dir, sinks=[uri]).complete
+    client = client_of(database)
+    mlflow_id = run_of(client, run.id).info.run_id
+    with start_run("gone", root=tmp_path / "runs", resume=run.id) as again:
+        again.log_points({"loss": range(500)}, steps=range(500))
+    sink = MlflowSink(f"sqlite:///{database}")
+    opened = sink.open
+
+    def open_and_lose(info):
+        opened(info)
+        client.delete_run(mlflow_id)
+
+    sink.open = open_and_lose
+    delivery = sync(run.dir, sinks=[sink], timeout=2)
+    assert (delivery.pending, delivery.dead_lettered) == (502, 0)
+    assert "restore it" in delivery.reason
+    client.restore_run(mlflow_id)
+    assert sync(run.dir, sinks=[uri], timeout=60).complete
+    assert len(points_of(client, run_of(client, run.id), "loss")) == 501
+
+
+def test_more_params_than_mlflow_takes_at_once_are_there(database, tmp_path):
+    """MLflow takes a hundred at once, and reads all it has for each hundred."""
+    params = {f"layer.{number}.width": number for number in range(1_050)}
+    with start_run("wide", root=tmp_path / "runs") as run:
+        run.log_params(params)
+    assert sync(run.dir, sinks=[f"mlflow:sqlite:///{database}"]).complete
+    found = run_of(client_of(database), run.id).data.params
+    assert found == {key: str(value) for key, value in params.items()}
+
+
 names = st.text(max_size=20).filter(bool) | st.text("ab/. @#%[]", min_size=1, max_size=8)
 
 

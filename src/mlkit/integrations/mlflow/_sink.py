@@ -150,47 +150,20 @@ class MlflowSink:
             batch: The records.
 
         Raises:
-            SinkUnavailableError: If MLflow does not answer.
+            SinkUnavailableError: If MLflow does not answer, or the run was deleted there, which can be undone.
             SinkRejectedError: If MLflow refuses a record of it.
         """
         store = self._store
         if store is None:
             raise SinkUnavailableError("the sink is not open")
-        points: list[Point] = []
-        params: dict[str, str] = {}
-        tags: dict[str, str] = {}
-        inputs: list[Data] = []
-        for record in batch:
-            key = self._key(record, tags)
-            if record.kind == "metric":
-                value = float(record.value)
-                if math.isinf(value):
-                    place = f"mlkit.nonfinite.{record.key}.{record.step}.{record.milliseconds}"
-                    tags[safe_key(place)] = str(value)
-                else:
-                    points.append(Point(key, value, record.milliseconds, record.step))
-            elif record.kind == "param":
-                text = self._fit(store, record, key, MAX_PARAM)
-                if params.setdefault(key, text) != text:
-                    raise SinkRejectedError(f"param {clip(record.key)!r} has two values")
-            elif record.kind == "tag":
-                tags[key] = self._fit(store, record, key, MAX_TAG)
-                if record.key.startswith(_INPUT):
-                    inputs.append(_dataset(record))
-        for some in chunks(params.items()):
-            store.log(self.run_id, params=some)
-        self._log_points(store, points)
-        for some in chunks(tags.items()):
-            store.log(self.run_id, tags=some)
-        if inputs:
-            store.log_inputs(self.run_id, inputs)
-        for record in batch:
-            if record.kind == "artifact":
-                self._upload(store, record.key, Path(record.path))
-            elif record.kind == "status":
-                running = record.value == "RUNNING"
-                end_time = None if running else record.milliseconds
-                store.set_status(self.run_id, str(record.value), end_time)
+        try:
+            self._send(store, batch)
+        except SinkRejectedError:
+            if not store.is_active(self.run_id):
+                raise SinkUnavailableError(
+                    f"run {self.run_id} was deleted in MLflow; restore it"
+                ) from None
+            raise
 
     def close(self) -> None:
         """Let go of the client."""
@@ -255,6 +228,43 @@ class MlflowSink:
                 raise
             start += len(some)
         self._points_at_once = min(_MOST_POINTS, 2 * self._points_at_once)
+
+    def _send(self, store: Store, batch: Sequence[Record]) -> None:
+        points: list[Point] = []
+        params: dict[str, str] = {}
+        tags: dict[str, str] = {}
+        inputs: list[Data] = []
+        for record in batch:
+            key = self._key(record, tags)
+            if record.kind == "metric":
+                value = float(record.value)
+                if math.isinf(value):
+                    place = f"mlkit.nonfinite.{record.key}.{record.step}.{record.milliseconds}"
+                    tags[safe_key(place)] = str(value)
+                else:
+                    points.append(Point(key, value, record.milliseconds, record.step))
+            elif record.kind == "param":
+                text = self._fit(store, record, key, MAX_PARAM)
+                if params.setdefault(key, text) != text:
+                    raise SinkRejectedError(f"param {clip(record.key)!r} has two values")
+            elif record.kind == "tag":
+                tags[key] = self._fit(store, record, key, MAX_TAG)
+                if record.key.startswith(_INPUT):
+                    inputs.append(_dataset(record))
+        for some in chunks(params.items()):
+            store.log(self.run_id, params=some)
+        self._log_points(store, points)
+        for some in chunks(tags.items()):
+            store.log(self.run_id, tags=some)
+        if inputs:
+            store.log_inputs(self.run_id, inputs)
+        for record in batch:
+            if record.kind == "artifact":
+                self._upload(store, record.key, Path(record.path))
+            elif record.kind == "status":
+                running = record.value == "RUNNING"
+                end_time = None if running else record.milliseconds
+                store.set_status(self.run_id, str(record.value), end_time)
 
     def _key(self, record: Record, tags: dict[str, str]) -> str:
         """Return the name under which MLflow takes a record, and note the old one if it differs."""

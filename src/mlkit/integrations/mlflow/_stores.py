@@ -93,6 +93,13 @@ class Server:
         }
         self._ask("POST", "runs/create", json=body)
 
+    def is_active(self, run_id: str) -> bool:
+        """Return whether a run is there and not deleted."""
+        found = self._ask("GET", "runs/get", missing=True, params={"run_id": run_id})
+        if found is None:
+            return False
+        return bool(_said(_said(found, "run"), "info").get("lifecycle_stage") != "deleted")
+
     def delete_run(self, run_id: str) -> None:
         """Delete a run, which can be undone."""
         self._ask("POST", "runs/delete", json={"run_id": run_id})
@@ -236,6 +243,15 @@ class Database:
             self._client.create_run(
                 experiment, start_time=start_time, tags=dict(tags), run_name=name
             )
+
+    def is_active(self, run_id: str) -> bool:
+        """As `Server.is_active`."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return bool(self._client.get_run(run_id).info.lifecycle_stage != "deleted")
+        except MlflowException as error:
+            return bool(error.error_code != _MISSING)
 
     def delete_run(self, run_id: str) -> None:
         """As `Server.delete_run`."""
