@@ -70,11 +70,11 @@ class Client:
             except (OSError, EOFError, TimeoutError) as error:
                 said = self._said()
                 self._end(0.0)
-                late = f"{method} took longer than {timeout:g} seconds"
-                reason = (
-                    late if isinstance(error, TimeoutError) else f"the client's process died {said}"
-                )
-                raise SinkUnavailableError(f"{self._target}: {reason}") from error
+                reason = f"the client's process died{f': {said}' if said else ''}"
+                if isinstance(error, TimeoutError):
+                    reason = f"the client took longer than {timeout:g} seconds, and was ended"
+                name = self._target.partition(":")[0].rpartition(".")[2]
+                raise SinkUnavailableError(f"{name}: {reason}") from error
         if not fine:
             raise SinkUnavailableError(answer)
         return answer
@@ -137,11 +137,12 @@ class Client:
         return bytes(found)
 
     def _said(self) -> str:
-        """Return the end of what the process wrote to standard error."""
+        """Return the last line that the process wrote to standard error."""
         if self._output is None:
             return ""
         self._output.seek(0)
-        return clip(self._output.read()[-300:].decode("utf-8", "replace").strip(), 300)
+        lines = self._output.read()[-2000:].decode("utf-8", "replace").split("\n")
+        return clip(next((line.strip() for line in reversed(lines) if line.strip()), ""), 300)
 
     def _end(self, patience: float) -> None:
         process, self._process = self._process, None

@@ -1,0 +1,116 @@
+"""A client works in a process of its own: what it prints, breaks, hangs or leaves behind stays there."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+import time
+
+import pytest
+
+from mlkit.errors import SinkUnavailableError
+from mlkit.integrations._client import Client, shared
+
+CODE = """
+    import atexit, os, sys, time
+    print("imported"); sys.stderr.write("imported\\n")
+
+    class Served:
+        def __init__(self):
+            self.calls = 0
+        def add(self, *numbers):
+            self.calls += 1
+            print("called", flush=True)
+            os.write(1, b"raw output")
+            return sum(numbers), self.calls
+        def setting(self, name):
+            return os.environ.get(name)
+        def fail(self):
+            raise ValueError("x" * 5000)
+        def die(self):
+            sys.stderr.write("Segmentation fault, or so")
+            sys.stderr.flush()
+            os._exit(3)
+        def hang(self):
+            time.sleep(600)
+        def leave(self, path):
+            atexit.register(lambda: open(path, "w").write("ended"))
+            return os.getpid()
+"""
+
+
+@pytest.fixture
+def target(tmp_path, monkeypatch):
+    (tmp_path / "a_tracker.py").write_text(textwrap.dedent(CODE))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "a_tracker:Served"
+
+
+@pytest.fixture
+def client(target):
+    client = Client(target, {"A_SETTING": "ours", "NOT_OURS": None})
+    yield client
+    client.close()
+
+
+def test_calls_are_answered_whatever_the_client_prints(client, capfd, monkeypatch):
+    monkeypatch.setenv("NOT_OURS", "theirs")
+    assert client.call("add", 1, 2, timeout=30) == (3, 1)
+    assert client.call("add", *range(100_000), timeout=30) == (sum(range(100_000)), 2)
+    assert client.call("setting", "A_SETTING", timeout=30) == "ours"
+    assert client.call("setting", "NOT_OURS", timeout=30) is None
+    assert capfd.readouterr() == ("", "")
+    assert "a_tracker" not in sys.modules
+
+
+def test_an_error_is_told_and_the_client_goes_on(client):
+    client.call("add", timeout=30)
+    with pytest.raises(SinkUnavailableError, match="ValueError: xxx") as caught:
+        client.call("fail", timeout=30)
+    assert len(str(caught.value)) < 600
+    assert client.call("add", timeout=30) == (0, 2)
+
+
+def test_a_client_that_dies_says_its_last_words_and_is_started_again(client):
+    with pytest.raises(SinkUnavailableError, match=r"process died: Segmentation fault, or so$"):
+        client.call("die", timeout=30)
+    assert client.call("add", timeout=30) == (0, 1)
+
+
+def test_a_client_that_hangs_is_ended(client):
+    client.call("add", timeout=30)
+    began = time.monotonic()
+    with pytest.raises(SinkUnavailableError, match=r"longer than 0\.2 seconds"):
+        client.call("hang", timeout=0.2)
+    assert time.monotonic() - began < 10
+    assert client.call("add", timeout=30) == (0, 1)
+
+
+def test_a_client_ends_with_its_last_user_and_runs_its_exit_hooks(target, tmp_path):
+    with shared(target, {}) as one, shared(target, {}) as two:
+        assert one is two
+        with shared(target, {"A_SETTING": "another"}) as other:
+            assert other is not one
+        pid = one.call("leave", str(tmp_path / "ended"), timeout=30)
+    assert (tmp_path / "ended").read_text() == "ended"
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_forked_child_has_a_client_of_its_own(client):
+    first = client.call("leave", os.devnull, timeout=30)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(write, str(client.call("leave", os.devnull, timeout=30)).encode())
+            client.close()
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as told:
+        second = int(told.read())
+    os.waitpid(child, 0)
+    assert second != first
+    assert client.call("leave", os.devnull, timeout=30) == first
