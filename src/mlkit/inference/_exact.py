@@ -130,16 +130,14 @@ class Exact:
         return self._run(self._alone, rows)
 
     def _holds(self, rows: list[Any], results: list[Any]) -> bool:
-        """Return whether the bits stay when every row has another place, and when one fills the batch alone."""
+        """Return whether the bits stay when every row has another place, and when one is in every place."""
         step = max(len(rows) // 2, 1)
-        moved = self._fixed.run(rows[step:] + rows[:step])
-        lone = self._fixed.run(rows[:1])
-        back = self._fixed.run([rows[-1], *rows[:-1]])
-        return (
-            all(map(same_bits, moved, results[step:] + results[:step]))
-            and same_bits(lone[0], results[0])
-            and all(map(same_bits, back, [results[-1], *results[:-1]]))
-        )
+        for turn in {step, 1}:
+            moved = self._fixed.run(rows[turn:] + rows[:turn])
+            if not all(map(same_bits, moved, results[turn:] + results[:turn])):
+                return False
+        everywhere = self._fixed.run(rows[:1] * self._fixed.limit)
+        return all(same_bits(one, results[0]) for one in everywhere)
 
     def _unsteady(self) -> ConfigurationError:
         return ConfigurationError(
