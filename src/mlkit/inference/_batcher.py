@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from contextvars import copy_context
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
 
 from mlkit._arguments import seconds, whole
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError
 from mlkit.inference._awaited import Awaited
+from mlkit.inference._bell import Bell
 from mlkit.inference._check import is_coroutine_function
 from mlkit.inference._delivery import deliver
 from mlkit.inference._process import forks
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from typing import NoReturn, Self
 
     from mlkit._clock import Clock
+    from mlkit.errors import InferenceError
     from mlkit.inference._collate import Pad
     from mlkit.inference._stats import BatcherStats
     from mlkit.telemetry import Sample
@@ -214,7 +217,8 @@ class Batcher(Generic[_Row, _Result]):
                 raise refusal(self.name, self._pid, closed=True)
             if self._thread is None:
                 self._runner.leave_thread()
-                self._clock = self._queue.clock = current(self._given_clock)
+                self._clock = current(self._given_clock)
+                self._queue.go_by(self._clock)
                 context = copy_context()
                 thread = threading.Thread(
                     target=context.run, args=(self._run,), name=f"mlkit-{self.name}", daemon=True
@@ -254,10 +258,10 @@ class Batcher(Generic[_Row, _Result]):
         asked = (self._runner.buckets or (1, self._largest)) if sizes is None else sizes
         where = "warm_up(sizes=...)"
         each = sorted({whole(where, size, low=1, high=largest) for size in asked})
-        self._check_process()
         warm_up = WarmUp(row, each)
-        if not self._queue.warm_up(warm_up):
-            raise refusal(self.name, self._pid, closed=True)
+        inside = get_ident() == self._ident
+        if self._forks != forks.n or inside or not self._queue.warm_up(warm_up):
+            raise self._refusal()
         return warm_up.wait(self._clock)
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> BatcherStats:
@@ -289,7 +293,7 @@ class Batcher(Generic[_Row, _Result]):
         with self._lock:
             thread = self._thread
             self._stop(drain=drain)
-        if thread is not None and self._ident != threading.get_ident():
+        if thread is not None and self._ident != get_ident():
             if self._queue.wait_until_over(timeout):
                 thread.join()
             else:
@@ -374,9 +378,10 @@ class Batcher(Generic[_Row, _Result]):
         request = Request(row, loop, loop.create_future())
         if deadline is not None or type(priority) is not int or priority or key is not None:
             self._ask(request, "submit(deadline=...)", deadline, priority, key)
+        if self._forks != forks.n or get_ident() == self._ident or not self._queue.push(request):
+            raise self._refusal()
         timer = None
         try:
-            self._push(request)
             if deadline is not None:
                 timer = loop.call_later(request.allowed, self._expire, request)
             outcome = await request.signal
@@ -414,9 +419,10 @@ class Batcher(Generic[_Row, _Result]):
         Raises:
             Exception: As `submit`.
         """
-        request = Request(row, None, threading.Condition(threading.Lock()))
+        request = Request(row, None, Bell())
         self._ask(request, "call(timeout=...)", timeout, priority, key)
-        self._push(request)
+        if self._forks != forks.n or get_ident() == self._ident or not self._queue.push(request):
+            raise self._refusal()
         late = False
         try:
             with request.signal:
@@ -461,22 +467,20 @@ class Batcher(Generic[_Row, _Result]):
         if limit is not None:
             request.allowed = seconds(argument, limit, zero=True)
             request.expires = self._clock.monotonic() + request.allowed
+            request.plain = False
         if key is not None:
             try:
                 hash(key)
             except TypeError as error:
                 raise ConfigurationError("key", key, "a value that can be hashed") from error
-            request.key = key
+            request.key, request.plain = key, False
 
-    def _push(self, request: Request) -> None:
-        self._check_process()
-        if not self._queue.push(request):
-            raise refusal(self.name, self._pid, closed=True)
-
-    def _check_process(self) -> None:
-        process = self._pid  # read once, as `start` may set it meanwhile
-        if self._forks != forks.n or threading.get_ident() == self._ident:
-            raise refusal(self.name, process, closed=self._queue.closing)
+    def _refusal(self) -> InferenceError:
+        """Return why no row is taken from this thread, or from none."""
+        process, closing = self._pid, self._queue.closing
+        if process == os.getpid() and not closing and get_ident() != self._ident:
+            process = None  # `start` came meanwhile
+        return refusal(self.name, process, closed=closing)
 
     def _expire(self, request: Request) -> None:
         """Answer a row whose deadline has come, running or not. Runs in its loop."""
@@ -503,7 +507,7 @@ class Batcher(Generic[_Row, _Result]):
     # --- the device thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._ident = threading.get_ident()
+        self._ident = get_ident()
         try:
             while self._work():
                 pass
@@ -521,14 +525,15 @@ class Batcher(Generic[_Row, _Result]):
         In a frame of its own: what an idle thread still names stays in memory, perhaps in the device's.
         """
         batch, late, warm_up = self._queue.take()
-        self._turn_away(late, lambda request: too_late(self.name, request.allowed))
-        if (batch or warm_up is not None) and not self._entered:
+        if late:
+            self._turn_away(late, lambda request: too_late(self.name, request.allowed))
+        if not self._entered and (batch or warm_up is not None):
             self._runner.enter_thread()
             self._entered = True
-        if warm_up is not None:
-            warm_up.run(self._runner, self._clock, self._queue.observe)
         if batch:
             self._serve(batch)
+        elif warm_up is not None:
+            warm_up.run(self._runner, self._clock, self._queue.observe)
         return bool(batch or late or warm_up is not None)
 
     def _serve(self, batch: list[Request]) -> None:
@@ -545,11 +550,13 @@ class Batcher(Generic[_Row, _Result]):
             outcomes = [Failure(error, len(batch))] * len(batch)
             failed = self._give_errors(outcomes)
         # Only then the outcomes: a blocking caller may look at any time, and whoever has an answer must find it counted.
-        shared = self._queue.ran(batch, failed, {request.loop for request in batch})
+        loops = {request.loop for request in batch}
+        shared = self._queue.ran(batch, failed, loops)
         if shared:
             batch = [*batch, *[request for _, request in shared]]
             outcomes = [*outcomes, *[self._again(outcomes[place]) for place, _ in shared]]
-        deliver(batch, outcomes, self._queue.settle, self._queue.forget)
+            loops = {request.loop for request in batch}
+        deliver(batch, outcomes, loops, self._queue.settle, self._queue.forget)
         # An error that a caller keeps also keeps this frame; the neighbours' data must not stay with it.
         del rows, outcomes, request, batch, shared
 
@@ -573,7 +580,8 @@ class Batcher(Generic[_Row, _Result]):
         """Answer callers whose rows will not run, or run too long, each with an error of its own."""
         if requests:
             outcomes = [Failed(error(request)) for request in requests]
-            deliver(requests, outcomes, None, self._queue.forget)
+            loops = {request.loop for request in requests}
+            deliver(requests, outcomes, loops, None, self._queue.forget)
 
     def _stop(self, *, drain: bool) -> None:
         """Take no more rows; unless *drain*, answer those who wait."""

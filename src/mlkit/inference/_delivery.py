@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from mlkit.inference._requests import Request
 
@@ -16,6 +16,7 @@ __all__ = ["deliver"]
 def deliver(
     requests: Sequence[Request],
     outcomes: Sequence[Any],
+    loops: Collection[AbstractEventLoop | None],
     settle: Callable[[AbstractEventLoop], None] | None,
     forget: Callable[[AbstractEventLoop], None],
 ) -> None:
@@ -23,14 +24,16 @@ def deliver(
 
     Args:
         requests: Callers of any loops and threads.
+        loops: The loops of *requests*, with None for those without.
         outcomes: A result or `Failed` for each.
         settle: Called in each loop when all its callers have their answers.
         forget: Called for each loop that turns out to be closed.
     """
-    loops = {request.loop for request in requests}
-    if len(loops) == 1 and None not in loops:  # as nearly always
-        _wake(loops.pop(), requests, outcomes, settle, forget)
-        return
+    if len(loops) == 1:  # as nearly always
+        (loop,) = loops
+        if loop is not None:
+            _wake(loop, requests, outcomes, settle, forget)
+            return
     theirs: dict[AbstractEventLoop, tuple[list[Request], list[Any]]] = {}
     for request, outcome in zip(requests, outcomes, strict=True):
         if request.loop is None:
@@ -39,19 +42,17 @@ def deliver(
             some, of_them = theirs.setdefault(request.loop, ([], []))
             some.append(request)
             of_them.append(outcome)
-    for loop, (some, of_them) in theirs.items():
-        _wake(loop, some, of_them, settle, forget)
+    for each, (some, of_them) in theirs.items():
+        _wake(each, some, of_them, settle, forget)
 
 
 def _wake(
-    loop: AbstractEventLoop | None,
+    loop: AbstractEventLoop,
     requests: Sequence[Request],
     outcomes: Sequence[Any],
     settle: Callable[[AbstractEventLoop], None] | None,
     forget: Callable[[AbstractEventLoop], None],
 ) -> None:
-    if loop is None:
-        return
     try:
         loop.call_soon_threadsafe(_answer, loop, requests, outcomes, settle)
     except RuntimeError:  # the loop is closed, and its callers are gone with it

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Collection, Hashable
 
 __all__ = ["Gathering"]
 
@@ -19,6 +19,7 @@ class Gathering:
     - A full batch has nothing to wait for.
     - An event loop whose callers were just answered, or have begun to submit, is given two turns: the tasks that it
       woke come back with their next row in the meantime. Without this, a closed loop of callers runs in two halves.
+      It need not turn once as many rows have come as callers were answered.
     - A batch that was cut off too early shows: rows arrive while it runs, shortly after it left. So the next one waits
       until there are as many as that one had plus those it missed.
 
@@ -28,27 +29,31 @@ class Gathering:
         full: The rows at which a batch waits for no more.
         max_wait: Seconds.
         unsettled: The event loops that have not had their turns.
+        due: How many rows wait when all callers that were just answered are back, or 0.
         since: Since when the device has been free while rows waited, or None.
+        misses_until: Until when a row that comes would have belonged to the batch that left last.
     """
 
-    __slots__ = ("_expected", "_misses_until", "full", "max_wait", "since", "unsettled")
+    __slots__ = ("_expected", "due", "full", "max_wait", "misses_until", "since", "unsettled")
 
     def __init__(self, full: int, max_wait: float) -> None:
         self.full = full
         self.max_wait = max_wait
         self._expected = 0
-        self._misses_until = float("-inf")
+        self.misses_until = float("-inf")
         self.unsettled: set[Hashable] = set()
+        self.due = 0
         self.since: float | None = None
 
-    def arrived(self, now: float) -> None:
-        """Note that a row came."""
-        if now <= self._misses_until:
-            self._expected += 1
+    def missed(self) -> None:
+        """Note that a row came soon after a batch had left without it."""
+        self._expected += 1
 
     def complete(self, n_rows: int) -> bool:
         """Return whether no more rows are expected."""
-        return n_rows >= self.full or (not self.unsettled and n_rows >= self._expected)
+        if n_rows >= self.full:
+            return True
+        return n_rows >= self._expected and (not self.unsettled or 0 < self.due <= n_rows)
 
     def seconds_left(self, now: float) -> float:
         """Return for how much longer to wait for company, negative if not at all."""
@@ -60,10 +65,27 @@ class Gathering:
         """Note that a batch left. A loop that has not settled by now may be gone: it is forgotten."""
         if n_rows < self.full:  # a full one says nothing about how many there are
             self._expected = n_rows
-            self._misses_until = now + self.max_wait
+            self.misses_until = now + self.max_wait
         self.since = None
+        self.due = 0
         self.unsettled.clear()
 
-    def answered(self) -> None:
-        """Note that the batch is done: rows that come from now on may be its own callers' next ones."""
-        self._misses_until = float("-inf")
+    def answered(self, n_waiting: int, n_answered: int, loops: Collection[Hashable]) -> None:
+        """Note that a batch is done: rows that come from now on may be its own callers' next ones.
+
+        Args:
+            n_waiting: The rows that came meanwhile.
+            n_answered: The rows of the batch.
+            loops: The loops of its callers, with None for those without.
+        """
+        self.misses_until = float("-inf")
+        if self.max_wait:
+            self.unsettled.update(loops)
+            self.unsettled.discard(None)
+            self.due = 0 if None in loops else n_waiting + n_answered
+
+    def settled(self, loop: Hashable) -> None:
+        """Note that *loop* has had its turns, or is no more."""
+        self.unsettled.discard(loop)
+        if not self.unsettled:
+            self.due = 0

@@ -30,7 +30,8 @@ class Pace:
     def __init__(self, largest: int, buckets: Sequence[int], target: float | None) -> None:
         self._largest = largest
         self._buckets = buckets
-        self._target = target
+        self.target = target
+        """The latency objective in seconds, or None."""
         self._recent: dict[int, deque[float]] = {}
         self._sizes: list[int] = []  # ascending
         self._seconds: list[float] = []  # of each size, never falling
@@ -77,9 +78,9 @@ class Pace:
         A row that comes while a batch runs waits for its end and then for its own, so that both halves make the whole.
         At most twice as many as have been seen, so that a size nobody has measured is not jumped to; at least 1.
         """
-        if self._target is None or not self._sizes:
+        if self.target is None or not self._sizes:
             return self._largest
-        allowed = self._target / 2
+        allowed = self.target / 2
         low, high = 1, min(self._largest, 2 * self._sizes[-1])
         while low < high:  # the largest that is quick enough
             middle = (low + high + 1) // 2
@@ -94,9 +95,9 @@ class Pace:
 
     def longest_wait(self, n_rows: int, max_wait: float) -> float:
         """Return how long a free device may hold back a row under the objective, at most *max_wait* seconds."""
-        if self._target is None:
+        if self.target is None:
             return max_wait
-        return min(max_wait, max(self._target - (self.seconds(n_rows) or 0.0), 0.0))
+        return min(max_wait, max(self.target - (self.seconds(n_rows) or 0.0), 0.0))
 
     def _size(self, n_rows: int) -> int:
         if self._buckets:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit._clock import SYSTEM
 from mlkit.errors import OverloadedError, QueueFullError
+from mlkit.inference._bell import Bell
 from mlkit.inference._flights import Flights
 from mlkit.inference._gathering import Gathering
 from mlkit.inference._pace import Pace
@@ -71,7 +73,7 @@ class Queue:
         self._max_wait = max_wait
         self._max_queue = max_queue
         self._lock = threading.Lock()
-        self._wake = threading.Condition(self._lock)
+        self._wake: Any = Bell(self._lock)  # as a condition: only the device thread waits on it
         self._ended = threading.Condition(self._lock)
         self._waiting = Waiting()
         self._flights = Flights()
@@ -83,11 +85,18 @@ class Queue:
         self._asleep = False  # and it does so until somebody wakes it
         self._running: list[Request] = []
         self._sealed_at = 0.0
+        self._timed = False  # some rows have had deadlines
         self._over = False  # the device thread has ended
-        self.clock: Clock = SYSTEM
-        """The time by which rows wait and expire."""
+        self._turning: object = False  # a loop that is given its turns now; None would be that of a thread
+        self.go_by(SYSTEM)
         self.closing = False
         """Whether it takes no more rows; never False again."""
+
+    def go_by(self, clock: Clock) -> None:
+        """Take the time, by which rows wait and expire, from *clock*. Before the device thread starts."""
+        self.clock = clock
+        # Once for each row: past the clock's own method, which only passes the question on.
+        self._now = time.monotonic if clock is SYSTEM else clock.monotonic  # noqa: TID251
 
     # --- callers -------------------------------------------------------------------------------------------------
 
@@ -100,37 +109,23 @@ class Queue:
         with self._lock:
             if self.closing:
                 return False
+            now = request.since = self._now()
             waiting, gathering = self._waiting, self._gathering
-            now = request.since = self.clock.monotonic()
-            if request.key is not None:
-                leader = self._flights.leader(request)
-                if leader is not None:
-                    self._flights.join(request, leader, waiting)
-                    self._tally.joined += 1
+            if not request.plain or waiting.n_rows >= self._max_queue:
+                if self._join(request):
                     return True
-            if waiting.n_rows >= self._max_queue or request.expires is not None:
                 self._admit(request, now)
-            if request.key is not None:
-                self._flights.lead(request)
             waiting.push(request)
-            gathering.arrived(now)
-            if not self._free and not gathering.max_wait:
-                return True
-            if gathering.since is None and self._free:
-                gathering.since = now
-                if self._asleep:
-                    # max_wait counts from here, even if the loop does not turn for long. A thread that is not asleep
-                    # looks again by itself before max_wait is over.
-                    self._asleep = False
-                    self._wake.notify()
-            loop = request.loop
-            if gathering.max_wait and loop is not None and waiting.n_rows < gathering.full:
-                # Also while the device is busy: it may become free in the middle of this loop's turn.
-                if loop not in gathering.unsettled:
-                    gathering.unsettled.add(loop)
-                    loop.call_soon(self._turn, loop, 1)
-            elif self._free and gathering.complete(waiting.n_rows):
-                self._wake.notify()
+            if now <= gathering.misses_until:
+                gathering.missed()
+            n_rows = waiting.n_rows
+            if n_rows > gathering.full or (
+                request.loop is self._turning
+                and n_rows < gathering.full
+                and n_rows != gathering.due
+            ):
+                return True  # as nearly always: what follows was done for a row before it
+            self._expect(request, now)
         return True
 
     def withdraw(self, request: Request, *, expired: bool) -> None:
@@ -145,7 +140,7 @@ class Queue:
                 self._waiting.remove(unwanted)
                 self._tally.left(expired=expired)
                 if not self._waiting.n_rows:
-                    self._gathering.since = None
+                    self._gathering.since, self._turning = None, False
                 unwanted.row = None
 
     def settle(self, loop: AbstractEventLoop) -> None:
@@ -156,7 +151,7 @@ class Queue:
     def forget(self, loop: AbstractEventLoop) -> None:
         """Expect nothing more from a loop that is closed."""
         with self._lock:
-            self._gathering.unsettled.discard(loop)
+            self._gathering.settled(loop)
 
     def warm_up(self, warm_up: WarmUp) -> bool:
         """Let the device thread run *warm_up* before its next batch; return False if the queue is closed."""
@@ -214,6 +209,37 @@ class Queue:
             max_wait=self._gathering.max_wait,
         )
 
+    def _join(self, request: Request) -> bool:
+        """Let *request* share the run of a row of the same key, if there is one."""
+        if request.key is None:
+            return False
+        leader = self._flights.leader(request)
+        if leader is None:
+            return False
+        self._flights.join(request, leader, self._waiting)
+        self._tally.joined += 1
+        return True
+
+    def _expect(self, request: Request, now: float) -> None:
+        """Let the device thread know that *request* has come, now or when its loop has settled."""
+        gathering, loop = self._gathering, request.loop
+        if gathering.since is None and self._free:
+            gathering.since = now
+            if self._asleep:
+                # max_wait counts from here, even if the loop does not turn for long. A thread that is not asleep
+                # looks again by itself before max_wait is over.
+                self._asleep = False
+                self._wake.notify()
+        n_rows = self._waiting.n_rows
+        if self._free and gathering.complete(n_rows):
+            self._wake.notify()
+        elif gathering.max_wait and loop is not None and n_rows < gathering.full:
+            # Also while the device is busy: it may become free in the middle of this loop's turn.
+            if loop not in gathering.unsettled:
+                gathering.unsettled.add(loop)
+                loop.call_soon(self._turn, loop, 1)
+            self._turning = loop
+
     def _admit(self, request: Request, now: float) -> None:
         """Raise if there is no room for *request*, or its time would be up before its result."""
         full = self._gathering.full
@@ -225,9 +251,14 @@ class Queue:
                 name=self._name,
                 retry_after=None if after is None else after + self._rest(now),
             )
+        if request.key is not None:
+            self._flights.lead(request)
+        if request.expires is None:
+            return
+        self._timed = True
         ahead = self._waiting.ahead(request.priority)
         # An idle device takes every row: its figures may be out of date, and only a run can tell.
-        if request.expires is None or not (self._running or ahead >= full):
+        if not (self._running or ahead >= full):
             return
         done = self._pace.until_done(ahead, full)
         if done is not None and now + self._rest(now) + done > request.expires:
@@ -246,52 +277,54 @@ class Queue:
 
     def _turn(self, loop: AbstractEventLoop, left: int) -> None:
         """Let the loop turn *left* times more, then say that its callers have settled. Runs in the loop."""
-        if left:
-            loop.call_soon(self._turn, loop, left - 1)
-            return
         with self._lock:
             gathering, n_rows = self._gathering, self._waiting.n_rows
-            gathering.unsettled.discard(loop)
-            if self._free and n_rows and gathering.complete(n_rows):
+            if not left:
+                gathering.settled(loop)
+                self._turning = False
+            leaves = self._free and n_rows > 0 and gathering.complete(n_rows)
+            if leaves:
                 self._wake.notify()
+        if left and not leaves:
+            loop.call_soon(self._turn, loop, left - 1)
 
     # --- the device thread -----------------------------------------------------------------------------------------
 
     def take(self) -> Taken:
         """Wait until there is something to do and take it out."""
+        waiting, gathering = self._waiting, self._gathering
         with self._lock:
             if not self._gather():
                 return Taken([], [])
             if self._warm_ups:
                 return Taken([], [], self._warm_ups.popleft())
-            now, full = self.clock.monotonic(), self._gathering.full
-            # Under an objective, a backlog of more than two batches says that the load needs larger ones.
-            n_rows = min(max(full, self._waiting.n_rows // 2), self._largest)
+            now, n_rows = self._now(), gathering.full
+            if waiting.n_rows >= 2 * n_rows and n_rows < self._largest:
+                # An objective holds batches small. A backlog of more than two says that the load needs larger ones.
+                n_rows = min(waiting.n_rows // 2, self._largest)
+            batch = waiting.pop_many(n_rows)
             late: list[Request] = []
-            batch = self._waiting.pop_many(n_rows)
-            if any(request.expires is not None for request in batch):
+            if self._timed and any(request.expires is not None for request in batch):
                 batch, late = self._on_time(batch, n_rows, now)
-            self._running, self._sealed_at = batch, now
-            self._gathering.sealed(len(batch), now)
+            self._running, self._sealed_at, self._turning = batch, now, False
+            gathering.sealed(len(batch), now)
         return Taken(batch, late)
 
     def ran(
         self, batch: list[Request], n_failed: int, loops: Collection[AbstractEventLoop | None]
     ) -> list[tuple[int, Request]]:
         """Count a batch that is done, before its callers know; return who else shares its runs, with their leaders' places."""
+        pace, gathering = self._pace, self._gathering
         with self._lock:
-            now = self.clock.monotonic()
+            now = self._now()
             self._running = []
             self._tally.ran(batch, n_failed, self._sealed_at, now)
-            pace, gathering = self._pace, self._gathering
             pace.observe(len(batch), now - self._sealed_at)
-            gathering.full = pace.most_rows()
-            gathering.max_wait = pace.longest_wait(gathering.full, self._max_wait)
-            gathering.answered()
-            shared = self._flights.land(batch) if self._flights else []
-            if gathering.max_wait:
-                gathering.unsettled.update(loop for loop in loops if loop is not None)
-        return shared
+            if pace.target is not None:
+                gathering.full = pace.most_rows()
+                gathering.max_wait = pace.longest_wait(gathering.full, self._max_wait)
+            gathering.answered(self._waiting.n_rows, len(batch), loops)
+            return self._flights.land(batch) if self._flights else []
 
     def observe(self, n_rows: int, seconds: float) -> None:
         """Take in how long a batch of a warm-up took."""
@@ -324,20 +357,22 @@ class Queue:
 
     def _gather(self) -> bool:
         """Wait, holding the lock, until there is something to do; False if there will be nothing."""
-        gathering, clock = self._gathering, self.clock
+        gathering, waiting, clock = self._gathering, self._waiting, self.clock
+        if waiting.n_rows >= gathering.full and not self._warm_ups:  # as nearly always under load
+            return True
         # For the time that rows are held back, wait with a timeout: who comes soon after a batch need not wake this
         # thread twice, now and when the loop has settled. Not where waiting may move the time.
-        linger = min(gathering.max_wait, LONGEST_WAIT) if clock is SYSTEM else 0.0
+        linger = gathering.max_wait if clock is SYSTEM else 0.0
         self._free = True
         try:
             while not self._warm_ups:
-                n_rows = self._waiting.n_rows
+                n_rows = waiting.n_rows
                 if n_rows == 0:
                     gathering.since = None
                     if self.closing:
                         return False
                     if linger:
-                        clock.wait(self._wake, linger)
+                        clock.wait(self._wake, min(linger, LONGEST_WAIT))
                         linger = 0.0
                         continue
                     self._asleep = True

@@ -39,6 +39,7 @@ class Request:
         key: What equal rows have in common, or None.
         leader: The request whose run this one shares, or None.
         others: The requests that share the run of this one, or None.
+        plain: Whether it has neither a deadline nor a key.
         gone: Whether its own caller has left, and it waits on behalf of *others*.
         waits: Whether it is in the queue, or shares a run that has not ended.
         outcome: The result, or `Failed`, of a blocking caller's row.
@@ -51,6 +52,7 @@ class Request:
     key: Hashable = None
     leader: Request | None = None
     others: list[Request] | None = None
+    plain: bool = True
     gone: bool = False
     waits: bool = False
     outcome: Any = PENDING

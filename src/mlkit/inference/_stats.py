@@ -56,7 +56,7 @@ class BatcherStats(NamedTuple):
         batch_sizes: How many batches had how many rows, `{rows: batches}`, in ascending order.
         n_joined: Callers that shared the run of an accepted row of the same key; not accepted rows themselves.
         rejects: The rejected rows by reason, `{"queue full": ..., "deadline": ...}`.
-        latency: From the arrival of a row to its outcome, over the last 4,096 rows that ran or so.
+        latency: From the arrival of a row to its outcome, over the last 4,096 to 8,192 rows that ran.
         waited: The part of it before the row's batch left.
         batch_limit: The most rows that a batch takes now: *max_batch_size*, or less if memory or the latency objective
             ask for it.
@@ -132,8 +132,9 @@ class Tally:
         self.sizes[n_rows] = self.sizes.get(n_rows, 0) + 1
         self._recent.append(([request.since for request in batch], sealed_at, now))
         self._n_recent += n_rows
-        while self._n_recent - len(self._recent[0][0]) >= _RECENT:
-            self._n_recent -= len(self._recent.popleft()[0])
+        if self._n_recent >= 2 * _RECENT:
+            while self._n_recent - len(self._recent[0][0]) >= _RECENT:
+                self._n_recent -= len(self._recent.popleft()[0])
 
     def stats(
         self, *, n_waiting: int, n_running: int, n_calls: int, limit: int, max_wait: float
