@@ -290,6 +290,26 @@ def test_mappings_of_tensors():
     )
 
 
+def test_a_compiled_function_is_followed_as_it_is_written():
+    """Left to itself, torch.compile would compile what takes note of each operation, too."""
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph
+
+    fn = torch.compile(lambda x, step: (x.sin() + step).relu(), backend=backend)
+    runs = count()
+    assert check(fn, torch.ones(3), 1.0) is None
+    found = check(lambda: fn(torch.ones(3), torch.tensor(float(next(runs)))))
+    assert found is not None
+    assert found.op == "aten::lift_fresh"
+    assert compiled == []
+    fn(torch.ones(3), 1.0)
+    assert len(compiled) == 1  # and afterwards it compiles again
+    torch._dynamo.reset()
+
+
 def test_a_check_takes_constant_memory():
     import tracemalloc
 
@@ -310,5 +330,6 @@ def test_a_check_takes_constant_memory():
 
     peak(10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mlkit.repro._trace._IN_MEMORY", 4096)  # so that few operations are many
+        patch.setattr("mlkit.repro._steps._IN_MEMORY", 4096)  # so that few operations are many
+        patch.setattr("mlkit.repro._steps._PIECE", 1024)
         assert peak(2000) < 2 * peak(400)

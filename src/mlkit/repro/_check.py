@@ -15,7 +15,8 @@ from mlkit.telemetry import emit
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from mlkit.repro._trace import Mismatch, Steps, Trace
+    from mlkit.repro._steps import Steps
+    from mlkit.repro._trace import Mismatch, Trace
     from mlkit.repro._vary import Change
 
 __all__ = ["check"]
@@ -109,7 +110,7 @@ def _first_difference(
     """Run it once with one change, and return where a run with one of the others first differs."""
     from contextlib import closing
 
-    from mlkit.repro._trace import Steps
+    from mlkit.repro._steps import Steps
 
     with closing(Steps()) as steps:
         reference = _Reference.of(fn, args, change, steps)
@@ -183,7 +184,7 @@ class _Reference(NamedTuple):
             difference = Difference("$", f"{expected.kind} became {got.kind}")
         for _ in range(_TRIES if difference is None else 0):
             # Only digests of the first run were kept; one more run has the values, if it behaves like the first.
-            again = Trace(reference=(), keep=mismatch.call)
+            again = Trace(keep=mismatch.call)
             _run(self.fn, self.args, again, self.change)
             difference = results_differ(again.kept, mismatch.values)
             if difference is not None:

@@ -14,7 +14,8 @@ from mlkit.repro._compare import Difference, as_array, results_differ
 from mlkit.repro._divergence import Divergence
 from mlkit.repro._fingerprint import fingerprint
 from mlkit.repro._generators import loaded_torch
-from mlkit.repro._trace import hasher, kind_of, tracing, users_line
+from mlkit.repro._steps import kind_of
+from mlkit.repro._trace import hasher, tracing, users_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,7 @@ class TraceRecorder:
         self._file, self._keep = file, keep
         self._count = 0
         self._noting = False
-        self._content = hasher()
+        self._content = hasher(kept=True)
 
     def note(self, name: str, value: object) -> None:
         """Write down a value that is no operation of torch: a batch of NumPy arrays, the order of files, a metric.

@@ -6,53 +6,30 @@ torch's own `torch.utils._debug_mode.DebugMode` does not see reordered elements 
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
-from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mlkit.errors import FingerprintError
 from mlkit.repro._compare import as_array, frozen
 from mlkit.repro._generators import loaded_torch
+from mlkit.repro._steps import Step
 from mlkit.repro._torch_mersenne import ask_layout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
+
+    from mlkit.repro._steps import Head, Steps
 
 __all__ = [
     "Mismatch",
     "Operation",
     "Sink",
-    "Step",
-    "Steps",
     "Trace",
     "hasher",
-    "kind_of",
     "tracing",
     "users_line",
 ]
-
-
-class Step(NamedTuple):
-    """One operation: its name, the module it ran in (empty outside of one), what it wrote, a digest of that.
-
-    `written` has dtype and shape of each tensor.
-    """
-
-    op: str
-    module: str
-    written: tuple[tuple[Any, Any], ...]
-    content: bytes
-
-    @property
-    def kind(self) -> str:
-        """The dtypes and shapes as text: `"float32[4, 8]"`."""
-        return kind_of(self.written)
-
-
-def kind_of(written: tuple[tuple[Any, Any], ...]) -> str:
-    """Return dtypes and shapes as text."""
-    return ", ".join([f"{dtype}{list(shape)}" for dtype, shape in written]).replace("torch.", "")
 
 
 class Mismatch(NamedTuple):
@@ -75,69 +52,46 @@ class Sink(Protocol):
         """Take note that the block ended without an error."""
 
 
-class Steps:
-    """The steps of one run, written once and read any number of times, in bounded memory.
-
-    What steps have alike (operation, module, dtypes, shapes) is kept once; the digests go to a file once they are many.
-    """
-
-    def __init__(self) -> None:
-        from tempfile import SpooledTemporaryFile
-
-        self._file: Any = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed by close()
-        self._heads: dict[tuple[Any, ...], int] = {}
-
-    def append(self, step: tuple[Any, ...]) -> None:
-        """Add a step at the end."""
-        head, content = step[:-1], step[-1]
-        number = self._heads.setdefault(head, len(self._heads))
-        self._file.write(_RECORD.pack(number, len(content)) + content)
-
-    def __iter__(self) -> Iterator[Step]:
-        """Return the steps in order, while nobody else reads or writes them."""
-        heads = list(self._heads)
-        self._file.seek(0)
-        while record := self._file.read(_RECORD.size):
-            number, size = _RECORD.unpack(record)
-            yield Step._make((*heads[number], self._file.read(size)))
-
-    def close(self) -> None:
-        """Remove the file, if there is one."""
-        self._file.close()
-
-
-_IN_MEMORY = 2**20  # bytes
-_RECORD = Struct("<II")
-
-
 class Trace:
     """The steps of one call.
 
     Args:
-        steps: Where they are written; None compares them.
-        reference: The steps to compare with, as they come.
+        steps: Where they are written.
+        reference: The steps to compare with.
         keep: The number of the step whose values are kept.
     """
 
     def __init__(
-        self, steps: Steps | None = None, *, reference: Iterable[Step] = (), keep: int | None = None
+        self,
+        steps: Steps | None = None,
+        *,
+        reference: Steps | None = None,
+        keep: int | None = None,
     ) -> None:
         self._steps = steps
+        self._reading = None if reference is None else reference.read()
         self.mismatch: Mismatch | None = None
         self.kept: Any = None
-        self._expected = iter(reference)
         self._keep = keep
         self._count = 0
         self._paused = False
-        self._content = hasher()
+        self._content = hasher(kept=False)
 
     def add(self, operation: Operation, module: str, values: list[Any]) -> None:
         """Take note of an operation and of the tensors that it wrote."""
         if self._paused:
             return
-        written = tuple([(tensor.dtype, tensor.shape) for tensor in values])
-        content = b"" if operation.views else b"".join(map(self._content, values))
-        self._take((operation.name, module, written, content), values)
+        if (
+            len(values) == 1
+        ):  # most of them; each microsecond here is a tenth of the operation's own time
+            value = values[0]
+            head: Head = (operation.name, module, value.dtype, value.shape)
+            content = b"" if operation.views else self._content(value)
+        else:
+            kinds = [part for value in values for part in (value.dtype, value.shape)]
+            head = (operation.name, module, *kinds)
+            content = b"" if operation.views else b"".join(map(self._content, values))
+        self._take(head, content, values)
 
     def note(self, op: str, value: object) -> None:
         """Take note of a value that no operation of torch made, if it has a fingerprint."""
@@ -148,7 +102,7 @@ class Trace:
                 content = fingerprint(value)
         except FingerprintError:
             return
-        self._take((op, "", (), content.encode()), [value])
+        self._take((op, ""), content.encode(), [value])
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -159,24 +113,21 @@ class Trace:
         finally:
             self._paused = before
 
-    def _take(self, step: tuple[Any, ...], values: list[Any]) -> None:
+    def _take(self, head: Head, content: bytes, values: list[Any]) -> None:
         call, self._count = self._count, self._count + 1
         if call == self._keep:
             self.kept = frozen(values)
-        if self.mismatch is not None:
-            return
         if self._steps is not None:
-            self._steps.append(step)
+            self._steps.append(head, content)
+        if self._reading is None or self._reading.goes_on(head, content):
             return
-        expected = next(self._expected, None)
-        if step != expected:
-            self.mismatch = Mismatch(call, expected, Step._make(step), frozen(values), users_line())
+        expected, self._reading = self._reading.next(), None
+        step = Step.of(head, content)
+        self.mismatch = Mismatch(call, expected, step, frozen(values), users_line())
 
     def finish(self) -> None:
         """Take note that the call is over: it may have stopped short of the reference."""
-        if self._steps is not None or self.mismatch is not None:
-            return
-        expected = next(self._expected, None)
+        expected = None if self._reading is None else self._reading.next()
         if expected is not None:
             self.mismatch = Mismatch(self._count, expected, None, None, "")
 
@@ -198,6 +149,8 @@ def tracing(trace: Sink) -> Iterator[None]:
     running: list[str] = []
     names: dict[int, str] = {}
     known: dict[int, Operation] = {}  # by identity: hashing an operation runs Python code
+    add, dense = trace.add, torch.Tensor
+    eager = getattr(torch.compiler, "set_stance", None)  # from torch 2.6 on
 
     def enter(module: Any, _: Any) -> None:
         if not running:  # the outermost module names the ones inside it
@@ -211,22 +164,28 @@ def tracing(trace: Sink) -> Iterator[None]:
         running.pop()
 
     class Mode(TorchDispatchMode):  # type: ignore[misc]
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            """Say whether each call is to be wrapped such that torch.compile stays out, a third of what a mode costs."""
+            return eager is None
+
         def __torch_dispatch__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            result = func(*args, **(kwargs or {}))
+            result = func(*args, **kwargs) if kwargs else func(*args)
             operation = known.get(id(func)) or known.setdefault(id(func), Operation.of(func))
             if not operation.uninitialised:
-                values = [result] if type(result) is torch.Tensor else _tensors(torch, result)
+                values = [result] if type(result) is dense else _tensors(torch, result)
                 if operation.writes:
                     values += _written(torch, operation.writes, args, kwargs or {})
-                trace.add(operation, running[-1] if running else "", values)
+                add(operation, running[-1] if running else "", values)
             return result
 
     before = hooks.register_module_forward_pre_hook(enter)
     after = hooks.register_module_forward_hook(leave, always_call=True)
     try:
-        with Mode():
+        # Under a mode, what is compiled runs as it is written: once said here, it need not be said at each operation.
+        with nullcontext() if eager is None else eager("force_eager"), Mode():
             yield
     finally:
         before.remove()
@@ -259,6 +218,7 @@ class Operation(NamedTuple):
     writes: tuple[tuple[int, str], ...]
 
     @classmethod
+    @cache
     def of(cls, func: Any) -> Operation:
         """Return what the schema of torch's *func* says."""
         schema = func._schema  # noqa: SLF001 - the schema is how torch names an operation
@@ -287,14 +247,26 @@ def _written(torch: Any, writes: tuple[tuple[int, str], ...], args: Any, kwargs:
     ]
 
 
-def hasher() -> Callable[[Any], bytes]:
-    """Return what digests all bytes of a tensor; fast, for the digest is never stored and nobody forges it."""
+def hasher(*, kept: bool) -> Callable[[Any], bytes]:
+    """Return what digests all bytes of a tensor; fast, for nobody forges it.
+
+    Args:
+        kept: Whether digests of another process may be compared with these. If not, xxhash is used where it happens to
+            be installed: it takes half the time.
+    """
     import numpy as np
     from mmh3 import mmh3_x64_128_digest
 
+    digest: Callable[[Any], bytes] = mmh3_x64_128_digest
+    if not kept:
+        with suppress(ImportError):
+            from xxhash import xxh3_128_digest
+
+            digest = xxh3_128_digest
+
     def content(tensor: Any) -> bytes:
         try:
-            array = tensor.detach().numpy()
+            array = (tensor.detach() if tensor.requires_grad else tensor).numpy()
         except (
             TypeError,
             RuntimeError,
@@ -306,7 +278,7 @@ def hasher() -> Callable[[Any], bytes]:
             array = as_array(torch, tensor)
         if not array.flags.c_contiguous:
             array = np.ascontiguousarray(array)
-        return mmh3_x64_128_digest(array)
+        return digest(array)
 
     return content
 
