@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from itertools import islice
-from math import inf
+from math import inf as _inf
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current
@@ -124,7 +124,7 @@ class _Session:
         self._job = f"mlkit-{work.name}-{os.urandom(6).hex()}"
         self._futures: dict[str, Any] = {}
         self._n_sent = 0
-        self._n_slots, self._asked = 1, -inf
+        self._n_slots, self._asked = 1, -_inf
         self._lock = Lock()
         try:
             client.register_plugin(_plugin(self._job, work))

@@ -102,6 +102,7 @@ class SparkEngine:
         """Return the lazy results of a `DataFrame`, else `NotImplemented`."""
         if type(rows).__module__.partition(".")[0] != "pyspark" or not hasattr(rows, "mapInArrow"):
             return NotImplemented
+        from pyspark.sql.pandas.types import to_arrow_type
         from pyspark.sql.types import StringType, StructType
 
         if self._schema is None:
@@ -114,13 +115,14 @@ class SparkEngine:
         new = self._schema
         if not isinstance(new, StructType):
             new = self._session.createDataFrame([], new).schema
-        names = new.names
         if work.on_error == "return":
             new = StructType([*new.fields]).add(tables.ERROR, StringType())
         old = [field for field in rows.schema.fields if field.name not in new.names]
         whole = StructType([*old, *new.fields])
         threads = _threads(self._session)
-        return rows.mapInArrow(_Blocks(work, names, threads), whole)
+        # Spark reads what it said it would get, and does not look whether that is what it got.
+        types = {field.name: to_arrow_type(field.dataType) for field in new.fields}
+        return rows.mapInArrow(_Blocks(work, types, threads), whole)
 
     def _remote(self) -> bool:
         return ".connect." in type(self._session).__module__
@@ -184,8 +186,8 @@ class _Session:
 class _Blocks:
     """What Spark runs on each partition: from record batches to record batches with more columns."""
 
-    def __init__(self, work: Work, names: list[str], threads: int) -> None:
-        self._work, self._names, self._threads = work, names, threads
+    def __init__(self, work: Work, types: dict[str, Any], threads: int) -> None:
+        self._work, self._types, self._threads = work, types, threads
 
     def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
         from pyspark import TaskContext
@@ -196,22 +198,30 @@ class _Blocks:
             frame = batch.to_pandas()
             rows = tables.rows_of({name: frame[name].to_numpy() for name in frame.columns})
             results = run(rows, threads=self._threads)
-            kept, columns = tables.added(results, self._work.on_error, self._names)
-            yield _extended(batch, kept, columns)
+            kept, columns = tables.added(results, self._work.on_error, list(self._types))
+            yield self._extended(batch, kept, columns)
+
+    def _extended(self, batch: Any, kept: list[int] | None, columns: dict[str, list[Any]]) -> Any:
+        import pyarrow as pa
+
+        if kept is not None:
+            batch = batch.take(pa.array(kept, pa.int64()))
+        old = {
+            name: batch.column(place)
+            for place, name in enumerate(batch.schema.names)
+            if name not in columns
+        }
+        new = {name: _column(values, self._types[name]) for name, values in columns.items()}
+        return pa.RecordBatch.from_pydict({**old, **new})
 
 
-def _extended(batch: Any, kept: list[int] | None, columns: dict[str, list[Any]]) -> Any:
+def _column(values: list[Any], wanted: Any) -> Any:
     import pyarrow as pa
 
-    if kept is not None:
-        batch = batch.take(pa.array(kept, pa.int64()))
-    old = {
-        name: batch.column(place)
-        for place, name in enumerate(batch.schema.names)
-        if name not in columns
-    }
-    new = {name: pa.array(values) for name, values in columns.items()}
-    return pa.RecordBatch.from_pydict({**old, **new})
+    try:
+        return pa.array(values, wanted)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array(values).cast(wanted)  # raises if a value would be lost
 
 
 def _broken(error: Exception, what: str) -> EngineError:

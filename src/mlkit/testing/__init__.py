@@ -15,6 +15,7 @@ TYPE_CHECKING = False  # every type checker takes it for true
 __all__ = [
     "BreakerStorageContract",
     "CodecContract",
+    "EngineContract",
     "Fault",
     "FaultPlan",
     "SinkContract",
@@ -34,12 +35,14 @@ __all__ = [
 if TYPE_CHECKING:
     from mlkit.testing._breakers import BreakerStorageContract
     from mlkit.testing._codecs import CodecContract
+    from mlkit.testing._engines import EngineContract
     from mlkit.testing._sinks import SinkContract, StoredRun
     from mlkit.testing._stores import VersionStoreContract
 else:  # were it visible to type checkers, they would accept any misspelt name (PEP 562)
     _SUITES = {  # only who writes a sink pays for tracking
         "BreakerStorageContract": "_breakers",
         "CodecContract": "_codecs",
+        "EngineContract": "_engines",
         "SinkContract": "_sinks",
         "StoredRun": "_sinks",
         "VersionStoreContract": "_stores",

@@ -1,0 +1,188 @@
+"""`map_batches` on a real local Dask cluster: processes that are killed, bags, data frames."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import numpy as np
+import pytest
+
+from mlkit.errors import ConfigurationError, EngineError, RowError
+from mlkit.inference import map_batches
+from mlkit.testing import EngineContract
+
+distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
+
+from mlkit.integrations.dask import dask  # noqa: E402
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def client():
+    import dask as library
+
+    quiet = [
+        logging.getLogger(f"distributed.{name}")
+        for name in ("nanny", "scheduler", "worker", "client", "core")
+    ]
+    levels = [logger.level for logger in quiet]
+    environment = dict(os.environ)
+    settings = {
+        "distributed.scheduler.allowed-failures": 1,
+        "distributed.worker.daemon": True,
+        "distributed.comm.timeouts.connect": "60s",
+    }
+    with library.config.set(settings):
+        with (
+            distributed.LocalCluster(
+                n_workers=2,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                worker_dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+            ) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            yield client
+    for logger, level in zip(quiet, levels, strict=True):
+        logger.setLevel(level)
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+
+
+class TestDask(EngineContract):
+    survives = True
+
+    @pytest.fixture(autouse=True)
+    def _connect(self, client):
+        self.client = client
+
+    def make_engine(self):
+        return dask(self.client)
+
+
+def deadly(batch):
+    if 77 in batch:
+        os._exit(1)
+    return batch
+
+
+def score(table):
+    if 7 in table["x"]:
+        raise ValueError("seven")
+    return {"y": table["x"] * np.float32(2), "k": [k.upper() for k in table["k"]]}
+
+
+def test_a_row_that_kills_each_worker_is_named_by_its_chunk(client):
+    with pytest.raises(EngineError, match=r"rows 64 to 79.*KilledWorker"):
+        list(map_batches(deadly, range(80), batch_size=16, engine=dask(client)))
+    assert sum(map_batches(np.negative, range(100), engine=dask(client))) == -4950
+
+
+def test_a_module_is_pickled_and_runs_with_the_threads_of_its_worker(client):
+    import torch
+
+    class Threads(torch.nn.Module):
+        def forward(self, x):
+            return x * self.weight + torch.get_num_threads()
+
+    model = Threads().eval()
+    model.weight = torch.nn.Parameter(torch.tensor(2.0))
+    rows = list(np.arange(40, dtype=np.float32))
+    results = list(map_batches(model, rows, batch_size=8, engine=dask(client)))
+    assert [type(result) for result in results] == [np.float32] * 40
+    assert [float(result) for result in results] == [2.0 * i + 1 for i in range(40)]
+
+
+def test_the_workers_forget_the_model_when_the_job_is_over(client):
+    def held():
+        from mlkit.integrations import dask
+
+        return len(dask._works)
+
+    results = map_batches(np.negative, range(1000), batch_size=8, engine=dask(client))
+    next(results)
+    assert set(client.run(held).values()) == {1}
+    results.close()
+    assert set(client.run(held).values()) == {0}
+
+
+def test_a_batch_of_large_rows_is_sent_without_complaint(client):
+    rows = (np.full(800_000, float(i)) for i in range(4))
+    means = map_batches(lambda batch: batch.mean(axis=1), rows, batch_size=2, engine=dask(client))
+    assert [float(mean) for mean in means] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_bag_gives_a_lazy_bag_and_errors_name_the_partition(client):
+    from dask import bag
+
+    rows = bag.from_sequence(range(70, 90), npartitions=4)
+
+    def strict(batch):
+        if 77 in batch:
+            raise ArithmeticError
+        return batch * 2
+
+    results = map_batches(strict, rows, engine=dask(client), on_error="return")
+    assert isinstance(results, bag.Bag)
+    assert results.npartitions == 4
+    got = results.compute()
+    assert [int(one) for i, one in enumerate(got) if i != 7] == [
+        i * 2 for i in range(70, 90) if i != 77
+    ]
+    assert (got[7].index, got[7].partition) == (2, 1)
+    assert "row 2 of partition 1: ArithmeticError" in str(got[7])
+    assert map_batches(strict, rows, engine=dask(client), on_error="skip").count().compute() == 19
+    with pytest.raises(RowError, match="row 2 of partition 1"):
+        map_batches(strict, rows, engine=dask(client)).compute()
+
+
+def test_a_data_frame_gets_the_results_as_columns(client):
+    import pandas as pd
+    from dask import dataframe
+
+    frame = pd.DataFrame({"x": np.arange(10.0), "k": list("abcdefghij")}, index=range(100, 110))
+    engine = dask(client, meta={"y": "f4", "k": object})
+    rows = dataframe.from_pandas(frame, npartitions=3)
+    scored = map_batches(score, rows, engine=engine, on_error="return")
+    assert isinstance(scored, dataframe.DataFrame)
+    assert scored.divisions == rows.divisions
+    got = scored.compute()
+    assert list(got.columns) == ["x", "k", "y", "error"]
+    assert got["y"].dtype == scored.dtypes["y"] == np.float32
+    assert list(got.index) == list(range(100, 110))
+    assert got["x"].tolist() == frame["x"].tolist()
+    assert got["k"].tolist()[:2] == ["A", "B"]
+    assert got["y"].isna().tolist() == [i == 7 for i in range(10)]
+    assert [i for i, error in enumerate(got["error"]) if isinstance(error, str)] == [7]
+    assert map_batches(score, rows, engine=engine, on_error="skip").compute()["y"].tolist() == [
+        2.0 * i for i in range(10) if i != 7
+    ]
+    series = map_batches(np.negative, rows["x"], engine=dask(client, meta={"result": "f8"}))
+    assert series.compute()["result"].tolist() == [-float(i) for i in range(10)]
+
+
+def test_what_a_dataset_cannot_have_is_refused(client, tmp_path):
+    from dask import bag, dataframe
+
+    rows = bag.from_sequence(range(3), npartitions=1)
+    with pytest.raises(ConfigurationError, match=r"checkpoint.*dask Bag"):
+        map_batches(np.negative, rows, engine=dask(client), checkpoint=tmp_path / "a")
+    with pytest.raises(ConfigurationError, match="progress"):
+        map_batches(np.negative, rows, engine=dask(client), progress=True)
+    frame = dataframe.from_dict({"x": [1.0]}, npartitions=1)
+    with pytest.raises(ConfigurationError, match=r"dask\(meta=...\)"):
+        map_batches(np.negative, frame, engine=dask(client))
+
+
+def test_a_client_that_cannot_be_used_is_refused_at_the_call(client):
+    other = distributed.Client(client.scheduler.address)
+    engine = dask(other)
+    other.close()
+    with pytest.raises(EngineError, match="client is closed"):
+        map_batches(np.negative, range(3), engine=engine)
+    with pytest.raises(ConfigurationError, match=r"a distributed\.Client"):
+        dask("tcp://127.0.0.1:1")

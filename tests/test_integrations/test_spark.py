@@ -1,0 +1,128 @@
+"""`map_batches` on a real local Spark: Python workers that are killed, data frames."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from mlkit.errors import ConfigurationError, EngineError
+from mlkit.inference import map_batches
+from mlkit.testing import EngineContract
+
+pytest.importorskip("pyspark", reason="the extra spark is not installed")
+if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
+    pytest.skip("there is no Java", allow_module_level=True)
+
+from mlkit.integrations.spark import spark
+
+pytestmark = [
+    pytest.mark.timeout(240),
+    # PySpark's own: it asks for an older pandas, and its gateway leaves sockets to the garbage collector.
+    pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
+
+    environment = dict(os.environ)
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    folder = tmp_path_factory.mktemp("spark")
+    settings = {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.memory": "512m",
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+        "spark.sql.shuffle.partitions": "2",
+        "spark.sql.warehouse.dir": str(folder),
+        "spark.local.dir": str(folder),
+    }
+    builder = SparkSession.builder.master("local[2,2]").appName("mlkit")
+    for name, value in settings.items():
+        builder = builder.config(name, value)
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel("OFF")
+    yield session
+    session.stop()
+    gateway = SparkContext._gateway
+    if gateway is not None:  # the Java process would stay until this one ends
+        gateway.shutdown()
+        process = gateway.proc
+        process.stdin.close()
+        process.wait(30)
+        SparkContext._gateway = SparkContext._jvm = None
+    for name in set(os.environ) - set(environment):
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+class TestSpark(EngineContract):
+    survives = True
+
+    @pytest.fixture(autouse=True)
+    def _connect(self, session):
+        self.session = session
+
+    def make_engine(self):
+        return spark(self.session)
+
+
+def deadly(batch):
+    if 77 in batch:
+        os._exit(1)
+    return batch
+
+
+def score(table):
+    if 17 in table["id"]:
+        raise ArithmeticError("seventeen")
+    return {
+        "id": table["id"].astype(np.int32),
+        "y": np.stack(table["v"]).sum(axis=1).astype(np.float32),
+        "w": list(np.stack(table["v"]) * 2),
+    }
+
+
+def test_a_row_that_kills_each_worker_is_named_by_its_chunk(session):
+    with pytest.raises(EngineError, match=r"rows 64 to 79.*Python worker exited"):
+        list(map_batches(deadly, range(80), batch_size=16, engine=spark(session)))
+
+
+def test_a_data_frame_gets_the_results_as_columns(session):
+    from pyspark.errors import PythonException
+    from pyspark.sql import DataFrame
+
+    rows = session.range(0, 30, 1, 2).selectExpr(
+        "id", "CAST(id AS string) AS s", "array(CAST(id AS double), 1.0D) AS v"
+    )
+    engine = spark(session, schema="id long, y double, w array<double>")
+    scored = map_batches(score, rows, engine=engine, on_error="return")
+    assert isinstance(scored, DataFrame)
+    assert scored.schema.simpleString() == (
+        "struct<s:string,v:array<double>,id:bigint,y:double,w:array<double>,error:string>"
+    )
+    got = {row.s: row for row in scored.collect()}
+    assert len(got) == 30
+    assert got["17"][2:] == (None, None, None, "row 2 of partition 1: ArithmeticError: seventeen")
+    del got["17"]
+    assert [got[s][1:] for s in sorted(got)] == [
+        ([float(s), 1.0], int(s), float(s) + 1, [2 * float(s), 2.0], None) for s in sorted(got)
+    ]
+    with pytest.raises(PythonException, match="row 2 of partition 1: ArithmeticError: seventeen"):
+        map_batches(score, rows, engine=engine).collect()
+
+
+def test_a_frame_needs_a_schema_and_a_session(session):
+    with pytest.raises(ConfigurationError, match=r"spark\(schema=...\)"):
+        map_batches(score, session.range(3), engine=spark(session))
+    with pytest.raises(ConfigurationError, match="SparkSession"):
+        spark(session.range(3))
