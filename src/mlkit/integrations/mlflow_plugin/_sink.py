@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._optional import require
@@ -94,11 +97,10 @@ class StoreSink:
         ]
         if not self._run_id:
             self._make(next((one for one in calls if one["call"] == "create"), None))
-        plain = [one for one in batch if one.kind in {"metric", "param", "artifact"}]
-        if plain:
-            self._inner.send(plain)
+        self._send_plain([one for one in batch if one.kind in {"metric", "param"}])
         at = max((record.time for record in batch), default=0.0)
         with _waiting():
+            self._upload([one for one in batch if one.kind == "artifact"])
             self._do(calls, at)
             if any(record.id == "killed" for record in batch):
                 self._end_killed(at)
@@ -201,11 +203,42 @@ class StoreSink:
         if update:
             self._update(update.get("status"), update["end_time"], update.get("run_name"))
 
+    def _send_plain(self, records: list[Record]) -> None:
+        from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
+        if not records:
+            return
+        # MLflow remembers by the run's id where artifacts go, for the whole process. In a thread of the process that logs,
+        # that may be the journal, which would get again what comes from it.
+        _artifact_repos_cache.pop(self._run_id, None)
+        try:
+            self._inner.send(records)
+        finally:
+            _artifact_repos_cache.pop(self._run_id, None)
+
+    def _upload(self, records: list[Record]) -> None:
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        if not records or self._backend is None:
+            return
+        place = self._backend.location(self._store.get_run(self._run_id).info.artifact_uri)
+        repository = get_artifact_repository(place, tracking_uri=self._backend.uri)
+        for record in records:
+            name = PurePosixPath(record.key)
+            with tempfile.TemporaryDirectory() as folder:
+                named = Path(folder) / name.name  # MLflow takes the name from the file
+                try:
+                    named.symlink_to(record.path)
+                except OSError:
+                    shutil.copyfile(record.path, named)
+                parent = None if name.parent == PurePosixPath() else str(name.parent)
+                repository.log_artifact(str(named), parent)
+
     def _tag(self, tags: dict[str, str], at: float) -> None:
         if _PARENT in tags and is_ours(tags[_PARENT]):
             tags = {**tags, _PARENT: self._parent(tags[_PARENT])}
         records = [Record("", "tag", key, value, time=at) for key, value in tags.items()]
-        self._inner.send(records)
+        self._send_plain(records)
 
     def _delete_tag(self, key: str) -> None:
         if key in self._store.get_run(self._run_id).data.tags:

@@ -12,7 +12,8 @@ from mlkit.integrations.mlflow_plugin import _calls
 from mlkit.integrations.mlflow_plugin._backend import RUN_TAG, Backend, is_ours
 from mlkit.integrations.mlflow_plugin._experiments import Experiments
 from mlkit.integrations.mlflow_plugin._local import Local
-from mlkit.integrations.mlflow_plugin._view import View, artifact_root, merged_metrics
+from mlkit.integrations.mlflow_plugin._view import View, artifact_root, latest, merged_metrics
+from mlkit.tracking import status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,9 +148,11 @@ class _Store:
             if here != run_id and here and self.local.folder(here) is not None:
                 return self.get_run(here)
             return self._as_ours(self.backend.call("get_run", theirs))
-        view = View(folder)
+        # Asked first: what is not to be delivered then, MLflow has when it is asked.
+        ahead = any(one.delivery.pending for one in status(folder)[:1])
         stored = self._stored(run_id)
-        return view.run() if stored is None else self._merged(view, stored)
+        view = View(folder)
+        return view.run() if stored is None else self._merged(view, stored, ahead=ahead)
 
     def update_run_info(
         self, run_id: str, run_status: Any, end_time: int | None, run_name: str | None
@@ -158,12 +161,12 @@ class _Store:
         from mlflow.entities import RunStatus
 
         run_id = self._here(run_id)
-        status = None if run_status is None else RunStatus.to_string(run_status)
-        call = {"call": "update", "status": status, "end_time": end_time, "run_name": run_name}
-        self.local.note(run_id, call, status=status)
+        said = None if run_status is None else RunStatus.to_string(run_status)
+        call = {"call": "update", "status": said, "end_time": end_time, "run_name": run_name}
+        self.local.note(run_id, call, status=said)
         found = self._from_journal(run_id)
-        if status is not None and RunStatus.is_terminated(run_status):
-            self.local.end(run_id, status)
+        if said is not None and RunStatus.is_terminated(run_status):
+            self.local.end(run_id, said)
         return found.info
 
     def log_batch(
@@ -380,15 +383,10 @@ class _Store:
             raise _invalid(f"Run with id={run_id} not found", "RESOURCE_DOES_NOT_EXIST")
         return View(folder).run()
 
-    def _merged(self, view: View, stored: Any) -> Any:
-        """Return what the journal and MLflow have of a run; where they differ, what is to be delivered counts."""
+    def _merged(self, view: View, stored: Any, *, ahead: bool) -> Any:
+        """Return what the journal and MLflow have of a run; where they differ, the journal counts if it is *ahead*."""
         from mlflow.entities import Param, Run, RunData, RunInfo, RunInputs, RunOutputs, RunTag
 
-        from mlkit.integrations.mlflow_plugin._view import latest
-        from mlkit.tracking import status
-
-        folder = self.local.folder(view.id)
-        ahead = folder is not None and any(one.delivery.pending for one in status(folder)[:1])
         ours, theirs = view.run(), self._as_ours(stored)
         first, second = (theirs, ours) if ahead else (ours, theirs)
         tags = {**first.data.tags, **second.data.tags}

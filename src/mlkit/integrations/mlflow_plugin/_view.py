@@ -17,7 +17,7 @@ from mlkit.tracking import read
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["View", "artifact_root", "merged_metrics"]
+__all__ = ["View", "artifact_root", "latest", "merged_metrics"]
 
 
 def artifact_root(run_id: str) -> str:

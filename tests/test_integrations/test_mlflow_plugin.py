@@ -1,0 +1,310 @@
+"""MLflow's own interface on an address of the plug-in: real servers, killed, hanging and refusing, and what they have afterwards."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from mlkit.errors import ConfigurationError
+from mlkit.integrations import mlflow_plugin
+from mlkit.tracking import find_runs, read, status, sync
+
+mlflow = pytest.importorskip("mlflow")
+from mlflow.entities import Metric, Param, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:mlflow"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+_spec = importlib.util.spec_from_file_location(
+    "mlkit_tests_faults", Path(__file__).with_name("test_mlflow_faults.py")
+)
+faults = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = faults
+_spec.loader.exec_module(faults)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    servers = faults.Servers(tmp_path_factory.mktemp("servers"))
+    yield servers
+    servers.close()
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("mlflow") / "template.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _clean(tmp_path, monkeypatch):
+    """Each test has runs of its own, and leaves nothing of MLflow's process-wide state."""
+    from mlflow.tracking import fluent
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLKIT_MLFLOW_ROOT", str(tmp_path / "runs"))
+    monkeypatch.setenv("MLKIT_MLFLOW_SHIPPER", "thread")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    before = dict(os.environ)
+    yield
+    while mlflow.active_run():
+        mlflow.end_run()
+    from mlkit.integrations.mlflow_plugin import _local
+
+    for store in _local._stores:
+        store.let_go()
+    _local._stores.clear()
+    mlflow.set_tracking_uri(None)
+    fluent._active_experiment_id = None
+    from mlflow.tracking._tracking_service import utils
+
+    utils._tracking_store_registry._get_store_with_resolved_uri.cache_clear()
+    utils._artifact_repos_cache.clear()
+    for name in [name for name in os.environ if name not in before]:
+        del os.environ[name]
+
+
+@pytest.fixture
+def database(template, tmp_path) -> Path:
+    path = tmp_path / "mlflow.db"
+    shutil.copy(template, path)
+    return path
+
+
+@pytest.fixture
+def plain(database):
+    """What looks at the database without the plug-in."""
+    return mlflow.MlflowClient(f"sqlite:///{database}")
+
+
+def use(database_or_proxy) -> str:
+    if isinstance(database_or_proxy, Path):
+        uri = f"mlkit+sqlite:///{database_or_proxy}"
+    else:
+        uri = f"mlkit+http://127.0.0.1:{database_or_proxy.server_port}"
+    mlflow.set_tracking_uri(uri)
+    return uri
+
+
+def delivered(timeout: float = 60):
+    found = mlflow_plugin.flush(timeout)
+    assert not (found.pending or found.dead_lettered or found.lost), found
+    return found
+
+
+def stored(client, run_id: str):
+    every = [one.experiment_id for one in client.search_experiments()]
+    (found,) = client.search_runs(every, f"tags.`mlkit.run_id` = '{run_id}'")
+    return found
+
+
+def points(client, run, key: str):
+    return [(one.step, one.timestamp, one.value) for one in client.get_metric_history(run.info.run_id, key)]  # fmt: skip
+
+
+def test_a_script_of_mlflow_gives_the_run_that_it_would_have_given(database, plain, tmp_path):
+    def script():
+        mlflow.set_experiment("churn")
+        with mlflow.start_run(run_name="a", tags={"team": "x"}, description="what") as run:
+            mlflow.log_params({"lr": 0.1, "depth": 3})
+            for step in range(5):
+                mlflow.log_metrics({"loss": 1 / (step + 1), "acc": step / 5}, step=step)
+            mlflow.log_metric("exact", 2.5, step=-3, timestamp=123456)
+            mlflow.log_metric("nan", math.nan, step=2**40)
+            mlflow.log_text("hello", "notes/a.txt")
+            mlflow.log_dict({"a": 1}, "b.json")
+            mlflow.log_table({"x": [1, 2]}, "t.json")
+            mlflow.log_table({"x": [3]}, "t.json")  # it reads the first, and appends
+            mlflow.set_tags({"colour": "red", "gone": "soon"})
+            mlflow.delete_tag("gone")
+            data = mlflow.data.from_dict({"x": [1]}) if hasattr(mlflow.data, "from_dict") else None
+            if data is not None:
+                mlflow.log_input(data, context="training")
+            with mlflow.start_run(run_name="child", nested=True):
+                mlflow.log_metric("c", 1.0)
+        return run.info.run_id
+
+    theirs_id = None
+    native = tmp_path / "native.db"
+    shutil.copy(database, native)
+    mlflow.set_tracking_uri(f"sqlite:///{native}")
+    theirs_id = script()
+    from mlflow.tracking import fluent
+
+    fluent._active_experiment_id = None
+    use(database)
+    run_id = script()
+    delivered()
+    client = mlflow.MlflowClient(f"sqlite:///{native}")
+    theirs, ours = client.get_run(theirs_id), stored(plain, run_id)
+    assert ours.data.params == theirs.data.params
+    assert repr(ours.data.metrics) == repr({key: theirs.data.metrics[key] for key in ours.data.metrics})
+    assert ours.data.metrics.keys() == theirs.data.metrics.keys()
+    for key in theirs.data.metrics:
+        got, expected = points(plain, ours, key), points(client, theirs, key)
+        assert [(step, repr(value)) for step, _, value in got] == [(step, repr(value)) for step, _, value in expected]
+    assert points(plain, ours, "exact") == [(-3, 123456, 2.5)]
+    own = {"mlkit.run_id": run_id}
+    assert ours.data.tags == {**theirs.data.tags, **own}
+    assert (ours.info.status, ours.info.run_name) == ("FINISHED", "a")
+    assert ours.info.end_time >= ours.info.start_time
+    for path in ("notes/a.txt", "b.json", "t.json"):
+        copies = [
+            Path(which.download_artifacts(run.info.run_id, path)).read_text()
+            for which, run in ((client, theirs), (plain, ours))
+        ]
+        assert copies[0] == copies[1]
+    (child,) = plain.search_runs([ours.info.experiment_id], "attributes.run_name = 'child'")
+    assert child.data.tags["mlflow.parentRunId"] == ours.info.run_id
+    assert len(plain.search_runs([ours.info.experiment_id])) == 2
+
+
+def test_what_was_written_is_read_at_once_and_later_too(database, plain):
+    use(database)
+    client = mlflow.MlflowClient()
+    run = client.create_run("0", start_time=77, tags={"a": "1"}, run_name="r")
+    run_id = run.info.run_id
+    assert (run.info.start_time, run.info.run_name, run.info.status) == (77, "r", "RUNNING")
+    client.log_batch(
+        run_id,
+        metrics=[Metric("m", step / 2, 1000 + step, step) for step in range(2000)],
+        params=[Param(f"p{number}", str(number)) for number in range(250)],
+        tags=[RunTag("b", "2")],
+    )
+    client.log_metric(run_id, "inf", math.inf, step=1)
+
+    def check():
+        found = client.get_run(run_id)
+        assert found.info.run_id == run_id
+        assert (found.info.start_time, found.data.metrics) == (77, {"m": 999.5, "inf": math.inf})
+        assert found.data.params == {f"p{number}": str(number) for number in range(250)}
+        assert (found.data.tags["a"], found.data.tags["b"]) == ("1", "2")
+        history = client.get_metric_history(run_id, "m")
+        assert [(one.step, one.timestamp, one.value) for one in history] == [
+            (step, 1000 + step, step / 2) for step in range(2000)
+        ]
+
+    check()
+    delivered()
+    check()
+    client.log_metric(run_id, "m", 5.0, step=5000)
+    assert client.get_run(run_id).data.metrics["m"] == 5.0
+    client.set_terminated(run_id, "FAILED", end_time=99)
+    found = client.get_run(run_id).info
+    assert (found.status, found.end_time) == ("FAILED", 99)
+    client.log_metric(run_id, "late", 1.0)  # MLflow takes it, and the run stays as it ended
+    client.set_tag(run_id, "b", "3")
+    client.delete_tag(run_id, "a")
+    assert client.get_run(run_id).data.metrics["late"] == 1.0
+    delivered()
+    theirs = stored(plain, run_id)
+    assert (theirs.info.status, theirs.info.end_time, theirs.data.metrics["late"]) == ("FAILED", 99, 1.0)
+    assert theirs.data.tags["b"] == "3"
+    assert "a" not in theirs.data.tags
+    plain.set_tag(theirs.info.run_id, "b", "somebody else's")  # what is delivered may change
+    assert client.get_run(run_id).data.tags["b"] == "somebody else's"
+
+
+def test_ids_of_both_kinds_name_one_run(database, plain):
+    use(database)
+    with mlflow.start_run() as run:
+        mlflow.log_metric("a", 1.0)
+    delivered()
+    theirs = stored(plain, run.info.run_id)
+    client = mlflow.MlflowClient()
+    for run_id in (run.info.run_id, theirs.info.run_id):
+        assert client.get_run(run_id).info.run_id == run.info.run_id
+        client.log_metric(run_id, "a", 2.0, step=1)
+    assert mlflow.search_runs().run_id.tolist() == [run.info.run_id]
+    made = plain.create_run("0", run_name="elsewhere")  # not by us
+    client.log_metric(made.info.run_id, "b", 3.0)
+    client.log_text(made.info.run_id, "x", "x.txt")
+    assert client.get_run(made.info.run_id).data.metrics == {"b": 3.0}
+    with mlflow.start_run(run_id=made.info.run_id):
+        mlflow.log_param("p", 1)
+    delivered()
+    again = plain.get_run(made.info.run_id)
+    assert (again.data.metrics, again.data.params, again.info.status) == ({"b": 3.0}, {"p": "1"}, "FINISHED")
+    assert [one.path for one in plain.list_artifacts(made.info.run_id)] == ["x.txt"]
+    assert len(plain.search_runs(["0"])) == 2
+    with pytest.raises(MlflowException, match="not found"):
+        client.get_run("0" * 32)
+    with pytest.raises(MlflowException, match="not found"):
+        client.log_metric("20200101-000000-abcdef01", "a", 1.0)
+
+
+def test_a_run_is_gone_on_with_by_its_id(database, plain):
+    use(database)
+    with mlflow.start_run() as run:
+        mlflow.log_metric("a", 1.0, step=0)
+    with mlflow.start_run(run_id=run.info.run_id):
+        assert mlflow.active_run().info.status == "RUNNING"
+        mlflow.log_metric("a", 2.0, step=1)
+    delivered()
+    theirs = stored(plain, run.info.run_id)
+    assert theirs.info.status == "FINISHED"
+    assert [value for *_, value in points(plain, theirs, "a")] == [1.0, 2.0]
+
+
+def test_what_mlflow_refuses_is_refused_at_the_call(database):
+    use(database)
+    with mlflow.start_run():
+        mlflow.log_param("lr", 1)
+        mlflow.log_param("lr", 1)
+        with pytest.raises(MlflowException, match="'lr' is 1 and cannot become 2"):
+            mlflow.log_param("lr", 2)
+        for call in (
+            lambda: mlflow.log_metric("a//b", 1.0),
+            lambda: mlflow.set_tag("../x", "y"),
+            lambda: mlflow.log_metric("a", "text"),
+            lambda: mlflow.log_batch("no such run!", [], [], [RunTag("a", "b")])
+            if hasattr(mlflow, "log_batch") else mlflow.log_param("a[b]", 1),
+        ):  # fmt: skip
+            with pytest.raises(MlflowException):
+                call()
+        future = mlflow.log_metric("b", 1.0, synchronous=False)
+        future.wait()
+    delivered()
+
+
+def test_artifacts_are_there_before_and_after_delivery(database, tmp_path):
+    use(database)
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "one.txt").write_text("1")
+    (tmp_path / "data" / "deep" / "two words.txt").write_text("2")
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts(str(tmp_path / "data"), "folder")
+        mlflow.log_artifact(str(tmp_path / "data" / "one.txt"))
+    client = mlflow.MlflowClient()
+    for _ in range(2):
+        top = [(one.path, one.is_dir) for one in client.list_artifacts(run.info.run_id)]
+        assert top == [("folder", True), ("one.txt", False)]
+        assert [one.path for one in client.list_artifacts(run.info.run_id, "folder")] == [
+            "folder/deep", "folder/one.txt",
+        ]  # fmt: skip
+        place = Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/folder"))
+        assert (place / "deep" / "two words.txt").read_text() == "2"
+        whole = Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id))
+        assert (whole / "one.txt").read_text() == "1"
+        delivered()
+    shutil.rmtree(tmp_path / "runs" / run.info.run_id / "artifacts")  # then MLflow has them still
+    (tmp_path / "runs" / run.info.run_id / "artifacts").mkdir()
+    shutil.rmtree(tmp_path / "runs" / run.info.run_id / "journal")
+    assert mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/folder/one.txt") == "1"
