@@ -229,12 +229,14 @@ class _Job:
                 raise opened(answer, self._engine.name)
 
     def _answer(self, chunk: _Chunk) -> Answer:
+        rows = f"for rows {self._n_rows} to {self._n_rows + chunk.n_rows - 1}"
         try:
-            return Answer(*unpickled(chunk.wait()))
+            answer = Answer(*unpickled(chunk.wait()))
         except EngineError as error:
-            rows = f"rows {self._n_rows} to {self._n_rows + chunk.n_rows - 1}"
-            error.args = (f"engine {error.engine}: for {rows}, {error.reason}",)
-            raise
+            raise EngineError(error.engine, f"{rows}, {error.reason}") from error.__cause__
+        if answer.doing:
+            return answer._replace(doing=f"{rows}, {answer.doing}")
+        return answer
 
     def _send(self, session: Session) -> _Chunk | None:
         rows: list[Any] = []
