@@ -72,6 +72,17 @@ def test_a_rewrite_that_keeps_size_and_times_is_seen(tmp_path, folder, settled):
     assert fingerprint(folder, cache=cache) == fingerprint(folder) != before
 
 
+@pytest.mark.parametrize("seconds", [-3_000_000_000, 10_000_000_000])
+def test_times_before_1970_and_after_2262(tmp_path, folder, settled, read, seconds):
+    for file in folder.rglob("*"):
+        os.utime(file, (seconds, seconds))
+    cache = tmp_path / "cache.db"
+    assert fingerprint(folder, cache=cache) == fingerprint(folder)
+    read.clear()
+    fingerprint(folder, cache=cache)
+    assert read == []
+
+
 def test_what_changed_just_now_is_not_remembered(tmp_path, folder, read):
     cache = tmp_path / "cache.db"
     for _ in range(2):
