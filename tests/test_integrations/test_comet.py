@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 
 from mlkit._digest import digest_bytes
+from mlkit.errors import ConfigurationError, MissingDependencyError
 from mlkit.integrations.comet import CometSink
 from mlkit.testing import SinkContract, StoredRun
-from mlkit.tracking import RunInfo
+from mlkit.tracking import RunInfo, start_run, sync
 
 pytest.importorskip("comet_ml")
 
@@ -68,3 +75,89 @@ class TestComet(SinkContract):
     def stored(self, place, run: RunInfo) -> StoredRun:
         assert len(list((place / "c").glob("*.zip"))) <= 2
         return stored_in(archive_of(place / "c", run.id))
+
+
+def test_a_shipper_that_is_killed_while_it_writes_loses_nothing_and_doubles_nothing(tmp_path):
+    with start_run("killed", root=tmp_path / "runs", shipper="none") as run:
+        for step in range(600):
+            run.log_metrics({"loss": 0.5, "acc": step / 3}, step=step // 2)
+    uri = f"comet:{tmp_path / 'c'}"
+    code = "import sys; from mlkit.tracking import sync; sync(sys.argv[1], sinks=[sys.argv[2]])"
+    shipper = subprocess.Popen([sys.executable, "-c", code, run.dir, uri])
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "c").glob("mlkit/*.part/*.zip")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    for pid in (
+        *Path(f"/proc/{shipper.pid}/task/{shipper.pid}/children").read_text().split(),
+        shipper.pid,
+    ):
+        os.kill(int(pid), signal.SIGKILL)
+    shipper.wait()
+    delivery = sync(run.dir, sinks=[uri], timeout=100)
+    assert delivery.complete
+    next(run.dir.glob("sinks/*/cursor.json")).unlink()  # as if killed before it was written
+    assert sync(run.dir, sinks=[uri], timeout=100) == delivery
+    (archive,) = (tmp_path / "c").glob("*.zip")
+    stored = stored_in(archive)
+    losses = [(step, value) for name, step, value in stored.metrics if name == "loss"]
+    assert losses == [(step // 2, 0.5) for step in range(600)]
+    assert len(stored.metrics) == 1200
+    assert [path for path in (tmp_path / "c/mlkit").iterdir() if path.is_dir()] == []
+
+
+def test_times_states_and_what_comet_would_cut_are_kept(tmp_path):
+    long = "é" * 700 + "x" * 800
+    with start_run("digits", root=tmp_path / "runs", name="first", shipper="none") as run:
+        run.log_params({"long": long, "Name": "taken", "n" * 150: "v", "surrogate": "\ud800"})
+        run.set_tags({"note": long, "stage": "trial"})
+        run.log_points(
+            {"loss": [0.5, 0.25]}, steps=[7, 3], times=[1_767_323_046.5, 1_767_323_047.25]
+        )
+        with run.child("fold") as child:
+            child.log_metric("a", 1.5)
+        run.close("FAILED", timeout=0)
+    assert sync(run.dir, sinks=[f"comet:{tmp_path / 'c'}"], timeout=100).complete
+    stored = stored_in(archive_of(tmp_path / "c", run.id))
+    assert len(stored.params["long"]) == len(stored.tags["note"]) == 1000
+    assert "[1500 characters, whole in mlkit/params/long.txt]" in stored.params["long"]
+    whole = digest_bytes(long.encode())
+    assert stored.artifacts == {"mlkit/params/long.txt": whole, "mlkit/tags/note.txt": whole}
+    assert stored.params["surrogate"] == "\\ud800"
+    assert {len(key) for key, value in stored.params.items() if value == "v"} == {100}
+    assert [key.partition("-")[0] for key, value in stored.params.items() if value == "taken"] == [
+        "Name"
+    ]
+    with ZipFile(archive_of(tmp_path / "c", run.id)) as opened:
+        about = json.loads(opened.read("experiment.json"))
+        messages = [json.loads(line) for line in opened.read("messages.json").splitlines()]
+    times = [
+        (one["payload"]["metric"]["step"], one["payload"]["local_timestamp"])
+        for one in messages
+        if one["type"] == "metric_msg" and one["payload"]["metric"]["metricName"] == "loss"
+    ]
+    assert times == [(7, 1_767_323_046_500), (3, 1_767_323_047_250)]
+    assert (about["project_name"], about["tags"]) == ("digits", ["stage:trial"])
+    assert (about["customer_error_reported"], about["customer_error_message"]) == (True, "FAILED")
+    others = {
+        one["payload"]["key"]: one["payload"]["value"]
+        for one in [json.loads(line) for line in _messages(archive_of(tmp_path / "c", child.id))]
+        if one["type"] == "log_other"
+    }
+    assert (others["mlkit/parent"], others["mlkit/run"]) == (run.id, child.id)
+
+
+def _messages(archive: Path) -> list[bytes]:
+    with ZipFile(archive) as opened:
+        return opened.read("messages.json").splitlines()
+
+
+def test_the_address_says_all_and_a_wrong_call_says_what_is_wrong(tmp_path, monkeypatch):
+    sink = CometSink(tmp_path / "a?b", workspace="team", project="x y")
+    again = CometSink(sink.uri.partition(":")[2])
+    assert (again.uri, again.folder) == (sink.uri, sink.folder)
+    assert pickle.loads(pickle.dumps(sink)).uri == sink.uri
+    with pytest.raises(ConfigurationError, match="options among"):
+        CometSink("c?mode=offline")
+    monkeypatch.setitem(sys.modules, "comet_ml", None)
+    with pytest.raises(MissingDependencyError, match=r"mlkit-blocks\[comet\]"):
+        CometSink("c")

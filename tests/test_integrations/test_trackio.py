@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from mlkit._digest import digest_bytes
+from mlkit.errors import ConfigurationError, MissingDependencyError
 from mlkit.integrations.trackio import TrackioSink
 from mlkit.testing import SinkContract, StoredRun
-from mlkit.tracking import RunInfo
+from mlkit.tracking import Record, RunInfo, start_run, sync
 
 pytest.importorskip("trackio")
 
@@ -89,8 +93,6 @@ print(json.dumps([run.id, run.name, run.config, logs], default=str))
 
 def test_trackio_itself_shows_the_run(folder):
     run = RunInfo("20260102-030405-0a1b2c3d", "digits", "first", None, 1_767_323_045.0)
-    from mlkit.tracking import Record
-
     sink = TrackioSink(folder)
     sink.open(run)
     sink.send(
@@ -111,3 +113,87 @@ def test_trackio_itself_shows_the_run(folder):
     assert shown == [
         {"loss": 0.5, "acc": math.inf, "timestamp": "2026-01-02T03:04:06.500000+00:00", "step": 3}
     ]
+
+
+def test_a_shipper_that_is_killed_loses_nothing_and_doubles_nothing(folder, tmp_path):
+    with start_run("killed", root=tmp_path / "runs", shipper="none") as run:
+        for step in range(6000):
+            run.log_metrics({"loss": 0.5, "acc": step / 3}, step=step // 2)
+    uri = f"trackio:{folder}"
+    code = "import sys; from mlkit.tracking import sync; sync(sys.argv[1], sinks=[sys.argv[2]])"
+    shipper = subprocess.Popen([sys.executable, "-c", code, run.dir, uri])
+    deadline = time.monotonic() + 60
+    while not list(run.dir.glob("sinks/*/cursor.json")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    for pid in (
+        *Path(f"/proc/{shipper.pid}/task/{shipper.pid}/children").read_text().split(),
+        shipper.pid,
+    ):
+        os.kill(int(pid), signal.SIGKILL)
+    shipper.wait()
+    delivery = sync(run.dir, sinks=[uri], timeout=100)
+    assert delivery.complete
+    next(run.dir.glob("sinks/*/cursor.json")).unlink()  # as if killed before it was written
+    assert sync(run.dir, sinks=[uri], timeout=100) == delivery
+    stored = stored_in(folder, "killed", run.id)
+    losses = sorted((step, value) for name, step, value in stored.metrics if name == "loss")
+    assert losses == [(step // 2, 0.5) for step in range(6000)]
+    assert (len(stored.metrics), stored.status) == (12_000, "FINISHED")
+
+
+def test_a_call_of_which_a_part_is_stored_gets_the_rest(folder):
+    run = RunInfo("20260102-030405-bbbbbbbb", "parts", "first", None, 1_767_323_045.0)
+    records = [Record(f"f:9:{index}", "metric", f"m{index}", index / 2, 3) for index in range(12)]
+    for some in (records[3:5], records[2:9], records, records[5:]):
+        sink = TrackioSink(folder)
+        sink.open(run)
+        sink.send(some)
+        sink.close()
+    stored = stored_in(folder, "parts", run.id)
+    assert sorted(stored.metrics) == sorted((one.key, 3, one.value) for one in records)
+
+
+def test_names_and_texts_that_trackio_would_mistake_are_kept(folder, tmp_path):
+    with start_run("my.model_configs", root=tmp_path / "runs", shipper="none") as run:
+        run.log_params(
+            {"_Group": "g", "lr": "1e-3", "n": 3, "surrogate": "\ud800", "nan": math.nan}
+        )
+        run.log_metrics({"step": 1.0, "__x": 2.0, "timestamp": 3.0, "a.b": 4.0}, step=7)
+        run.set_tag("stage", "\ud800")
+        with run.child("fold") as child:
+            child.log_metric("a", 1.5)
+    assert sync(run.dir, sinks=[f"trackio:{folder}?project=shared"], timeout=100).complete
+    stored = stored_in(folder, "shared", run.id)
+    assert sorted(value for _, step, value in stored.metrics if step == 7) == [1.0, 2.0, 3.0, 4.0]
+    assert not {"step", "timestamp", "__x"} & {key for key, _, _ in stored.metrics}
+    with closing(sqlite3.connect(folder / "shared.db")) as database:
+        configs = {
+            run_id: json.loads(config)
+            for run_id, config in database.execute("SELECT run_id, config FROM configs")
+        }
+    config = configs[run.id]
+    assert (config["lr"], config["n"], config["surrogate"], config["nan"]) == (
+        "1e-3",
+        3,
+        "\\ud800",
+        "nan",
+    )
+    assert set(config["mlkit"]["names"].values()) == {"_Group", "step", "__x", "timestamp"}
+    assert configs[child.id]["_Group"] == run.id
+    assert sync(run.dir, sinks=[f"trackio:{folder}"], timeout=100).complete
+    (own,) = folder.glob(
+        "my_model_configs-*.db"
+    )  # as it is, it would be the file of another project's configs
+    assert own.stat().st_size
+
+
+def test_the_address_says_all_and_a_wrong_call_says_what_is_wrong(tmp_path, monkeypatch):
+    sink = TrackioSink(tmp_path / "a?b", project="x y")
+    again = TrackioSink(sink.uri.partition(":")[2])
+    assert (again.uri, again.folder) == (sink.uri, sink.folder)
+    assert pickle.loads(pickle.dumps(sink)).uri == sink.uri
+    with pytest.raises(ConfigurationError, match="options among"):
+        TrackioSink("t?space=x")
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(MissingDependencyError, match=r"mlkit-blocks\[trackio\]"):
+        TrackioSink("t")

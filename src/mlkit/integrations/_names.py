@@ -31,13 +31,13 @@ def safe_name(name: str, is_fine: Callable[[str], bool], limit: int) -> str:
             them.
         limit: The longest that it takes.
     """
-    if len(name) <= limit and is_fine(name) and not _MARKED.fullmatch(name):
+    if name and len(name) <= limit and is_fine(name) and not _MARKED.fullmatch(name):
         return name
     mark = f"-{short(digest_bytes(name.encode('utf-8', 'surrogatepass')))}"
-    body = re.sub(r"[^\w.\-/]", "_", name)[: limit - len(mark)]
-    if body and is_fine(body + mark):
-        return body + mark
-    return "x" + re.sub(r"[^\w\-]", "_", body, flags=re.ASCII)[: limit - len(mark) - 1] + mark
+    body = re.sub(r"[^\w.\-/]", "_", name)[: limit - len(mark) - 1]
+    plain = re.sub(r"[^\w\-]", "_", body, flags=re.ASCII)
+    tried = (body + mark, plain + mark, f"x{plain}{mark}")
+    return next((one for one in tried[:2] if body and is_fine(one)), tried[2])
 
 
 def plain_text(text: str) -> str:
