@@ -87,7 +87,7 @@ class Learned:
         if seconds > 0:
             self._seen.append((n_rows, length, seconds))
         n = len(self._seen)
-        due = n >= 3 and (n & (n - 1) == 0 if self.n_seen < _KEPT else self.n_seen % 32 == 0)
+        due = n >= 3 and (_round(n) if self.n_seen < _KEPT else self.n_seen % 32 == 0)
         if due:
             self._renew(list(self._seen))
         return due
@@ -136,6 +136,12 @@ def learned_for(owner: object, key: tuple[str, str]) -> Learned:
         new._largest, new._limit, new._best = old._largest, old._limit, old._best  # noqa: SLF001
     known[key] = new
     return new
+
+
+def _round(n: int) -> bool:
+    """Return whether *n* is a power of two or one and a half times one."""
+    n //= n & -n
+    return n in (1, 3)
 
 
 def best_size(seen: list[tuple[int, int, float]], cost: Cost) -> int | None:
