@@ -1,15 +1,25 @@
-"""One log call of five metrics: what the training loop pays, against the bare `write` and against peers."""
+"""What the training loop pays for a call of five metrics, what it pays a step, and how fast all of it is delivered.
+
+The losses and the outage have commands of their own: `python -m benchmarks.tracking_losses` and
+`python -m benchmarks.tracking_outage`.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import resource
+import statistics
 import struct
+import subprocess
 import tempfile
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.harness import Row
+from benchmarks.tracking_peers import METRICS, NEEDS_SERVER, PEERS, SLOW, measure, python_for
+from benchmarks.tracking_server import MlflowServer
 from mlkit.tracking import read, start_run, sync
 
 if TYPE_CHECKING:
@@ -17,22 +27,30 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Bench
 
-PEERS: tuple[str, ...] = ("mlflow", "tensorboardX")
-
-METRICS = {"loss": 0.5, "accuracy": 0.25, "lr": 1e-3, "grad_norm": 3.5, "examples": 64.0}
 WORK = "log 5 metrics"
 
 
 def run(bench: Bench) -> None:
     """Measure."""
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         _log_calls(bench, Path(place))
-        _slow_log_calls(bench, Path(place))
         _read_and_deliver(bench, Path(place))
+        try:
+            server = MlflowServer(Path(place))
+            server.start()
+        except (RuntimeError, OSError) as error:
+            bench.skipped(WORK, "everything that needs an MLflow server", str(error))
+        else:
+            try:
+                _peers(bench, server)
+                _delivery_rate(bench, server, Path(place))
+            finally:
+                server.kill()
+        _imports(bench)
     bench.note(
-        "Every contender has what was logged outside the process's own memory when the call "
-        "returns, but for tensorboardX, which queues; mlkit's shipper is off, for it is another "
-        "process. A `write` is the least that survives a SIGKILL."
+        "A `write` is the least that survives a SIGKILL. What of each tracker's points does is in "
+        "[the loss table](concepts/tracking.md#what-a-sigkill-costs). Each tracker runs in a process "
+        "of its own; p50 and p99 are over the calls of one process, and the columns over several."
     )
 
 
@@ -56,18 +74,6 @@ def _log_calls(bench: Bench, place: Path) -> None:
         "bare os.write of the frame": write,
         "mlkit": lambda step: plain.log_metrics(METRICS, step=step),
     }
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        bench.skipped(WORK, "tensorboardX", str(error))
-    else:
-        board = SummaryWriter(str(place / "board"))
-
-        def scalars(step: int) -> None:
-            for key, value in METRICS.items():
-                board.add_scalar(key, value, step)
-
-        loggers["tensorboardX"] = scalars
     bench.compare(
         WORK,
         {name: _repeat(log, calls) for name, log in loggers.items()},
@@ -77,41 +83,117 @@ def _log_calls(bench: Bench, place: Path) -> None:
     plain.close()
 
 
-def _slow_log_calls(bench: Bench, place: Path) -> None:
-    """Against what takes milliseconds; fewer calls, so that it ends."""
-    calls = 10 if bench.quick else 50
-    work = f"{WORK}, {calls} calls"
-    synced = start_run("bench", root=place / "runs", shipper="none", durability="record")
-    plain = start_run("bench", root=place / "runs", shipper="none")
-    loggers: dict[str, Callable[[int], None]] = {
-        "mlkit": lambda step: plain.log_metrics(METRICS, step=step),
-        "mlkit, durability='record'": lambda step: synced.log_metrics(METRICS, step=step),
-    }
-    try:
-        import mlflow
-        from mlflow.entities import Metric
-    except ImportError as error:
-        bench.skipped(work, "mlflow log_batch, sqlite", str(error))
-    else:
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        client = mlflow.MlflowClient(f"sqlite:///{place}/mlflow.db")
-        run_id = client.create_run(client.create_experiment("bench")).info.run_id
-        ticks = iter(range(10**12))
+def _peers(bench: Bench, server: MlflowServer) -> None:
+    """Each tracker in a process of its own, several times by turns."""
+    calls, rounds = (100, 1) if bench.quick else (5000, 3)
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in PEERS}
+    for _ in range(rounds):
+        for name, figures in found.items():
+            uri = server.uri if name in NEEDS_SERVER else ""
+            some = min(calls, 300) if name in SLOW else calls
+            for mode, count in (("tight", some), ("paced", min(some, 400))):
+                try:
+                    said = measure(name, mode, count, uri)
+                except RuntimeError as error:
+                    bench.skipped(f"{WORK}, {mode}", name, str(error))
+                    continue
+                for key, value in said.items():
+                    figures.setdefault(f"{mode} {key}", []).append(value)
+    for work, key, unit, scale in (
+        (f"{WORK}, p50", "tight p50", "us", 1),
+        (f"{WORK}, p99", "tight p99", "us", 1),
+        ("start a run", "tight open", "ms", 1e3),
+        ("a call in each step of 1.5 ms: what the step gets longer", "paced tax", "%", 100),
+    ):
+        _add(bench, work, unit, {name: [scale * v for v in one.get(key, ())] for name, one in found.items()})  # fmt: skip
 
-        def batch(step: int) -> None:
-            now = next(ticks)
-            client.log_batch(run_id, [Metric(k, v, now, step) for k, v in METRICS.items()])
 
-        loggers["mlflow log_batch, sqlite"] = batch
+def _add(bench: Bench, work: str, unit: str, found: dict[str, list[float]]) -> None:
+    """Keep a row for each who has figures, in relation to ours."""
+    ours = statistics.median(found["mlkit"])
+    for name, values in found.items():
+        if values:
+            middle = statistics.median(values)
+            bench.rows.append(
+                Row(work, name, unit, min(values), middle, max(values), "mlkit", middle / ours)
+            )
+
+
+def _delivery_rate(bench: Bench, server: MlflowServer, place: Path) -> None:
+    """Points into an MLflow server: batched by hand, and from our journal whatever the calls were."""
+    import mlflow
+    from mlflow.entities import Metric
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    points, rounds = (2_000, 1) if bench.quick else (20_000, 3)
+    client = mlflow.MlflowClient(server.uri)
+    experiment = client.create_experiment("rate")
+
+    def by_hand() -> int:
+        run_id = client.create_run(experiment).info.run_id
+        for start in range(0, points, 1000):
+            steps = range(start, start + 1000)
+            client.log_batch(run_id, [Metric("m", step / 3, 1, step) for step in steps])
+        client.set_terminated(run_id)
+        return points
+
+    def record(how: str) -> Path:
+        with start_run("rate", root=place / "rate", shipper="none") as run:
+            if how == "one by one":
+                for step in range(points):
+                    run.log_metric("m", step / 3, step=step)
+            elif how == "many keys":
+                for step in range(points // 50):
+                    run.log_metrics({f"m{k}": step / 3 for k in range(50)}, step=step)
+            else:
+                run.log_points({"m": [step / 3 for step in range(points)]}, steps=range(points))
+        return run.dir
+
+    ways = ("one by one", "many keys", "arrays")
+    recorded = {how: iter([record(how) for _ in range(rounds + 1)]) for how in ways}
+
+    def deliver(how: str) -> int:
+        delivery = sync(next(recorded[how]), sinks=[f"mlflow:{server.uri}"], timeout=300)
+        return delivery.delivered - 2  # the run begins and ends
+
     bench.compare(
-        work,
-        {name: _repeat(log, calls) for name, log in loggers.items()},
-        baseline="mlkit",
-        calls=calls,
-        rounds=3 if bench.quick else 9,
+        f"{points} points into an MLflow server",
+        {
+            "log_batch of 1000 by hand": by_hand,
+            **{f"mlkit sync, logged {how}": (lambda how=how: deliver(how)) for how in ways},
+        },
+        baseline="log_batch of 1000 by hand",
+        calls=points,
+        rounds=rounds,
     )
-    synced.close()
-    plain.close()
+
+
+def _imports(bench: Bench) -> None:
+    """CPU of an import above that of the interpreter, least of several."""
+    modules = {
+        "numpy": "numpy", "mlkit": "mlkit.tracking", "trackio": "trackio", "W&B": "wandb",
+        "Comet": "comet_ml", "Aim": "aim", "DVCLive": "dvclive", "mlflow": "mlflow",
+        "torch's SummaryWriter": "torch.utils.tensorboard",
+    }  # fmt: skip
+    rounds = 1 if bench.quick else 5
+    found: dict[str, list[float]] = {}
+    for name, module in modules.items():
+        python = python_for(module)
+        if python is None:
+            bench.skipped("import", name, f"{module} is not installed")
+            continue
+        bare = min(_cpu(python, "pass") for _ in range(rounds))
+        found[name] = [1e3 * (_cpu(python, f"import {module}") - bare) for _ in range(rounds)]
+    _add(bench, "import, CPU above the interpreter's", "ms", found)
+
+
+def _cpu(python: str, code: str) -> float:
+    """Return the CPU seconds of a program; the bytecode is written by the first and used by the others."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([python, "-c", code], env=environment, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def _read_and_deliver(bench: Bench, place: Path) -> None:
