@@ -13,6 +13,7 @@ from mlkit.errors import (
     BatcherClosedError,
     DeadlineExceededError,
     InferenceError,
+    OverloadedError,
     QueueFullError,
 )
 from mlkit.inference import Batcher
@@ -43,6 +44,17 @@ class Device:
         return [number for number, _ in rows]
 
 
+class Item:
+    """A row that was accepted, and the callers who share its run."""
+
+    def __init__(self, row, priority, key, expires):
+        self.row, self.priority, self.key = row, priority, key
+        self.callers = {row: expires}
+
+    def expired(self, now):
+        return all(expires is not None and now >= expires for expires in self.callers.values())
+
+
 class Machine(RuleBasedStateMachine):
     @initialize()
     def begin(self):
@@ -54,12 +66,12 @@ class Machine(RuleBasedStateMachine):
         self.batcher = Batcher(
             self.device, max_batch_size=LARGEST, max_queue=QUEUE, max_wait=0, collate=list
         ).start()
-        self.waiting = []  # (row, priority, expires), in the order of arrival
-        self.running = []
+        self.waiting = []  # items in the order of arrival
+        self.running = []  # items
         self.tasks = {}  # row: task
         self.expected = {}  # row: value or kind of error
         self.closed = False
-        self.rejected = 0
+        self.rejected = self.joined = 0
 
     def turn(self):
         async def turns():
@@ -79,88 +91,126 @@ class Machine(RuleBasedStateMachine):
     def seal(self):
         """Move what the device must take next from the model's queue."""
         now = self.clock.monotonic()
-        queue = sorted(self.waiting, key=lambda item: -item[1])
         self.running = []
-        for item in queue:
+        for item in sorted(self.waiting, key=lambda item: -item.priority):
             if len(self.running) == LARGEST:
                 break
-            row, _, expires = item
             self.waiting.remove(item)
-            if expires is not None and now >= expires:
-                self.expected[row] = DeadlineExceededError
+            if item.expired(now):
+                self.settle(item, DeadlineExceededError)
             else:
-                self.running.append(row)
+                self.running.append(item)
         if self.running:
             batches = len(self.device.batches)
-            self.until(lambda: self.device.batches[-1:] == [self.running])
+            rows = [item.row for item in self.running]
+            self.until(lambda: self.device.batches[-1:] == [rows])
             assert len(self.device.batches) - batches in (0, 1)
+
+    def settle(self, item, outcome):
+        for caller in item.callers:
+            self.expected.setdefault(caller, outcome)
 
     @rule(
         kind=st.sampled_from(["good", "good", "good", "bad", "fatal"]),
         priority=st.sampled_from([0, 0, 0, 1, -1]),
         deadline=st.sampled_from([None, None, 500.0, 100_000.0]),
+        key=st.sampled_from([None, None, "k", "l"]),
         blocking=st.booleans(),
     )
-    def submit(self, kind, priority, deadline, blocking):
+    def submit(self, kind, priority, deadline, key, blocking):
         row = (len(self.tasks), kind)
         if blocking:
             deadline = None  # its thread would give up by itself, at any moment
-            awaitable = self._call(row, priority)
+            awaitable = self._call(row, priority, key)
         else:
-            awaitable = self.batcher.submit(row, deadline=deadline, priority=priority)
-        accepted = self.batcher.stats().n_accepted
+            awaitable = self.batcher.submit(row, deadline=deadline, priority=priority, key=key)
+        before = self.batcher.stats()
         self.tasks[row] = task = self.loop.create_task(awaitable)
+        expires = None if deadline is None else self.clock.monotonic() + deadline
+        flight = next(
+            (
+                item
+                for item in [*self.running, *self.waiting]
+                if key is not None and item.key == key
+            ),
+            None,
+        )
         if self.closed:
             self.expected[row] = BatcherClosedError
+        elif flight is not None:
+            self.joined += 1
+            self.until(lambda: self.batcher.stats().n_joined == self.joined)
+            flight.callers[row] = expires
+            if flight in self.waiting and priority > flight.priority:
+                flight.priority = priority
+                self.waiting.remove(flight)
+                self.waiting.append(flight)
+            return
         elif len(self.waiting) == QUEUE:
             self.expected[row] = QueueFullError
             self.rejected += 1
         else:
-            expires = None if deadline is None else self.clock.monotonic() + deadline
-            self.until(lambda: self.batcher.stats().n_accepted == accepted + 1)
-            self.waiting.append((row, priority, expires))
-            if not self.running:
-                self.seal()
-            return
+            self.until(
+                lambda: (
+                    self.batcher.stats().n_accepted == before.n_accepted + 1
+                    or self.batcher.stats().n_rejected == before.n_rejected + 1
+                )
+            )
+            if self.batcher.stats().n_rejected > before.n_rejected:
+                assert deadline is not None
+                assert self.running  # an idle device refuses nobody
+                self.expected[row] = OverloadedError
+                self.rejected += 1
+            else:
+                self.waiting.append(Item(row, priority, key, expires))
+                if not self.running:
+                    self.seal()
+                return
         self.until(task.done)
 
-    async def _call(self, row, priority):
+    async def _call(self, row, priority, key):
         def call():
-            return self.batcher.call(row, priority=priority)
+            return self.batcher.call(row, priority=priority, key=key)
 
         return await self.loop.run_in_executor(self.threads, call)
 
     @precondition(lambda self: self.running)
     @rule()
     def finish(self):
-        fatal = any(kind == "fatal" for _, kind in self.running)
-        for row in self.running:
-            wrong = InferenceError if fatal else ValueError if row[1] == "bad" else row[0]
-            self.expected.setdefault(row, wrong)
+        fatal = any(item.row[1] == "fatal" for item in self.running)
+        for item in self.running:
+            number, kind = item.row
+            self.settle(item, InferenceError if fatal else ValueError if kind == "bad" else number)
         done, self.running = self.running, []
         self.device.go.release()
         self.seal()
-        self.until(lambda: all(self.tasks[row].done() for row in done))
+        callers = [caller for item in done for caller in item.callers]
+        self.until(lambda: all(self.tasks[caller].done() for caller in callers))
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def cancel_waiting(self, data):
         item = data.draw(st.sampled_from(self.waiting))
+        caller = data.draw(st.sampled_from(sorted(item.callers)))
         cancelled = self.batcher.stats().n_cancelled
-        self.tasks[item[0]].cancel()
+        blocking = "_call" in repr(self.tasks[caller])
+        self.tasks[caller].cancel()
         self.turn()
-        if self.batcher.stats().n_cancelled > cancelled:
+        if not blocking:  # else its thread cannot be cancelled, and its row goes on
+            del item.callers[caller]
+        if not item.callers:
             self.waiting.remove(item)
-        # else a blocking caller: a thread cannot be cancelled, its row goes on
-        self.expected[item[0]] = asyncio.CancelledError
+        assert self.batcher.stats().n_cancelled == cancelled + (not item.callers)
+        self.expected[caller] = asyncio.CancelledError
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def cancel_running(self, data):
-        row = data.draw(st.sampled_from(self.running))
-        self.tasks[row].cancel()
-        self.expected[row] = asyncio.CancelledError
-        self.until(self.tasks[row].done)
+        item = data.draw(st.sampled_from(self.running))
+        caller = data.draw(st.sampled_from(sorted(item.callers)))
+        self.tasks[caller].cancel()
+        self.expected[caller] = asyncio.CancelledError
+        self.until(self.tasks[caller].done)
 
     @rule(seconds=st.sampled_from([100.0, 400.0, 1000.0]))
     def advance(self, seconds):
@@ -174,10 +224,11 @@ class Machine(RuleBasedStateMachine):
         closing.start()
         self.until(lambda: "closed" in repr(self.batcher))
         if not drain:
-            for row, _, _ in self.waiting:
-                self.expected.setdefault(row, BatcherClosedError)
-            dropped, self.waiting = self.waiting, []
-            self.until(lambda: all(self.tasks[row].done() for row, _, _ in dropped))
+            for item in self.waiting:
+                self.settle(item, BatcherClosedError)
+            dropped = [caller for item in self.waiting for caller in item.callers]
+            self.waiting = []
+            self.until(lambda: all(self.tasks[caller].done() for caller in dropped))
         self.closing = closing
 
     @invariant()
@@ -188,6 +239,8 @@ class Machine(RuleBasedStateMachine):
         settled = stats.n_done + stats.n_failed + stats.n_expired + stats.n_cancelled
         assert stats.n_accepted == settled + stats.n_waiting + stats.n_running
         assert stats.n_rejected == self.rejected
+        assert stats.n_joined == self.joined
+        assert (stats.n_waiting, stats.n_running) == (len(self.waiting), len(self.running))
         assert stats.n_running <= LARGEST
         assert stats.n_waiting <= QUEUE
 
@@ -218,4 +271,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestMachine.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)

@@ -66,6 +66,7 @@ class Flights:
                 continue
             self._leaders.pop(request.key, None)
             for other in request.others or ():
-                other.waits = False
+                other.waits, other.leader = False, None
                 shared.append((place, other))
+            request.others = None
         return shared
