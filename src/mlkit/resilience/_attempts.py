@@ -12,6 +12,7 @@ from mlkit._suggest import clip, said
 from mlkit.errors import (
     ConfigurationError,
     DeadlineExceededError,
+    MlkitError,
     RejectedError,
     ResultRejectedError,
 )
@@ -56,35 +57,29 @@ SPENT = Spent()
 class Attempts:
     """The attempts of one call after the first has failed: how many, until when, and what is said about them.
 
-    Args:
+    Attributes:
         plan: What to do around each.
         since: `SPENT.number` when the call began.
         until: The monotonic time at which the call must have ended, and the seconds that were allowed.
         retrying: Whether a policy around this one is at its second or a later attempt.
         began: The monotonic time at which the call began, if anybody needs it.
+        made: How many there were.
     """
 
-    __slots__ = ("_notes", "began", "made", "plan", "retrying", "since", "until")
-
-    def __init__(
-        self,
-        plan: Plan,
-        since: int,
-        *,
-        until: tuple[float, float] = (inf, inf),
-        retrying: bool = False,
-        began: float = 0.0,
-    ) -> None:
-        self.plan, self.since, self.until = plan, since, until
-        self.retrying, self.began = retrying, began
-        self.made = 1
-        self._notes: list[tuple[int, str, str]] = []
+    # No `__init__`, as in `Ambient`.
+    plan: Plan
+    since: int
+    until: tuple[float, float] = (inf, inf)
+    retrying: bool = False
+    began: float = 0.0
+    made: int = 1
+    _notes: tuple[tuple[int, str, str], ...] = ()
 
     def pause(self, error: Exception) -> float | None:
         """Return the seconds to wait before the next attempt, or None if *error* is to be raised."""
         retry = self.plan.retry
         verdict = FALL if retry is None and not self.plan.decides else self._verdict(error)
-        if retry is None or not verdict.again:
+        if retry is None or (verdict is not RETRY and not verdict.again):
             if verdict == RAISE:
                 with suppress(Exception):  # a frozen error: the next tier is asked
                     setattr(error, _FINAL, True)
@@ -105,9 +100,8 @@ class Attempts:
         self.plan.retried()
         # The text now, the note only if it is needed; the error itself would keep the batch alive.
         text = said(error)
-        self._notes.append(
-            (self.made, type(error).__name__, text if len(text) <= 160 else clip(text, 160))
-        )
+        note = self.made, type(error).__name__, text if len(text) <= 160 else clip(text, 160)
+        self._notes = (*self._notes, note)
         return pause
 
     def _forbidden(self, pause: float) -> str | None:
@@ -128,11 +122,12 @@ class Attempts:
         return None
 
     def _verdict(self, error: Exception) -> Verdict:
-        if isinstance(error, (RejectedError, ConfigurationError)):  # whatever `on` says
+        ours = isinstance(error, MlkitError)
+        if ours and isinstance(error, (RejectedError, ConfigurationError)):  # whatever `on` says
             return FALL
         if self.since != SPENT.number and self._tried_inside(error):
             return FALL
-        if isinstance(error, ResultRejectedError) and isinstance(error.verdict, Verdict):
+        if ours and isinstance(error, ResultRejectedError) and isinstance(error.verdict, Verdict):
             return error.verdict
         answer = self.plan.retryable(error)
         if answer is True:
@@ -188,8 +183,10 @@ def first_failed(
     if plan.breaker is not None:
         duration = current().monotonic() - began if began else 0.0
         plan.breaker.failed(ring, error, duration=duration)
-    until = began + plan.deadline if plan.deadline is not None else inf
-    attempts = Attempts(plan, since, until=(until, plan.deadline or inf), began=began)
+    attempts = Attempts()
+    attempts.plan, attempts.since, attempts.began = plan, since, began
+    if plan.deadline is not None:
+        attempts.until = began + plan.deadline, plan.deadline
     return attempts, attempts.pause(error)
 
 
@@ -291,13 +288,10 @@ class Trial:
 
     def failed(self) -> Attempts:
         """Return the attempts of the call, of which this one is the first and has failed."""
-        return Attempts(
-            self._plan,
-            self._since,
-            until=self._until,
-            retrying=self._retrying,
-            began=self.began,
-        )
+        attempts = Attempts()
+        attempts.plan, attempts.since, attempts.began = self._plan, self._since, self.began
+        attempts.until, attempts.retrying = self._until, self._retrying
+        return attempts
 
     def __exit__(
         self,

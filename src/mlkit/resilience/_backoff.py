@@ -176,6 +176,8 @@ def stop_of(where: str, value: object) -> Stop:
 
 def pause_after(backoff: Backoff, attempt: int, error: Exception) -> float:
     """Return the seconds that *backoff* asks for after *error*, checked: it is user code."""
+    if type(backoff) is _Constant:
+        return backoff.pause
     pause = backoff.after(attempt, error) if type(backoff) is _Tenacity else backoff(attempt)
     if type(pause) is float and 0.0 <= pause < inf:  # nearly always
         return pause

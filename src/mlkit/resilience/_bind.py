@@ -66,10 +66,23 @@ def bound(policy: Policy, fn: Callable[_P, _R], *, name: str | None = None) -> C
 def bound_plan(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return *fn*, which is no generator function, guarded as *plan* says."""
     if not is_async(fn):
-        return unpacked(bind_sync(plan, fn))
+        run = bind_sync(plan, fn)
+        return unpacked(run) if plan.policy.limited else _refusing(plan, run)
     from mlkit.resilience._bind_async import bind_async  # brings asyncio
 
     return bind_async(plan, fn)
+
+
+def _refusing(plan: Plan, run: Packed) -> Callable[..., Any]:
+    """As `unpacked`, and asks the breaker first: an error costs 0.1 us for each function that it comes through."""
+    machine, blocked = plan.machine, plan.blocked
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        if machine.ring is None and (wait := blocked()) is not None:
+            raise plan.refused(wait)
+        return run(args, kwargs)
+
+    return guarded
 
 
 def packed(policy: Policy, fn: Callable[..., Any]) -> Packed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio  # noqa: TID253 - nobody imports this module before something async is guarded
 import time
 from math import inf
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current, replacement
 from mlkit.errors import DeadlineExceededError
@@ -21,45 +21,51 @@ if TYPE_CHECKING:
     from mlkit.resilience._machine import Window
     from mlkit.resilience._plan import Plan
 
+    Awaited = Callable[..., Coroutine[Any, Any, Any]]
+
 __all__ = ["bind_async", "unlimited_async"]
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
-
-def bind_async(
-    plan: Plan, fn: Callable[_P, Coroutine[Any, Any, _R]]
-) -> Callable[_P, Coroutine[Any, Any, _R]]:
+def bind_async(plan: Plan, fn: Awaited) -> Awaited:
     inner = unlimited_async(plan, fn)
     if not plan.policy.limited:
         return inner
     limits = plan.policy._limits  # noqa: SLF001 - one object in two files
 
-    async def limited(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    async def limited(*args: Any, **kwargs: Any) -> Any:
         with limits.admitted(plan.name):
             return await inner(*args, **kwargs)
 
     return limited
 
 
-def unlimited_async(
-    plan: Plan, fn: Callable[_P, Coroutine[Any, Any, _R]]
-) -> Callable[_P, Coroutine[Any, Any, _R]]:
-    machine, budget, hedge = plan.machine, plan.budget, plan.policy.hedge
-    surroundings, enter, leave, spent = AMBIENT.get, AMBIENT.set, AMBIENT.reset, SPENT
-    limit, quick, judge = plan.limit, plan.quick, plan.judge if plan.judges else None
-    limits = plan.policy._limits  # noqa: SLF001 - one object in two files
-    # Of the policy, or each `policy.call` would leave a timer behind until its time is over.
-    limits.works = limits.works or (Clockwork(plan.limit), Clockwork())
-    works, hedges = limits.works
+def unlimited_async(plan: Plan, fn: Awaited) -> Awaited:
+    tries = _Tries(plan, fn)
+    hedges = plan.policy.hedge is not None
+    if plan.simple:
+        return _raced(tries) if hedges else _untimed(tries)
+    if not hedges and not plan.watched:
+        return _timed(tries)
 
-    async def direct(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    async def tried(*args: Any, **kwargs: Any) -> Any:
+        return await tries.run(args, kwargs)
+
+    return tried
+
+
+def _untimed(tries: _Tries) -> Awaited:
+    """Return a function under a plan that is simple."""
+    plan, fn = tries.plan, tries.fn
+    machine, budget, spent = plan.machine, plan.budget, SPENT
+    surroundings, enter, leave = AMBIENT.get, AMBIENT.set, AMBIENT.reset
+
+    async def untimed(*args: Any, **kwargs: Any) -> Any:
         ring = machine.ring  # the window of the closed breaker is the ticket
         if ring is None or surroundings() is not None or budget.level < budget.full:
-            return await run(*args, **kwargs)
+            return await tries.run(args, kwargs)
         since = spent.number
         try:
-            answer = await fn(*args, **kwargs)
+            answer = await (fn(*args, **kwargs) if kwargs else fn(*args))  # as in `_bind_sync`
         except Exception as error:
             attempts, pause = first_failed(plan, since, ring, error)
             if pause is None:
@@ -67,12 +73,48 @@ def unlimited_async(
         else:
             ring.append(OK)
             return answer
-        return await again(attempts, pause, args, kwargs)
+        # As `_again` in `_bind_sync`, but in here: a coroutine more, which every pause has to come through, is a quarter of
+        # what a failure costs.
+        inside = Ambient()
+        inside.retrying, inside.budget = True, budget
+        token = enter(inside)
+        try:
+            while True:
+                await _paused(pause)
+                ring = machine.ring
+                if ring is None:
+                    return await tries.again(attempts, None, args, kwargs)
+                attempts.made += 1
+                try:
+                    answer = await fn(*args, **kwargs)
+                except Exception as error:
+                    if plan.breaker is not None:
+                        plan.breaker.failed(ring, error)
+                    pause = attempts.pause(error)
+                    if pause is None:
+                        raise
+                else:
+                    ring.append(OK)
+                    budget.earn()
+                    return answer
+        finally:
+            inside.over = True
+            leave(token)
 
-    async def timed(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    return untimed
+
+
+def _timed(tries: _Tries) -> Awaited:
+    """As `_untimed`, with two readings of the clock around the call, and its time limit around and inside of it."""
+    plan, fn, works = tries.plan, tries.fn, tries.works
+    machine, budget, spent = plan.machine, plan.budget, SPENT
+    surroundings, enter, leave = AMBIENT.get, AMBIENT.set, AMBIENT.reset
+    judge, limit, quick = plan.judge if plan.judges else None, plan.limit, plan.quick
+
+    async def timed(*args: Any, **kwargs: Any) -> Any:
         ring = machine.ring
         if ring is None or surroundings() is not None or budget.level < budget.full:
-            return await run(*args, **kwargs)
+            return await tries.run(args, kwargs)
         since = spent.number
         # As in `_bind_sync`: `current().monotonic()` is two calls more.
         clock = replacement()
@@ -84,9 +126,9 @@ def unlimited_async(
             if limit == inf:
                 answer = await fn(*args, **kwargs)
             else:
-                scope = works.begin(limit, began)
+                scope = works.begin(limit, began if clock is None else None)
                 try:
-                    answer = await fn(*args, **kwargs)
+                    answer = await (fn(*args, **kwargs) if kwargs else fn(*args))
                 except asyncio.CancelledError:
                     if scope.cancelled():
                         raise DeadlineExceededError(plan.name, limit) from None
@@ -113,32 +155,41 @@ def unlimited_async(
         finally:
             inside.over = True
             leave(token)
-        return await again(attempts, pause, args, kwargs)
+        return await tries.again(attempts, pause, args, kwargs)
 
-    async def raced(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+    return timed
+
+
+def _raced(tries: _Tries) -> Awaited:
+    """As `_untimed`, with a hedge."""
+    plan, fn = tries.plan, tries.fn
+    machine, budget, surroundings, spent = plan.machine, plan.budget, AMBIENT.get, SPENT
+
+    async def raced(*args: Any, **kwargs: Any) -> Any:
         ring = machine.ring
         if ring is None or surroundings() is not None or budget.level < budget.full:
-            return await run(*args, **kwargs)
+            return await tries.run(args, kwargs)
         since = spent.number
         try:
             answer = await hedged(
                 plan,
-                hedges,
+                tries.hedges,
                 fn(*args, **kwargs) if plan.breaker is None else told(ring, args, kwargs),
-                lambda: attempt(Trial(plan).beside(), args, kwargs),
+                lambda: tries.attempt(Trial(plan).beside(), args, kwargs),
             )
         except Exception as error:
-            attempts = Attempts(plan, since)
+            attempts = Attempts()
+            attempts.plan, attempts.since = plan, since
             pause = attempts.pause(error)
             if pause is None:
                 raise
         else:
             budget.earn()
             return answer
-        return await again(attempts, pause, args, kwargs)
+        return await tries.again(attempts, pause, args, kwargs)
 
-    async def told(ring: Window, args: Any, kwargs: dict[str, Any]) -> _R:
-        """Make an attempt of which only the breaker is told."""
+    async def told(ring: Window, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make an attempt of which only the breaker has to be told."""
         try:
             answer = await fn(*args, **kwargs)
         except Exception as error:
@@ -148,12 +199,29 @@ def unlimited_async(
         ring.append(OK)
         return answer
 
-    async def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if machine.ring is None and (wait := plan.blocked()) is not None:
+    return raced
+
+
+@final
+class _Tries:
+    """A function under a plan, one `Trial` after the other: whatever the plan is, and whatever surrounds the call."""
+
+    __slots__ = ("fn", "hedges", "plan", "works")
+
+    def __init__(self, plan: Plan, fn: Awaited) -> None:
+        self.plan, self.fn = plan, fn
+        limits = plan.policy._limits  # noqa: SLF001 - one object in two files
+        # Of the policy, or each `policy.call` would leave a timer behind until its time is over.
+        limits.works = limits.works or (Clockwork(plan.limit), Clockwork())
+        self.works, self.hedges = limits.works
+
+    async def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plan = self.plan
+        if plan.machine.ring is None and (wait := plan.blocked()) is not None:
             raise plan.refused(wait)
         trial = Trial(plan)
         try:
-            answer = await attempts_of(trial, args, kwargs)
+            answer = await self._attempts(trial, args, kwargs)
         except Exception as error:
             attempts = trial.failed()
             pause = attempts.pause(error)
@@ -162,92 +230,58 @@ def unlimited_async(
         else:
             plan.earn()
             return answer
-        return await again(attempts, pause, args, kwargs)
+        return await self.again(attempts, pause, args, kwargs)
 
-    def again(
-        attempts: Attempts, pause: float | None, args: Any, kwargs: dict[str, Any]
-    ) -> Coroutine[Any, Any, _R]:
-        if plan.simple and hedge is None and attempts.until[0] == inf and surroundings() is None:
-            return again_simply(attempts, pause, args, kwargs)
-        return again_tried(attempts, pause, args, kwargs)
-
-    async def again_simply(
-        attempts: Attempts, pause: float | None, args: Any, kwargs: dict[str, Any]
-    ) -> _R:
-        """As in `again_sync`: one link for all attempts."""
-        inside = Ambient()
-        inside.retrying, inside.budget = True, budget
-        token = enter(inside)
-        try:
-            while True:
-                await paused(pause)
-                ring = machine.ring
-                if ring is None:
-                    return await again_tried(attempts, None, args, kwargs)
-                attempts.made += 1
-                try:
-                    answer = await fn(*args, **kwargs)
-                except Exception as error:
-                    if plan.breaker is not None:
-                        plan.breaker.failed(ring, error)
-                    pause = attempts.pause(error)
-                    if pause is None:
-                        raise
-                else:
-                    ring.append(OK)
-                    budget.earn()
-                    return answer
-        finally:
-            inside.over = True
-            leave(token)
-
-    def paused(pause: float | None) -> Coroutine[Any, Any, None]:
-        # Without a pause, too: it lets others run, and a cancellation in.
-        return current().asleep(pause) if pause else asyncio.sleep(0)
-
-    async def again_tried(
-        attempts: Attempts, pause: float | None, args: Any, kwargs: dict[str, Any]
-    ) -> _R:
+    async def again(
+        self,
+        attempts: Attempts,
+        pause: float | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Make further attempts, the first of them after *pause* seconds."""
         while True:
-            await paused(pause)
+            await _paused(pause)
             attempts.made += 1
-            trial = Trial(plan, attempts)
             try:
-                answer = await attempts_of(trial, args, kwargs)
+                answer = await self._attempts(Trial(self.plan, attempts), args, kwargs)
             except Exception as error:
                 pause = attempts.pause(error)
                 if pause is None:
                     raise
             else:
-                plan.earn()
+                self.plan.earn()
                 return answer
 
-    def attempts_of(trial: Trial, args: Any, kwargs: dict[str, Any]) -> Coroutine[Any, Any, _R]:
+    def _attempts(
+        self, trial: Trial, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
         """Return what is awaited for the answer of one attempt, or of the first of several at a time."""
-        first = attempt(trial, args, kwargs)
-        if hedge is None:
+        first = self.attempt(trial, args, kwargs)
+        if self.plan.policy.hedge is None:
             return first
-        return hedged(plan, hedges, first, lambda: attempt(trial.beside(), args, kwargs))
+        return hedged(
+            self.plan, self.hedges, first, lambda: self.attempt(trial.beside(), args, kwargs)
+        )
 
-    async def attempt(trial: Trial, args: Any, kwargs: dict[str, Any]) -> _R:
+    async def attempt(self, trial: Trial, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with trial:
             if trial.limit is None:
-                answer = await fn(*args, **kwargs)
+                answer = await self.fn(*args, **kwargs)
             else:
-                scope = works.begin(trial.limit, trial.began)
+                scope = self.works.begin(trial.limit)
                 try:
-                    answer = await fn(*args, **kwargs)
+                    answer = await self.fn(*args, **kwargs)
                 except asyncio.CancelledError:
                     if scope.cancelled():
-                        raise DeadlineExceededError(plan.name, trial.limit) from None
+                        raise DeadlineExceededError(self.plan.name, trial.limit) from None
                     raise
                 finally:
                     scope.end()
             trial.check(answer)
             return answer
 
-    if plan.watched or (hedge is not None and not plan.simple):
-        return run
-    if hedge is not None:
-        return raced
-    return direct if plan.simple else timed
+
+def _paused(pause: float | None) -> Coroutine[Any, Any, None]:
+    # Without a pause, too: it lets others run, and a cancellation in.
+    return current().asleep(pause) if pause else asyncio.sleep(0)

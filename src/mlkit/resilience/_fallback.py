@@ -16,7 +16,6 @@ from typing import (
 
 from mlkit._arguments import one_of
 from mlkit.errors import ConfigurationError
-from mlkit.resilience._ambient import AMBIENT
 from mlkit.resilience._asked import AskedRows, AskedWhole, RowArguments
 from mlkit.resilience._attempts import forget_frames, is_final
 from mlkit.resilience._method import BoundFallback
@@ -44,7 +43,7 @@ _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
 _T = TypeVar("_T")
 _R_co = TypeVar("_R_co", covariant=True)
-_listener, _surroundings = LISTENING.get, AMBIENT.get
+_listener = LISTENING.get
 _Rung = tuple[Any, Any, Any, Any, Any]  # of a tier: its breaker, switch, function, gate, tick
 _Miss = Exception | str | float  # what a `Miss` says of its tier, and cheaper
 
@@ -163,6 +162,8 @@ class Fallback(Generic[_P, _R_co]):
             AllTiersFailedError: If no tier has one; it holds one error per tier.
         """
         straight = self._straight
+        if straight is None and self._awaited is not None:
+            return self._straight_async(args, kwargs)  # type: ignore[return-value]
         if straight is None or _listener() is not None:
             return self._called(args, kwargs)  # type: ignore[no-any-return]
         machine, run, judge, tick = straight
@@ -222,8 +223,6 @@ class Fallback(Generic[_P, _R_co]):
             misses.clear()  # the frames of these errors lead back to this one
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any], skip: int = 0) -> Any:
-        if self._awaited is not None:
-            return self._straight_async(args, kwargs)
         if self.stream is not None:  # made for each call: kept, it would hold what holds it
             return (relay_async(self._opened_async) if self.is_async else relay(self._opened))(
                 *args, **kwargs
@@ -264,10 +263,10 @@ class Fallback(Generic[_P, _R_co]):
     async def _straight_async(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         assert self._awaited is not None  # noqa: S101 - for the type checker
         machine, run, judge, tick = self._awaited
-        if machine.ring is None or LISTENING.get() is not None:
+        if machine.ring is None or _listener() is not None:
             return await self._answer_async(AskedWhole(args, kwargs))
         try:
-            answer = await run(*args, **kwargs)
+            answer = await (run(*args, **kwargs) if kwargs else run(*args))  # as in `_bind_sync`
             if judge is None or judge(answer, args, kwargs) is True:
                 tick()
                 return answer

@@ -36,6 +36,7 @@ class Plan:
         name: What errors and telemetry call the guarded function.
         retry: As in the policy.
         breaker: As in the policy.
+        blocked: From nothing to the seconds until the breaker may admit a call, or None if it may now.
         timeout: Seconds an attempt may take, or None.
         deadline: As in the policy.
         machine: The breaker's state, or that of one which never opens.
@@ -54,6 +55,8 @@ class Plan:
     __slots__ = (
         "_count_refusal",
         "_count_retry",
+        "_refuses",
+        "blocked",
         "breaker",
         "budget",
         "clocked",
@@ -88,6 +91,10 @@ class Plan:
         if budget is not None:
             budget._adopt(name)  # noqa: SLF001 - one room
         self.budget = budget or _NO_BUDGET
+        self._refuses = name if self.breaker is None else self.breaker.name
+        self.blocked: Callable[[], float | None] = (
+            _never if self.breaker is None else self.breaker.blocked
+        )
         self.slow: float | None = None if self.breaker is None else self.breaker.slow
         self.clocked = (
             self.timeout is not None
@@ -112,18 +119,13 @@ class Plan:
             count = self._count_retry = self.policy._limits.count_of("retries", self.name)  # noqa: SLF001 - one object in two files
         count()
 
-    def blocked(self) -> float | None:
-        """Return the seconds until the breaker may admit a call, or None if it may now."""
-        return None if self.breaker is None else self.breaker.blocked()
-
     def refused(self, wait: float | None) -> BreakerOpenError:
         """Count a call that the breaker does not admit for *wait* seconds, and return its error."""
         count = self._count_refusal
         if count is None:
             count = self._count_refusal = self.policy._limits.count_of("rejections", self.name)  # noqa: SLF001 - as above
         count()
-        name = self.name if self.breaker is None else self.breaker.name
-        return BreakerOpenError(name, "the breaker is open", retry_after=wait)
+        return BreakerOpenError(self._refuses, "the breaker is open", retry_after=wait)
 
     def succeeded(self, ticket: object, duration: float) -> None:
         """Tell the breaker of an answer that was slow, or late: that is given out, and counts as a failure."""
@@ -183,6 +185,10 @@ class Plan:
                 return
             link = link.around
         budget.earn()
+
+
+def _never() -> None:
+    return None
 
 
 def _rejected(verdict: Verdict, name: str) -> ResultRejectedError:

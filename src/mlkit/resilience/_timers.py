@@ -7,7 +7,6 @@ import weakref
 from contextvars import Context
 from typing import Any, Protocol, final
 
-from mlkit._clock import replacement
 from mlkit.resilience._locks import fork_safe_lock
 
 __all__ = ["Clockwork", "Entry", "Timers", "stop"]
@@ -36,13 +35,11 @@ class Timers:
     timer fires at its time, finds the then oldest, and is armed again for it. Belongs to the thread of the loop.
     """
 
-    __slots__ = ("armed", "is_monotonic", "limit", "loop", "waiting")
+    __slots__ = ("armed", "limit", "loop", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
         self.loop = weakref.ref(loop)
         self.limit = limit
-        # Then a reading of that clock is one of the loop's, which need not be asked.
-        self.is_monotonic = getattr(loop.time, "__func__", None) is asyncio.BaseEventLoop.time
         self.waiting: dict[Entry, None] = {}
         self.armed = False
 
@@ -94,26 +91,25 @@ class Clockwork:
         loop: asyncio.AbstractEventLoop,
         now: float | None = None,
     ) -> Timers | None:
-        """Call `entry.due()` in *limit* seconds, in the running *loop*; return what `stop` needs."""
-        if replacement() is not None or (limit != self._usual and self._usual is not None):
-            # Virtual time would jump to a timer that has outlived its entry; and one that serves nobody else is a burden.
-            entry.handle = loop.call_at(loop.time() + limit, entry.due, context=_NOBODYS)
-            return None
+        """Call `entry.due()` in *limit* seconds, in the running *loop*; return what `stop` needs. *now* as in `begin`."""
         timers = self._last
         if timers is None or timers.limit != limit or timers.loop() is not loop:
             timers = self._of(loop, limit)
-        entry.when = when = limit + (loop.time() if now is None or not timers.is_monotonic else now)
+        if timers is None:
+            entry.handle = loop.call_at(loop.time() + limit, entry.due, context=_NOBODYS)
+            return None
+        entry.when = when = (loop.time() if now is None else now) + limit
         timers.waiting[entry] = None
         if not timers.armed:
             timers.arm(loop, when)
         return timers
 
-    def begin(self, limit: float, now: float) -> Scope:
+    def begin(self, limit: float, now: float | None = None) -> Scope:
         """Cancel the current task in *limit* seconds, unless `Scope.end` is called before.
 
         Args:
             limit: Seconds.
-            now: What the monotonic clock has just shown.
+            now: What the monotonic clock of the system has just shown, if it was looked at.
         """
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker: a coroutine runs in one
@@ -123,7 +119,13 @@ class Clockwork:
         scope.timers = self.start(scope, limit, task.get_loop(), now)
         return scope
 
-    def _of(self, loop: asyncio.AbstractEventLoop, limit: float) -> Timers:
+    def _of(self, loop: asyncio.AbstractEventLoop, limit: float) -> Timers | None:
+        """Return the timers of *loop*, or None for an entry that gets one of its own."""
+        # One that outlives its entry is a burden if it serves nobody else; and virtual time would jump to it. The time of a
+        # usual loop is the monotonic clock.
+        usual = limit == self._usual or self._usual is None
+        if not usual or getattr(loop.time, "__func__", None) is not asyncio.BaseEventLoop.time:
+            return None
         with self._lock:
             timers = self._known.get(loop)
             if timers is None or timers.limit != limit:  # those of another limit fire to their end

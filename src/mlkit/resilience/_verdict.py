@@ -38,6 +38,9 @@ _CLIENTS = {
     "openai": frozenset({"APIConnectionError"}),
     "anthropic": frozenset({"APIConnectionError"}),
 }
+_PYTHONS = frozenset({
+    ConnectionError, BrokenPipeError, ConnectionAbortedError, ConnectionRefusedError, ConnectionResetError, TimeoutError,
+})  # fmt: skip
 _PERMANENT = frozenset({"SSLError", "ClientSSLError", "ClientConnectorSSLError"})
 
 
@@ -105,8 +108,10 @@ def transient(error: Exception) -> bool:
     Note:
         Clients are known by the names of their errors; none is imported.
     """
+    if type(error) in _PYTHONS:
+        return True
     if isinstance(error, (ConnectionError, TimeoutError)):
-        return type(error).__module__ == "builtins" or not _permanent(error)
+        return not _permanent(error)
     if isinstance(error, RejectedError):
         return False
     if isinstance(error, OSError) and error.errno in _NETWORK:
@@ -121,10 +126,12 @@ def pushback(error: Exception) -> float | None:
 
     They are its `retry_after`, or the `Retry-After` header of its `response` (seconds or a date).
     """
-    asked = _field(error, "retry_after")
+    try:  # nearly every error has neither
+        asked, response = getattr(error, "retry_after", None), getattr(error, "response", None)
+    except Exception:  # noqa: BLE001 - as in `_field`
+        asked, response = _field(error, "retry_after"), _field(error, "response")
     if asked is not None and (wait := _number(asked)) is not None:
         return wait
-    response = _field(error, "response")
     if response is None:
         return None
     get = getattr(getattr(response, "headers", None), "get", None)
