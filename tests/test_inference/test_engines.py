@@ -107,7 +107,7 @@ class Careless(Threads):
 
         def forgetful(task):
             if session.n_tasks % 5 == 4:
-                return submit(pickle.dumps((0, [], [])))
+                return submit(pickle.dumps((0, [], b"")))
             return submit(task)
 
         if self.fault == "swaps answers":
@@ -183,6 +183,50 @@ def test_batches_are_those_without_an_engine(tmp_path):
     list(map_batches(partial(note_batch, local), range(1_003), batch_size=7))
     list(map_batches(partial(note_batch, remote), range(1_003), batch_size=7, engine=Threads()))
     assert {one.name for one in local.iterdir()} == {one.name for one in remote.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": "auto"},
+        {"batch_size": 16, "buckets": iter([4, 16])},
+        {"pad": 0, "window": 64, "widths": iter([8, 64])},
+        {"pad": 0, "batch_size": 8, "exact": True},
+        {"pad": 0, "length": len},
+    ],
+)
+def test_batches_are_planned_in_the_workers(options):
+    rows = [np.arange(1.0 + (i * 7) % 13) for i in range(700)]
+
+    def model(batch):
+        if isinstance(batch, np.ndarray):
+            return batch
+        return (batch.values * batch.mask).sum(axis=1)
+
+    if "pad" not in options:
+        rows = list(range(700))
+        wanted = rows
+    else:
+        wanted = [float(row.sum()) for row in rows]
+    assert [float(one) for one in map_batches(model, rows, **options, engine=Threads())] == wanted
+
+
+refused = []
+
+
+def small_device(batch):
+    if len(batch) > 4:
+        refused.append(len(batch))
+        raise MemoryError
+    return batch
+
+
+def test_what_memory_allowed_is_learned_once_by_a_worker():
+    refused.clear()
+    results = map_batches(small_device, range(200), batch_size=16, engine=Threads(1))
+    assert list(results) == list(range(200))
+    assert refused[:2] == [16, 8]
+    assert len(refused) < 8  # a larger size is tried again now and then, as without an engine
 
 
 def test_a_model_that_never_works_is_found_out_by_its_first_batch():

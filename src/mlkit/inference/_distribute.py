@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import islice
 from os import getpid
@@ -21,7 +22,7 @@ from mlkit.inference._work import Work, opened
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
     from os import PathLike
 
     from mlkit.inference._checkpoint import Checkpoint, Stored
@@ -49,9 +50,9 @@ def distribute(
 ) -> Any:
     """Run `map_batches` with *options* on *engine*; arguments are refused here, not in a worker."""
     _check_engine(engine)
-    buckets = options["buckets"]
-    if buckets is not None and not isinstance(buckets, (str, bytes)):
-        options["buckets"] = [*buckets]  # it goes to many workers
+    for name in ("buckets", "widths"):
+        if isinstance(options[name], Iterator):  # it goes to many workers
+            options[name] = [*options[name]]
     if isinstance(fn, Loaded):
         options["name"] = options["name"] or fn.name
     setup = set_up(fn, **options)
@@ -152,7 +153,7 @@ class _Job:
         self._engine, self._work, self._runner = engine, work, setup.runner
         self._source, self._on_error, self._checkpoint = source, on_error, checkpoint
         self._n_read = self._n_rows = 0  # rows sent, rows answered
-        self._example: list[Any] = []
+        self._example = b""
         self._batch = self._size = setup.sizes.size
         self._most = _MAX_ROWS
         self._last = False
@@ -261,8 +262,8 @@ class _Job:
         for kind, name, fields in answer.events if answer.worker[1] != getpid() else ():
             emit(kind, name, **fields)
         first = not self._n_rows
-        if answer.example is not None and not self._example:
-            self._example = [chunk.rows[answer.example]] if chunk.rows else []
+        if answer.example is not None and chunk.rows and not self._example:
+            self._example = self._engine.dumps(chunk.rows[answer.example])
         if self._checkpoint is not None and self._storable(results, answer):
             from mlkit.inference._checkpoint import Stored
 
@@ -294,4 +295,4 @@ class _Job:
     def _resume(self, stored: Stored, rows: list[Any]) -> None:
         """Be where the run was that has stored this."""
         if stored.example is not None:
-            self._example = [rows[stored.example]]
+            self._example = self._engine.dumps(rows[stored.example])

@@ -24,12 +24,12 @@ class Task(NamedTuple):
     Attributes:
         n_before: How many rows of the input come before them.
         rows: The rows, packed.
-        example: Empty, or the row that all others must fit.
+        example: Empty, or the pickled row that all others must fit.
     """
 
     n_before: int
     rows: Any
-    example: list[Any]
+    example: bytes
 
 
 class Sent(NamedTuple):

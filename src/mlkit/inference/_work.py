@@ -28,16 +28,27 @@ __all__ = ["Partition", "Work", "opened"]
 _KEPT = 2  # models that a process holds on to; a worker may serve two jobs in turn
 
 # In each process. A model is in its queue while nobody runs it: one thread does at a time, and one loads it.
-_models: dict[str, SimpleQueue[Setup | None]] = {}
+_models: dict[str, SimpleQueue[_Held]] = {}
 _lock = Lock()
 
 
-def _turns(key: str) -> SimpleQueue[Setup | None]:
+@final
+class _Held:
+    """A model, once it is loaded, and the row that its rows had to fit last."""
+
+    __slots__ = ("example", "setup")
+
+    def __init__(self) -> None:
+        self.setup: Setup | None = None
+        self.example = b""
+
+
+def _turns(key: str) -> SimpleQueue[_Held]:
     with _lock:
         turns = _models.pop(key, None)
         if turns is None:
             turns = SimpleQueue()
-            turns.put(None)
+            turns.put(_Held())
         _models[key] = turns  # the one that was wanted last is the last to go
         while len(_models) > _KEPT:
             del _models[next(iter(_models))]
@@ -60,7 +71,8 @@ class Work:
         on_error: What to do about bad rows of a dataset.
     """
 
-    __slots__ = ("_dumps", "_packed", "engine", "key", "name", "on_error")
+    __slots__ = ("_packed", "dumps", "engine", "key", "name", "on_error")
+    dumps: Callable[[Any], bytes]
     engine: str
     key: str
     name: str
@@ -75,12 +87,12 @@ class Work:
         name: str,
         on_error: str,
     ) -> None:
-        self._packed, self._dumps = packed, dumps
+        self._packed, self.dumps = packed, dumps
         self.engine, self.name, self.on_error = engine, name, on_error
         self.key = digest_bytes(packed)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _work, (self._packed, self._dumps, self.engine, self.name, self.on_error)
+        return _work, (self._packed, self.dumps, self.engine, self.name, self.on_error)
 
     def __call__(self, task: bytes, *, threads: int | None = None) -> bytes:
         """Run a task, whatever it raises, and return the answer.
@@ -112,19 +124,19 @@ class Work:
     def run(self, task: Task, threads: int | None) -> Answer:
         """Run rows that are at hand."""
         turns = _turns(self.key)
-        setup = turns.get()
+        held = turns.get()
         try:
-            if setup is None:
+            if held.setup is None:
                 try:
-                    setup = self._load()
+                    held.setup = self._load()
                 except Exception as error:  # noqa: BLE001 - it goes to whoever waits for the answer
                     return self._ended(error, "loading the model")
             torch = sys.modules.get("torch")
             if torch is not None and threads is not None:
                 torch.set_num_threads(threads)  # kept per thread, and any thread may come
-            return self._run(setup, task)
+            return self._run(held, held.setup, task)
         finally:
-            turns.put(setup)
+            turns.put(held)
 
     def _answer(self, task: bytes, threads: int | None) -> Answer:
         try:
@@ -144,12 +156,15 @@ class Work:
         setup.runner.check_device()
         return setup
 
-    def _run(self, setup: Setup, task: Task) -> Answer:
+    def _run(self, held: _Held, setup: Setup, task: Task) -> Answer:
         from mlkit.inference._stream import Job
 
         runner = setup.runner
-        # What memory allowed stays; what rows must look like is the job's, not the worker's.
-        runner.resume(list(task.example), runner.learned, worked=runner.worked)
+        if task.example != held.example or not task.example:
+            # What rows must look like is the job's, not the worker's; what memory allowed is the worker's.
+            example = [unpickled(task.example)] if task.example else []
+            runner.resume(example, runner.learned, worked=runner.worked)
+            held.example = task.example
         job = Job(
             runner,
             iter(task.rows),
@@ -171,37 +186,37 @@ class Work:
                     if not isinstance(result, Failure):
                         results.append(result)
                     elif isinstance(result.error, RowError):
-                        failures[n_rows] = result, sent(_cause(result.error), self._dumps, seen)
+                        failures[n_rows] = result, sent(_cause(result.error), self.dumps, seen)
                     else:
-                        error = sent(result.error, self._dumps, seen)
+                        error = sent(result.error, self.dumps, seen)
                         break
                     n_rows += 1
                 if error is not None:
                     break
         finally:
             batches.close()
-        example = None
+        place = None
         if runner.example and not task.example:
-            example = next(i for i, row in enumerate(task.rows) if row is runner.example[0])
-        return Answer(n_rows, results, failures, error, example=example)
+            place = next(i for i, row in enumerate(task.rows) if row is runner.example[0])
+        return Answer(n_rows, results, failures, error, example=place)
 
     def _ended(self, error: Exception, doing: str) -> Answer:
-        return Answer(0, [], {}, sent(error, self._dumps, {}), doing)
+        return Answer(0, [], {}, sent(error, self.dumps, {}), doing)
 
     def _packed_answer(self, answer: Answer) -> bytes:
         try:
-            return self._dumps(tuple(answer._replace(results=packed(answer.results))))
+            return self.dumps(tuple(answer._replace(results=packed(answer.results))))
         except Exception as error:  # noqa: BLE001 - as above
             what = "sending the results"
             for place, value in enumerate(answer.results):
                 if not self._pickles(value):
                     what = f"sending result {place} of these, a {type(value).__qualname__},"
                     break
-            return self._dumps(tuple(self._ended(error, what)._replace(worker=answer.worker)))
+            return self.dumps(tuple(self._ended(error, what)._replace(worker=answer.worker)))
 
     def _pickles(self, value: Any) -> bool:
         try:
-            self._dumps(value)
+            self.dumps(value)
         except Exception:  # noqa: BLE001 - whatever it is, it does not
             return False
         return True
@@ -219,7 +234,7 @@ class Partition:
     def __init__(self, work: Work, number: int) -> None:
         self._work, self._number = work, number
         self._n_before = 0
-        self._example: list[Any] = []
+        self._example = b""
 
     def __call__(self, rows: Sequence[Any], *, threads: int | None = None) -> list[Any]:
         """Return for each of the next rows its result, or the `RowError` it had, which is its only kind of error.
@@ -232,7 +247,7 @@ class Partition:
         work, task = self._work, Task(self._n_before, list(rows), self._example)
         answer = work.run(task, threads)
         if answer.example is not None:
-            self._example = [task.rows[answer.example]]
+            self._example = work.dumps(task.rows[answer.example])
         self._n_before += len(rows)
         results = answer._replace(worker=_place()).unpacked()
         for place in answer.failures:
