@@ -161,7 +161,7 @@ def test_results_are_those_without_an_engine(n, batch_size, bad, on_error, other
 
     def model(batch):
         if any(int(row[0]) in bad for row in batch):
-            raise ArithmeticError(f"{bad}")
+            raise ArithmeticError(f"{sorted(bad)}")
         return batch[:, 0] * 2
 
     options = {"batch_size": batch_size, "on_error": on_error}
