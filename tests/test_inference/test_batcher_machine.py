@@ -240,7 +240,8 @@ class Machine(RuleBasedStateMachine):
         assert stats.n_accepted == settled + stats.n_waiting + stats.n_running
         assert stats.n_rejected == self.rejected
         assert stats.n_joined == self.joined
-        assert (stats.n_waiting, stats.n_running) == (len(self.waiting), len(self.running))
+        expected = (len(self.waiting), len(self.running))
+        self.until(lambda: self.batcher.stats()[6:8] == expected)  # n_waiting, n_running
         assert stats.n_running <= LARGEST
         assert stats.n_waiting <= QUEUE
 
