@@ -41,6 +41,7 @@ N, ROUNDS = 400, 51
 TARGETS = {
     ("success: whole stack", "mlkit fallback(retry, breaker)"): 0.4,
     ("success: whole stack", "mlkit the same, slow-call, deadline, gate"): 0.8,
+    ("success, async", "mlkit Policy(retry, breaker, timeout)"): 2.0,
     ("success, async", "mlkit fallback(retry, breaker, timeout)"): 2.0,
     ("async hedge, the first attempt wins", "mlkit Policy(hedge)"): 3.0,
     ("breaker open, fallback answers", "mlkit fallback"): 0.5,
@@ -173,6 +174,9 @@ def _success_async(bench: Bench, n: int) -> None:
         {
             "bare await": lambda: _awork,
             "mlkit fallback(retry, breaker)": lambda: _stack(_awork),
+            "mlkit Policy(retry, breaker, timeout)": lambda: Policy(
+                retry=3, breaker=Breaker(), timeout=1.0
+            )(_awork),
             "mlkit fallback(retry, breaker, timeout)": lambda: _stack(_awork, timeout=1.0),
             "asyncio.timeout": lambda: _async_timeout(_awork),
             "nopanic, with timeout": lambda: _nopanic_stack(_nopanic().timeout(1.0))(_awork),

@@ -41,7 +41,7 @@ def main() -> None:
     if options.train:
         train(*options.train)
         return
-    dies, returns, ends = (3, 8, 20) if options.quick else (15, 45, 120)
+    dies, returns, ends = (3, 8, 20) if options.quick else (20, 300, 390)
     found = observe(dies, returns, ends)
     print(table(found))
     if not options.quick:
@@ -114,7 +114,7 @@ def observe(dies: float, returns: float, ends: float) -> dict:
         trackers = {}
         for name, (process, place) in workers.items():
             try:
-                process.wait(150)
+                process.wait(300)
             except subprocess.TimeoutExpired:  # it still waits for the server of then
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -152,7 +152,7 @@ def table(found: dict) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, one in found["trackers"].items():
-        down, up = found["dies"], found["returns"]
+        down, up = found["dies"], min(found["returns"], found["ends"])
         before = sum(at < down for at in one["done"]) / down
         inside = sum(down <= at < up for at in one["done"]) / (up - down)
         worst = f"{one['worst'] * 1e3:,.2f} ms"

@@ -215,7 +215,12 @@ class Aim:
     def count(self, place: Path, server: str) -> int:
         import aim
 
-        run = aim.Run(run_hash=(place / "run_id").read_text(), repo=str(place), read_only=True)
+        # A reader sees nothing of a run that was never indexed; who goes on with it sees all.
+        run_hash = (place / "run_id").read_text()
+        run = aim.Run(
+            run_hash=run_hash, repo=str(place), force_resume=True,
+            system_tracking_interval=None, capture_terminal_logs=False,
+        )  # fmt: skip
         kept = [one for one in run.metrics() if one.name == "loss"]
         return len(kept[0].values.sparse_list()[0]) if kept else 0
 

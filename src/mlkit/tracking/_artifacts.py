@@ -3,21 +3,81 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 from mlkit._digest import digest_bytes, digest_file
 from mlkit.errors import ConfigurationError
+from mlkit.tracking import _frames
 from mlkit.tracking._folder import sync_path
+from mlkit.tracking._values import artifact_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["digest_of", "keep", "readable"]
+    from mlkit.tracking._journal import Journal
+
+__all__ = ["Artifacts"]
 
 _READABLE = "the path of a file that can be read, or bytes"
 
 
-def readable(where: str, source: object) -> Path:
+@final
+class Artifacts:
+    """The artifacts of a run. Thread-safe.
+
+    Args:
+        store: Folder of their contents.
+        journal: Where they are noted.
+        sync: Whether they shall survive a power cut.
+    """
+
+    __slots__ = ("_journal", "_store", "_sync")
+
+    def __init__(self, store: Path, journal: Journal, *, sync: bool) -> None:
+        self._store, self._journal, self._sync = store, journal, sync
+
+    def add(self, where: str, source: str | os.PathLike[str] | bytes, name: str | None) -> str:
+        """Keep a file or bytes and return the digest of the content."""
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            if name is None:
+                raise ConfigurationError(
+                    f"{where}(name=...)", name, "a name, because bytes have none"
+                )
+            return self._keep(bytes(source), artifact_name(f"{where}(name=...)", name))
+        path = _readable(f"{where}(source)", source)
+        wanted = path.name if name is None else name
+        return self._keep(path, artifact_name(f"{where}(name=...)", wanted))
+
+    def add_folder(
+        self, where: str, folder: str | os.PathLike[str], name: str | None
+    ) -> dict[str, str]:
+        """Keep all files of a folder and return their digests by name; nothing is kept if one cannot be."""
+        from pathlib import Path
+
+        top = Path(folder) if isinstance(folder, (str, os.PathLike)) else None
+        if top is None or not top.is_dir():
+            raise ConfigurationError(f"{where}(folder)", folder, "the path of a folder")
+        prefix = f"{artifact_name(f'{where}(name=...)', name)}/" if name else ""
+        found = {
+            artifact_name(f"{where}(folder)", prefix + path.relative_to(top).as_posix()):
+            _readable(f"{where}(folder)", path)
+            for path in sorted(top.rglob("*"))
+            if path.is_file()
+        }  # fmt: skip
+        return {entry: self._keep(path, entry) for entry, path in found.items()}
+
+    def _keep(self, source: Path | bytes, name: str) -> str:
+        try:
+            digest, size = _store(self._store, source, sync=self._sync)
+        except OSError as error:
+            digest = _digest_of(source)
+            self._journal.count_lost(error, 1)
+            return digest
+        self._journal.add(_frames.ARTIFACT, {"name": name, "digest": digest, "size": size}, 1)
+        return digest
+
+
+def _readable(where: str, source: object) -> Path:
     """Return the path of a file if it can be read."""
     from pathlib import Path
 
@@ -31,7 +91,7 @@ def readable(where: str, source: object) -> Path:
     raise ConfigurationError(where, source, _READABLE)
 
 
-def keep(store: Path, source: Path | bytes, *, sync: bool) -> tuple[str, int]:
+def _store(store: Path, source: Path | bytes, *, sync: bool) -> tuple[str, int]:
     """Store a content and return its digest and size.
 
     Args:
@@ -47,7 +107,7 @@ def keep(store: Path, source: Path | bytes, *, sync: bool) -> tuple[str, int]:
     return _keep_file(store, source, sync=sync)
 
 
-def digest_of(source: Path | bytes) -> str:
+def _digest_of(source: Path | bytes) -> str:
     """Return the digest of a content that could not be kept.
 
     Raises:

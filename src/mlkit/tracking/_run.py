@@ -11,14 +11,14 @@ from mlkit._clock import current
 from mlkit.errors import ConfigurationError, RunClosedError, TrackingWarning
 from mlkit.telemetry import emit
 from mlkit.tracking import _frames
+from mlkit.tracking._artifacts import Artifacts
 from mlkit.tracking._data import INPUT, OUTPUT, as_ref, as_text
-from mlkit.tracking._delivery import Delivery, delivery_of, merged, settled, shortfall
+from mlkit.tracking._delivery import shortfall
 from mlkit.tracking._ending import last_line, tell
 from mlkit.tracking._folder import new_folder, unwritable
 from mlkit.tracking._journal import Journal
 from mlkit.tracking._listen import Listening
 from mlkit.tracking._read import read
-from mlkit.tracking._sink import sink_key
 from mlkit.tracking._values import (
     artifact_name,
     as_microseconds,
@@ -27,6 +27,7 @@ from mlkit.tracking._values import (
     flat_params,
     table_of_points,
 )
+from mlkit.tracking._waiting import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Any, SupportsFloat, SupportsIndex
 
     from mlkit.tracking._data import DataRef
+    from mlkit.tracking._delivery import Delivery
     from mlkit.tracking._folder import Folder
     from mlkit.tracking._records import RunInfo
     from mlkit.tracking._shipper import Shipper
@@ -71,14 +73,14 @@ class Run:
         rank: int = 0,
     ) -> None:
         self._folder, self._info, self._sinks = folder, info, tuple(sinks)
-        self._keys = tuple(sink_key(uri) for uri in sinks)
         self._durability, self._shipper, self._nested = durability, shipper, nested
         self._rank, self._entered, self._told = rank, False, False
         self._journal = Journal(
             info.id, folder.journal, durability, f"rank-{rank}/" if rank else ""
         )
         self._listening: list[Listening] = []
-        self._journals = [self._journal]  # and those of the runs nested in it
+        self._waiting = Waiting(folder, self._sinks, shipper, self._journal)
+        self._artifacts = Artifacts(folder.artifacts, self._journal, sync=durability != "process")
         self._above: tuple[Run, ...] = ()
         self._owner = os.getpid()
 
@@ -249,16 +251,8 @@ class Run:
                 out of the run.
             RunClosedError: If the run is closed.
         """
-        from mlkit.tracking._artifacts import readable
-
         self._check_open()
-        where = "Run.log_artifact(name=...)"
-        if isinstance(source, (bytes, bytearray, memoryview)):
-            if name is None:
-                raise ConfigurationError(where, name, "a name, because bytes have none")
-            return self._keep(bytes(source), artifact_name(where, name))
-        path = readable("Run.log_artifact(source)", source)
-        return self._keep(path, artifact_name(where, path.name if name is None else name))
+        return self._artifacts.add("Run.log_artifact", source, name)
 
     def log_artifacts(
         self, folder: str | os.PathLike[str], name: str | None = None
@@ -277,22 +271,8 @@ class Run:
                 lead out of the run.
             RunClosedError: If the run is closed.
         """
-        from pathlib import Path
-
-        from mlkit.tracking._artifacts import readable
-
         self._check_open()
-        top = Path(folder) if isinstance(folder, (str, os.PathLike)) else None
-        if top is None or not top.is_dir():
-            raise ConfigurationError("Run.log_artifacts(folder)", folder, "the path of a folder")
-        prefix = f"{artifact_name('Run.log_artifacts(name=...)', name)}/" if name else ""
-        found = {
-            artifact_name("Run.log_artifacts(folder)", prefix + path.relative_to(top).as_posix()):
-            readable("Run.log_artifacts(folder)", path)
-            for path in sorted(top.rglob("*"))
-            if path.is_file()
-        }  # fmt: skip
-        return {entry: self._keep(path, entry) for entry, path in found.items()}
+        return self._artifacts.add_folder("Run.log_artifacts", folder, name)
 
     def log_text(self, text: str, name: str) -> str:
         """Keep a text as an artifact, in UTF-8.
@@ -473,7 +453,7 @@ class Run:
         )
         run._above = (self, *self._above)
         for outer in run._above:
-            outer._journals.append(run._journal)  # noqa: SLF001 - of the same class
+            outer._waiting.journals.append(run._journal)  # noqa: SLF001 - of the same class
         run._start({})
         self._shipper.wake_children(folder)
         return run
@@ -495,13 +475,7 @@ class Run:
         )
         if not self._journal.closed and self._durability != "process":
             self._journal.sync()
-        pause = 0.005
-        while not settled(self._folder, self._keys, self._journal.path):
-            if current().monotonic() >= deadline or self._shipper.why_idle():
-                break
-            current().sleep(min(pause, max(0.0, deadline - current().monotonic())))
-            pause = min(pause * 1.5, 0.05)
-        return self._delivery()
+        return self._waiting.until(deadline)
 
     def close(self, status: Status = "FINISHED", timeout: float | None = None) -> Delivery:
         """End the run and wait for the sinks, but not for long. Calling it again only waits again.
@@ -607,34 +581,3 @@ class Run:
     def _check_open(self) -> None:
         if self._journal.closed:
             raise RunClosedError(self.id)
-
-    def _keep(self, source: Path | bytes, name: str) -> str:
-        from mlkit.tracking._artifacts import digest_of, keep
-
-        try:
-            digest, size = keep(self._folder.artifacts, source, sync=self._durability != "process")
-        except OSError as error:
-            digest = digest_of(source)
-            self._journal.count_lost(error, 1)
-            return digest
-        self._journal.add(_frames.ARTIFACT, {"name": name, "digest": digest, "size": size}, 1)
-        return digest
-
-    def _delivery(self) -> Delivery:
-        """Say how things stand; a journal that somebody has removed is lost, not delivered."""
-        lost = sum(
-            journal.lost + (journal.records if journal.path and not journal.path.exists() else 0)
-            for journal in self._journals
-        )
-        idle = self._shipper.why_idle() if self._sinks else ""
-        each = {
-            str(folder.path): delivery_of(
-                folder,
-                self._sinks,
-                self._keys,
-                lost=lost if folder.path == self._folder.path else 0,
-                reason=idle,
-            )
-            for folder in self._folder.family()
-        }
-        return merged(each, worst=False)
