@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = ("registry", "repro", "inference", "resilience", "flags", "tracking", "models")
 ROOMS = (
     "accelerate", "lightning", "mlflow", "ofrep", "openfeature", "opentelemetry", "prometheus", "pytorch_lightning",
-    "structlog", "transformers", "dask", "ray", "spark",
+    "structlog", "transformers", "dask", "ray", "spark", "comet", "neptune", "trackio", "wandb",
 )  # fmt: skip
 PUBLIC = (
     *BLOCKS,

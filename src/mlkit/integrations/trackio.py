@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._optional import installed
@@ -294,6 +293,8 @@ def _encodable(name: str) -> str:
 
 
 def _timestamp(time: float) -> str:
+    from datetime import UTC, datetime
+
     return datetime.fromtimestamp(time, UTC).isoformat()
 
 
