@@ -217,6 +217,12 @@ def _pieces(row: Any) -> Iterator[Any]:
 
 def _plain_tensor(torch: Any, row: Any) -> memoryview:
     """Return the bytes of a contiguous row of elements, all NaN one."""
+    try:
+        found = plain_array(row.numpy())  # which looks for NaN in half of torch's time
+    except TypeError:  # NumPy has no such type: bfloat16, eighths
+        found = None
+    if found is not None:
+        return found[1]
     if _may_hold_nan(torch, row):
         row = row.masked_fill(torch.isnan(row), float("nan"))
     return cast("memoryview", row.view(torch.uint8).numpy().data)
