@@ -62,6 +62,8 @@ def _clean(tmp_path, monkeypatch):
     monkeypatch.setenv("MLKIT_MLFLOW_SHIPPER", "thread")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # To find out what a model needs, MLflow imports everything in another process once more.
+    monkeypatch.setattr("mlflow.models.infer_pip_requirements", lambda *args, **kwargs: [])
     before = dict(os.environ)
     yield
     while mlflow.active_run():
@@ -308,3 +310,311 @@ def test_artifacts_are_there_before_and_after_delivery(database, tmp_path):
     (tmp_path / "runs" / run.info.run_id / "artifacts").mkdir()
     shutil.rmtree(tmp_path / "runs" / run.info.run_id / "journal")
     assert mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/folder/one.txt") == "1"
+
+
+def train(steps: int, timings: list[float] | None = None, meanwhile=lambda step: None) -> str:
+    """A training as MLflow's users write it, and how long each of its log calls took."""
+    with mlflow.start_run() as run:
+        mlflow.log_params({"lr": 0.1, "depth": 3})
+        for step in range(steps):
+            meanwhile(step)
+            start = time.perf_counter()
+            mlflow.log_metrics({"loss": 1 / (step + 1), "step": step}, step=step)
+            if timings is not None:
+                timings.append(time.perf_counter() - start)
+        mlflow.set_tag("done", "yes")
+        mlflow.log_text("bye", "last.txt")
+    return run.info.run_id
+
+
+@pytest.mark.parametrize("mode", ["refuse", "hang", "500", "429", "page", "noise", "drop"])
+def test_a_server_that_is_away_from_the_start_costs_nothing_and_gets_all(servers, mode):
+    proxy = servers.proxy("away", mode)
+    use(proxy)
+    start = time.perf_counter()
+    mlflow.set_experiment(f"offline {mode}")
+    timings: list[float] = []
+    run_id = train(50, timings)
+    took = time.perf_counter() - start
+    assert took < 20  # one question about its health, where MLflow asks for minutes
+    assert sorted(timings)[len(timings) // 2] < 0.05
+    found = mlflow.get_run(run_id)
+    assert (found.info.status, found.data.metrics["step"], found.data.params["lr"]) == ("FINISHED", 49.0, "0.1")
+    assert mlflow.artifacts.load_text(f"runs:/{run_id}/last.txt") == "bye"
+    assert mlflow_plugin.flush(0).pending > 0
+    proxy.heal()
+    delivered()
+    there = servers.stored("away", run_id)
+    assert (there.status, there.params) == ("FINISHED", {"lr": "0.1", "depth": "3"})
+    assert [point for point in there.points if point[0] == "loss"] == [
+        ("loss", step, 1 / (step + 1)) for step in range(50)
+    ]
+    assert there.files == {"last.txt": b"bye"}
+    assert there.tags["done"] == "yes"
+    client = mlflow.MlflowClient(f"http://127.0.0.1:{proxy.server_port}")
+    experiment = client.get_experiment_by_name(f"offline {mode}")
+    assert client.get_run(there.id).info.experiment_id == experiment.experiment_id
+
+
+def test_a_server_that_is_killed_in_the_middle_is_not_noticed(servers):
+    proxy = servers.proxy("killed")
+    use(proxy)
+    mlflow.set_experiment("steady")
+
+    def meanwhile(step):
+        if step == 100:
+            servers.kill("killed")
+        if step == 300:
+            servers.start("killed")
+
+    timings: list[float] = []
+    run_id = train(400, timings, meanwhile)
+    delivered()
+    there = servers.stored("killed", run_id)
+    assert there.points == sorted(
+        [("loss", step, 1 / (step + 1)) for step in range(400)]
+        + [("step", step, float(step)) for step in range(400)]
+    )
+    assert there.status == "FINISHED"
+    assert sorted(timings)[-2] < 0.5  # all but the machine's own hiccup
+
+
+def test_nested_runs_and_experiments_made_during_an_outage_find_each_other(servers):
+    proxy = servers.proxy("nested", "refuse")
+    use(proxy)
+    first = mlflow.set_experiment("made offline")
+    again = mlflow.set_experiment("made offline")
+    assert first.experiment_id == again.experiment_id
+    with mlflow.start_run(run_name="parent") as parent:
+        children = []
+        for fold in range(2):
+            with mlflow.start_run(run_name=f"fold {fold}", nested=True) as child:
+                mlflow.log_metric("score", fold)
+                children.append(child.info.run_id)
+    other = mlflow.create_experiment("tagged offline", tags={"team": "x"})
+    with mlflow.start_run(experiment_id=other):
+        pass
+    proxy.heal()
+    delivered()
+    client = mlflow.MlflowClient(f"http://127.0.0.1:{proxy.server_port}")
+    there = servers.stored("nested", parent.info.run_id)
+    for child in children:
+        assert servers.stored("nested", child).tags["mlflow.parentRunId"] == there.id
+    assert client.get_experiment_by_name("tagged offline").tags["team"] == "x"
+    time.sleep(5.1)  # for as long it is not asked again whether the server is back
+    found = mlflow.search_runs(
+        experiment_ids=[first.experiment_id],
+        filter_string=f"tags.mlflow.parentRunId = '{parent.info.run_id}'",
+    )
+    assert set(found.run_id) == set(children)
+    assert mlflow.get_experiment(first.experiment_id).name == "made offline"
+    with mlflow.start_run(run_id=parent.info.run_id):  # the active experiment is still the one made offline
+        mlflow.log_metric("more", 1.0)
+    delivered()
+
+
+def test_what_needs_the_server_says_so_at_once(servers):
+    proxy = servers.proxy("asked", "refuse")
+    use(proxy)
+    client = mlflow.MlflowClient()
+    for call in (
+        lambda: client.search_experiments(),
+        lambda: mlflow.search_runs(["0"]),
+        lambda: client.delete_experiment("0"),
+        lambda: client.create_registered_model("m"),
+        lambda: client.search_logged_models(["0"]),
+        lambda: client.get_run("0" * 32),
+    ):
+        start = time.perf_counter()
+        with pytest.raises(MlflowException, match="does not answer .* cannot be done without it"):
+            call()
+        assert time.perf_counter() - start < 5
+    proxy.heal()
+
+
+def test_deliveries_that_are_repeated_leave_one_of_each(servers, tmp_path):
+    proxy = servers.proxy("twice")
+    use(proxy)
+    run_id = train(20)
+    mlflow.MlflowClient().log_inputs(
+        run_id,
+        datasets=[
+            mlflow.entities.DatasetInput(
+                mlflow.entities.Dataset("d", "abc", "local", "{}"),
+                [mlflow.entities.InputTag("mlflow.data.context", "training")],
+            )
+        ],
+    )
+    delivered()
+    once = servers.stored("twice", run_id)
+    folder = tmp_path / "runs" / run_id
+    for _ in range(2):
+        next(folder.glob("sinks/*/cursor.json")).unlink()
+        assert sync(folder, timeout=60).complete
+    twice = servers.stored("twice", run_id)
+    assert (once.points, once.params, once.files, once.status) == (
+        twice.points, twice.params, twice.files, twice.status,
+    )  # fmt: skip
+    found = mlflow.MlflowClient(f"http://127.0.0.1:{proxy.server_port}").get_run(once.id)
+    assert len(found.inputs.dataset_inputs) == 1
+
+
+SCRIPT = """
+    import os, sys, time
+    import mlflow
+    mlflow.set_tracking_uri(sys.argv[1])
+    with mlflow.start_run() as run:
+        mlflow.log_param("a", 1)
+        print(run.info.run_id, flush=True)
+        for step in range(10**9):
+            mlflow.log_metric("loss", step / 3, step=step)
+            os.write(1, f"{step}\\n".encode())
+            if sys.argv[2] == "end" and step == 50:
+                break
+            if sys.argv[2] == "raise" and step == 50:
+                raise RuntimeError("stop here")
+"""
+
+
+def start_script(servers_or_uri: str, how: str):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), servers_or_uri, how],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_until(done, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["end", "raise", "kill"])
+def test_a_process_of_its_own_delivers_what_is_left(servers, tmp_path, monkeypatch, how):
+    monkeypatch.setenv("MLKIT_MLFLOW_SHIPPER", "process")
+    proxy = servers.proxy("process", "refuse")
+    script = start_script(f"mlkit+http://127.0.0.1:{proxy.server_port}", how)
+    run_id = script.stdout.readline().strip()
+    if how == "kill":
+        for _ in range(100):
+            script.stdout.readline()
+        os.killpg(script.pid, signal.SIGKILL)
+    told = script.communicate(timeout=60)[0].split()
+    n_steps = len(told) + (100 if how == "kill" else 0)
+    (folder,) = find_runs(tmp_path / "runs")
+    assert read(folder).id == run_id
+    assert status(folder)[0].delivery.pending
+    proxy.heal()
+    wait_until(lambda: not status(folder)[0].delivery.pending and not status(folder)[0].shipping)
+    there = servers.stored("process", run_id)
+    assert there.status == {"end": "FINISHED", "raise": "FAILED", "kill": "KILLED"}[how]
+    assert len(there.points) in (n_steps, n_steps + 1)
+    assert there.points == [("loss", step, step / 3) for step in range(len(there.points))]
+
+
+def test_a_run_that_its_client_lets_go_of_is_not_dead(database, plain):
+    use(database)
+    client = mlflow.MlflowClient()
+    run = client.create_run("0")
+    client.log_metric(run.info.run_id, "a", 1.0)
+    from mlkit.integrations.mlflow_plugin import _local
+
+    _local.let_go_all()  # what the end of the interpreter does
+    assert stored(plain, run.info.run_id).info.status == "RUNNING"
+    with mlflow.start_run(run_id=run.info.run_id):
+        mlflow.log_metric("a", 2.0, step=1)
+    delivered()
+    assert stored(plain, run.info.run_id).info.status == "FINISHED"
+
+
+def test_autologging_of_sklearn_is_the_same_as_without(servers, tmp_path):
+    from sklearn.datasets import load_iris
+    from sklearn.linear_model import LogisticRegression
+
+    features, labels = load_iris(return_X_y=True)
+    proxy = servers.proxy("autolog")
+    runs = {}
+    for uri in (f"http://127.0.0.1:{proxy.server_port}", f"mlkit+http://127.0.0.1:{proxy.server_port}"):
+        mlflow.set_tracking_uri(uri)
+        mlflow.sklearn.autolog(log_input_examples=True, silent=True)
+        try:
+            with mlflow.start_run() as run:
+                model = LogisticRegression(max_iter=200).fit(features, labels)
+                model.score(features, labels)
+        finally:
+            mlflow.sklearn.autolog(disable=True)
+        if uri.startswith("mlkit"):
+            delivered()
+            back = mlflow.sklearn.load_model(f"runs:/{run.info.run_id}/model")
+            assert (back.predict(features) == model.predict(features)).all()
+            version = mlflow.register_model(f"runs:/{run.info.run_id}/model", "iris")
+            loaded = mlflow.sklearn.load_model(f"models:/iris/{version.version}")
+            assert (loaded.predict(features) == model.predict(features)).all()
+            assert version.run_id == run.info.run_id
+            assert servers.stored("autolog", run.info.run_id).id
+            here = mlflow.get_run(run.info.run_id)
+            assert len(here.outputs.model_outputs) == 1
+        runs[uri] = run.info.run_id
+    client = mlflow.MlflowClient(f"http://127.0.0.1:{proxy.server_port}")
+    theirs_id, ours_id = runs.values()
+    theirs = client.get_run(theirs_id)
+    ours = client.get_run(servers.stored("autolog", ours_id).id)
+    assert ours.data.params == theirs.data.params
+    assert ours.data.metrics == theirs.data.metrics
+    different = {"mlkit.run_id", "mlflow.log-model.history", "mlflow.runName"}
+    assert {key for key in ours.data.tags if key not in different} == {
+        key for key in theirs.data.tags if key not in different
+    }
+    assert [one.dataset.digest for one in ours.inputs.dataset_inputs] == [
+        one.dataset.digest for one in theirs.inputs.dataset_inputs
+    ]
+    assert len(ours.outputs.model_outputs) == len(theirs.outputs.model_outputs) == 1
+    (model_of,) = ours.outputs.model_outputs
+    linked = client.get_logged_model(model_of.model_id)
+    assert {one.key for one in linked.metrics} == {
+        one.key for one in client.get_logged_model(theirs.outputs.model_outputs[0].model_id).metrics
+    }
+    names = {one.path for one in client.list_artifacts(theirs.info.run_id)}
+    assert {one.path for one in client.list_artifacts(ours.info.run_id)} == names
+
+
+def test_autologging_does_not_stop_a_fit_while_the_server_is_away(servers):
+    from sklearn.linear_model import LinearRegression
+
+    proxy = servers.proxy("autolog-away", "refuse")
+    use(proxy)
+    mlflow.sklearn.autolog(silent=True)
+    try:
+        start = time.perf_counter()
+        with mlflow.start_run() as run:
+            LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
+        assert time.perf_counter() - start < 30
+    finally:
+        mlflow.sklearn.autolog(disable=True)
+    proxy.heal()
+    delivered()
+    there = servers.stored("autolog-away", run.info.run_id)
+    assert "model/MLmodel" in there.files
+    back = mlflow.sklearn.load_model(f"runs:/{run.info.run_id}/model")
+    assert round(float(back.predict([[2.0]])[0])) == 2
+    assert there.params["fit_intercept"] == "True"
+    assert "training_score" in {key for key, *_ in there.points}
+
+
+def test_what_is_no_address_is_refused():
+    for uri in ("mlkit+http", "http://host"):
+        with pytest.raises(ConfigurationError, match=r"mlkit\+http://host:5000"):
+            mlflow_plugin.tracking_store(uri)
+
+
+def test_the_plug_in_costs_an_import_of_mlflow_nothing():
+    code = (
+        "import sys, mlkit.integrations.mlflow_plugin\n"
+        "assert not {'mlflow', 'numpy', 'mlkit.tracking', 'asyncio'} & set(sys.modules)\n"
+        "import pickle; print(len(pickle.dumps(mlkit.integrations.mlflow_plugin.sink)))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    sink = mlflow_plugin.sink("http://127.0.0.1:1")
+    assert pickle.loads(pickle.dumps(sink)).uri == sink.uri == "mlflow-store:http://127.0.0.1:1"

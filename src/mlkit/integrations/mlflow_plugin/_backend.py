@@ -70,12 +70,21 @@ class Backend:
         """MLflow's own store of the address."""
         with self._lock:
             if self._store is None:
-                from mlflow.tracking._tracking_service.utils import _tracking_store_registry
-
-                # Not by `get_store`, which holds a lock that the maker of our own store is called under.
-                build = _tracking_store_registry.get_store_builder(self.uri)
-                self._store = build(store_uri=self.uri, artifact_uri=self._artifact_uri)
+                self._store = self._make()
             return self._store
+
+    def _make(self) -> Any:
+        from mlflow.tracking._tracking_service.utils import _get_store
+
+        for _ in range(10):
+            try:
+                return _get_store(self.uri, self._artifact_uri)
+            except Exception as error:
+                # Two processes that find an empty database both make its tables.
+                if self.is_http or "already exists" not in str(error):
+                    raise
+                current().sleep(0.5)
+        return _get_store(self.uri, self._artifact_uri)
 
     def is_up(self) -> bool:
         """Return whether the server answers; a database always does."""
@@ -87,7 +96,7 @@ class Backend:
             self._checked = current().monotonic()
         return not self._trouble
 
-    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the store.
 
         Raises:
@@ -187,15 +196,19 @@ class Backend:
         return str(MlflowArtifactsRepository.resolve_uri(uri, self.uri))
 
     def _ask(self) -> str:
-        """Return why the server cannot be asked, or nothing."""
+        """Return why the server cannot be asked, or nothing.
+
+        Its page `/health` says nothing about its database, so a question of the interface is put that is cheap.
+        """
         from mlflow.utils.credentials import get_default_host_creds
         from mlflow.utils.rest_utils import http_request
 
         try:
             answer = http_request(
                 get_default_host_creds(self.uri),
-                "/health",
+                "/api/2.0/mlflow/experiments/get",
                 "GET",
+                params={"experiment_id": "0"},
                 max_retries=0,
                 retry_codes=(),
                 timeout=_ANSWER_WITHIN,
@@ -203,8 +216,19 @@ class Backend:
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody answers
             return f"{type(error).__name__}, no answer within {_ANSWER_WITHIN:g} s"
-        # Behind a proxy there may be no such page; then somebody has answered.
-        return f"status {answer.status_code}" if answer.status_code >= 500 else ""
+        status = int(answer.status_code)
+        if status == 429 or status >= 500:
+            return f"status {status}"
+        if status in {401, 403}:
+            return ""  # the call itself says it better
+        try:
+            return (
+                ""
+                if isinstance(answer.json(), dict)
+                else f"status {status} and no answer of MLflow"
+            )
+        except ValueError:
+            return f"status {status} and no answer of MLflow"
 
 
 def _shown(uri: str) -> str:

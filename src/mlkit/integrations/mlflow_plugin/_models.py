@@ -63,7 +63,7 @@ class _Registry:
             self._made = self._make()
         return self._made
 
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         found = self._backend.guard(name, lambda: getattr(self._store, name)(*args, **kwargs))
         for one in found if isinstance(found, list) else [found]:
             run_id = getattr(one, "run_id", None)

@@ -12,6 +12,7 @@ from mlkit.integrations.mlflow_plugin import _calls
 from mlkit.integrations.mlflow_plugin._backend import RUN_TAG, Backend, is_ours
 from mlkit.integrations.mlflow_plugin._experiments import Experiments
 from mlkit.integrations.mlflow_plugin._local import Local
+from mlkit.integrations.mlflow_plugin._stand_ins import StandIns
 from mlkit.integrations.mlflow_plugin._view import View, artifact_root, latest, merged_metrics
 from mlkit.tracking import status
 
@@ -72,6 +73,7 @@ class _Store:
         self.backend = Backend(store_uri, artifact_uri)
         self.local = Local(self.backend)
         self.experiments = Experiments(self.local.root, self.backend)
+        self.stand_ins = StandIns()
 
     # --- experiments -------------------------------------------------------------------------------------------
 
@@ -195,14 +197,15 @@ class _Store:
         try:
             if params:
                 run.log_params({param.key: str(param.value) for param in params})
-            _log_metrics(run, [one for one in metrics if not _is_linked(one)])
+            linked = [one for one in metrics if self._is_linked(one)]
+            _log_metrics(run, [one for one in metrics if one not in linked])
         except ParamConflictError as error:
             raise _invalid(str(error)) from error
         except ConfigurationError as error:
             raise _invalid(str(error)) from error
-        linked = [_calls.metric_to(one) for one in metrics if _is_linked(one)]
         if linked:
-            self.local.note(run_id, {"call": "metrics", "metrics": linked})
+            contents = [_calls.metric_to(one) for one in linked]
+            self.local.note(run_id, {"call": "metrics", "metrics": contents})
         if given:
             self.local.note(run_id, {"call": "tags", "tags": given})
 
@@ -257,14 +260,15 @@ class _Store:
         call = {
             "call": "inputs",
             "datasets": [_calls.dataset_to(one) for one in datasets or ()],
-            "models": [one.model_id for one in models or ()],
+            "models": [one.model_id for one in models or () if not self._stands_in(one)],
         }
         self.local.note(self._here(run_id), call)
 
     def log_outputs(self, run_id: str, models: list[Any]) -> None:
         """Write down models that a run has made."""
-        pairs = [[one.model_id, one.step] for one in models]
-        self.local.note(self._here(run_id), {"call": "outputs", "models": pairs})
+        pairs = [[one.model_id, one.step] for one in models if not self._stands_in(one)]
+        if pairs:
+            self.local.note(self._here(run_id), {"call": "outputs", "models": pairs})
 
     def record_logged_model(self, run_id: str, mlflow_model: Any) -> None:
         """Write a model into the tag in which MLflow 2 kept them."""
@@ -274,6 +278,73 @@ class _Store:
         held = json.loads(self.get_run(run_id).data.tags.get(_HISTORY, "[]"))
         text = json.dumps([*held, mlflow_model.get_tags_dict()])
         self.local.note(run_id, {"call": "tags", "tags": {_HISTORY: text}})
+
+    # --- models ------------------------------------------------------------------------------------------------
+
+    def create_logged_model(  # noqa: PLR0917 - MLflow's signature
+        self,
+        experiment_id: str,
+        name: str | None = None,
+        source_run_id: str | None = None,
+        tags: list[Any] | None = None,
+        params: list[Any] | None = None,
+        model_type: str | None = None,
+    ) -> Any:
+        """Make a model in MLflow, or, while that is away, one that stands in for it."""
+        if source_run_id is not None and not self.backend.is_up():
+            run_id = self._here(source_run_id)
+            return self.stand_ins.create(
+                experiment_id=experiment_id,
+                name=name,
+                run_id=run_id,
+                tags=tags,
+                params=params,
+                model_type=model_type,
+            )
+        arguments = {
+            "experiment_id": experiment_id,
+            "name": name,
+            "source_run_id": source_run_id,
+            "tags": tags,
+            "params": params,
+            "model_type": model_type,
+        }
+        return self._pass_on("create_logged_model", arguments)
+
+    def get_logged_model(self, model_id: str, allow_deleted: bool = False) -> Any:  # noqa: FBT001, FBT002 - MLflow's signature
+        """Return a model."""
+        held = self.stand_ins.get(model_id)
+        if held is not None:
+            return held
+        arguments: dict[str, Any] = {"model_id": model_id}
+        if allow_deleted:
+            arguments["allow_deleted"] = True
+        return self._pass_on("get_logged_model", arguments)
+
+    def finalize_logged_model(self, model_id: str, status: Any) -> Any:
+        """Say how a model has come out."""
+        if self.stand_ins.get(model_id) is not None:
+            return self.stand_ins.finalize(model_id, status)
+        return self._pass_on("finalize_logged_model", {"model_id": model_id, "status": status})
+
+    def set_logged_model_tags(self, model_id: str, tags: list[Any]) -> None:
+        """Tag a model."""
+        if self.stand_ins.get(model_id) is not None:
+            self.stand_ins.tag(model_id, tags)
+        else:
+            self._pass_on("set_logged_model_tags", {"model_id": model_id, "tags": tags})
+
+    def delete_logged_model_tag(self, model_id: str, key: str) -> None:
+        """Delete a tag of a model."""
+        if self.stand_ins.get(model_id) is not None:
+            self.stand_ins.untag(model_id, key)
+        else:
+            self._pass_on("delete_logged_model_tag", {"model_id": model_id, "key": key})
+
+    def log_logged_model_params(self, model_id: str, params: list[Any]) -> None:
+        """Log params of a model."""
+        if self.stand_ins.get(model_id) is None:
+            self._pass_on("log_logged_model_params", {"model_id": model_id, "params": params})
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -332,7 +403,7 @@ class _Store:
 
     def __getattr__(self, name: str) -> Any:
         # What a newer server's store can do and the interface does not name.
-        if name.startswith("_") or name in {"backend", "local", "experiments"}:
+        if name.startswith("_") or name in {"backend", "local", "experiments", "stand_ins"}:
             raise AttributeError(name)
         return getattr(self.backend.store, name)
 
@@ -347,6 +418,14 @@ class _Store:
             elif key == "filter_string" and isinstance(value, str):
                 arguments[key] = self._translated(value)
         return self._seen(self.backend.call(name, **arguments))
+
+    def _stands_in(self, model: Any) -> bool:
+        return self.stand_ins.get(model.model_id) is not None
+
+    def _is_linked(self, metric: Any) -> bool:
+        """Return whether a metric says of which model or dataset it is, which a point does not."""
+        model = metric.model_id and self.stand_ins.get(metric.model_id) is None
+        return bool(model or metric.dataset_name or metric.dataset_digest)
 
     def _here(self, run_id: str) -> str:
         """Return the id under which a run is journalled, which the caller may know by MLflow's."""
@@ -490,11 +569,6 @@ def _passed_on(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     # An abstract method that is given is none any more.
     method.__dict__.pop("__isabstractmethod__", None)
     return method
-
-
-def _is_linked(metric: Any) -> bool:
-    """Return whether a metric says of which model or dataset it is, which a point does not."""
-    return bool(metric.model_id or metric.dataset_name or metric.dataset_digest)
 
 
 def _log_metrics(run: Any, metrics: list[Any]) -> None:
