@@ -859,7 +859,18 @@ class JournalError(TrackingError, ValueError):
 
 
 class SinkUnavailableError(TrackingError, ConnectionError):
-    """A backend cannot take records now; the same batch is sent again later."""
+    """A backend cannot take records now; the same batch is sent again later.
+
+    Args:
+        message: Why.
+        retry_after: Seconds for which the backend asks to be left alone, as far as it does.
+    """
+
+    retry_after: float
+
+    def __init__(self, message: str = "", *, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class SinkRejectedError(TrackingError, ValueError):

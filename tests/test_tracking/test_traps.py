@@ -247,3 +247,26 @@ def test_an_outage_is_told_once_and_its_end_once(tmp_path, memory):
     assert [event.kind for event in events] == [
         "tracking.sink.unavailable", "tracking.sink.recovered",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wish", "waited"), [(0.0, 0.3), (30.0, 30.0), (10.0**9, 60.0)])
+def test_a_backend_that_asks_for_time_gets_some(tmp_path, memory, wish, waited):
+    """A client that obeys a Retry-After of an hour is gone for an hour; one that ignores it makes things worse."""
+    from mlkit.testing import virtual_time
+    from mlkit.tracking._folder import Folder
+    from mlkit.tracking._lane import Lane
+
+    asked: list[object] = []
+
+    def busy(batch):
+        if not asked:
+            asked.append(batch)
+            raise SinkUnavailableError("HTTP 429", retry_after=wish)
+
+    with start_run("busy", root=tmp_path) as run:
+        run.log_metric("loss", 1)
+    memory.send = busy
+    with virtual_time() as clock:  # without the thread of `sync`, whose own waiting would count
+        start = clock.monotonic()
+        Lane(Folder(run.dir), "memory", lambda: memory, once=True).run()
+        assert waited * 0.7 <= clock.monotonic() - start < waited + 5

@@ -26,6 +26,7 @@ __all__ = ["Lane"]
 
 _POLL = 0.1
 _LONGEST_BACKOFF = 5.0
+_LONGEST_WISH = 60.0  # a backend that asks for more is asked again nevertheless
 _TRANSIENT = (SinkUnavailableError, OSError)
 
 
@@ -211,7 +212,8 @@ class Lane:
     def _backoff(self, state: Any) -> float:
         # Spread by the sink's name, not by chance: the user's generators are not ours to draw from.
         delay: float = min(_LONGEST_BACKOFF, 0.1 * 2 ** min(state.attempt_number, 10))
-        return delay * (0.75 + self._jitter / 2)
+        wish = getattr(state.outcome.exception(), "retry_after", 0.0)
+        return max(delay * (0.75 + self._jitter / 2), min(wish, _LONGEST_WISH))
 
     def _away(self, state: Any) -> None:
         """Before a retry: note the outage, and give up if nobody is left to wait for."""

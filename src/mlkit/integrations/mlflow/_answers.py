@@ -39,15 +39,17 @@ def content_of(response: Any) -> dict[str, Any]:
     said = _json_of(response.text)
     if response.status_code == 200 and said is not None:
         return said
-    raise _verdict(response.status_code, said, response.text)
+    raise _verdict(response, said)
 
 
-def _verdict(status: int, said: dict[str, Any] | None, text: str) -> TrackingError:
-    code = str((said or {}).get("error_code", ""))
-    hopeless = code in _HOPELESS or status == _TOO_LARGE
-    kind = SinkRejectedError if hopeless else SinkUnavailableError
-    message = f"{code}: {(said or {}).get('message')}" if code else f"no answer of MLflow: {text}"
-    return kind(clip(f"HTTP {status}, {message}", 300))
+def _verdict(response: Any, said: dict[str, Any] | None) -> TrackingError:
+    status, code = response.status_code, str((said or {}).get("error_code", ""))
+    what = f"{code}: {(said or {}).get('message')}" if code else "no answer of MLflow: "
+    message = clip(f"HTTP {status}, {what if code else what + response.text}", 300)
+    if code in _HOPELESS or status == _TOO_LARGE:
+        return SinkRejectedError(message)
+    wish = response.headers.get("Retry-After", "")
+    return SinkUnavailableError(message, retry_after=float(wish) if wish.isdecimal() else 0.0)
 
 
 def _json_of(text: str) -> dict[str, Any] | None:
@@ -76,7 +78,6 @@ class translated:  # noqa: N801 - reads as the statement it is: `with translated
             found = SinkRejectedError if hopeless else SinkUnavailableError
             raise found(f"{error.error_code}: {error.message}") from error
         if isinstance(error, HTTPError) and error.response is not None:
-            text = error.response.text
-            raise _verdict(error.response.status_code, _json_of(text), text) from error
+            raise _verdict(error.response, _json_of(error.response.text)) from error
         if type(error).__module__.startswith(("sqlalchemy.", "alembic.")):
             raise SinkUnavailableError(f"{type(error).__name__}: {error}") from error
