@@ -221,6 +221,65 @@ def test_a_state_without_a_generator_that_is_here_is_refused_if_strict():
         state.restore(strict=1)
 
 
+@pytest.mark.parametrize("suffix", ["json", "pt"])
+def test_a_state_is_given_back_to_its_own_rank(tmp_path, suffix):
+    """Files that are mixed up restore without a word elsewhere: of 256 ranks 252 drew what another should have."""
+    drawn = {}
+    for rank in range(3):
+        seed_all(7, rank=rank)
+        rng_state(rank=rank).save(tmp_path / f"{rank}.{suffix}")
+        drawn[rank] = draw()
+    before = rng_state()
+    states = [RngState.load(tmp_path / f"{rank}.{suffix}") for rank in (2, 0, 1)]  # mixed up
+    for rank, state in enumerate(states):
+        with pytest.raises(RngStateError, match=f"rank {state.rank}, and this is rank {rank}"):
+            state.restore(rank=rank)
+        with pytest.raises(RngStateError, match="did not say its rank"):
+            state.restore()
+        assert rng_state() == before
+    for state in states:
+        pickle.loads(pickle.dumps(state)).restore(rank=state.rank)
+        assert draw() == drawn[state.rank]
+
+
+def test_a_rank_that_is_new_does_not_draw_what_another_draws(tmp_path):
+    """After a scale-up there is no state for the new ranks: one for all, or none, has them all draw alike."""
+    seed_all(7)
+    everyones = rng_state()
+    with pytest.raises(RngStateError, match=r"seed_all\(seeds, rank=3\)"):
+        everyones.restore(rank=3)
+    with pytest.raises(FileNotFoundError):  # not passed over
+        RngState.load(tmp_path / "rank-3.json").restore(rank=3)
+    seen = []
+    for rank in range(4):
+        if rank < 2:
+            seed_all(7, rank=rank)
+            state = rng_state(rank=rank)
+            draw()
+            state.restore(rank=rank)
+        else:
+            seed_all(7, rank=rank)
+        seen.append(draw())
+    assert len({repr(value) for values in seen for value in values}) == 4 * len(seen[0])
+
+
+@pytest.mark.parametrize("rank", [-1, True, 1.0, "0", 2**63])
+def test_what_is_no_rank_is_refused(rank):
+    for call in (lambda: rng_state(rank=rank), lambda: rng_state().restore(rank=rank)):
+        with pytest.raises(ConfigurationError, match="rank"):
+            call()
+
+
+def test_the_rank_of_a_file_cannot_be_changed(tmp_path):
+    data = rng_state(rank=1).to_dict()
+    for wrong in (2, None, -1, "1", True):
+        with pytest.raises(RngStateError):
+            RngState.from_dict({**data, "rank": wrong})
+    assert RngState.from_dict(data).rank == 1
+    assert rng_state(rank=1) != rng_state()
+    assert "rank 1" in repr(rng_state(rank=1))
+
+
 def test_the_dictionary_is_a_copy():
     state = rng_state()
     digest = state.digest

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
+from mlkit._suggest import clip
 from mlkit.errors import ConfigurationError, DigestError, RngStateError
 from mlkit.repro._generators import Snapshot, loaded_torch, take
+from mlkit.repro._seeds import as_rank
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ class RngState:
     A plain value: immutable, comparable, hashable, picklable, and safe to share between threads. `to_dict` is plain
     data, which may be put into a checkpoint that `torch.load(weights_only=True)` reads.
 
+    Attributes:
+        rank: The number of the process among many that it was taken in, or None for one process.
+
     Examples:
         >>> import random
         >>> state = rng_state()
@@ -33,14 +38,21 @@ class RngState:
         True
     """
 
-    __slots__ = ("_generators", "_versions")
+    __slots__ = ("_generators", "_versions", "rank")
 
+    rank: int | None
     _generators: dict[str, Any]
     _versions: dict[str, str]
 
-    def __init__(self, generators: dict[str, Any], versions: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        generators: dict[str, Any],
+        versions: dict[str, str] | None = None,
+        rank: int | None = None,
+    ) -> None:
         object.__setattr__(self, "_generators", generators)
         object.__setattr__(self, "_versions", _versions() if versions is None else versions)
+        object.__setattr__(self, "rank", rank)
 
     @property
     def generators(self) -> tuple[str, ...]:
@@ -49,10 +61,11 @@ class RngState:
 
     @property
     def digest(self) -> str:
-        """The digest of the state."""
+        """The digest of the state, and of its rank if it has one."""
         from mlkit._digest import digest
 
-        return digest(self._generators)
+        generators = self._generators
+        return digest(generators if self.rank is None else [generators, self.rank])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain data: text, numbers, lists, mappings with text keys."""
@@ -62,6 +75,7 @@ class RngState:
         return {
             "schema": _SCHEMA,
             "versions": dict(self._versions),
+            "rank": self.rank,
             "generators": generators,
             "digest": self.digest,
         }
@@ -114,20 +128,24 @@ class RngState:
         read = read_torch if Path(path).suffix in _TORCH_SUFFIXES else read_json
         return _from_plain(read(path, RngStateError), str(path))
 
-    def restore(self, *, strict: bool = True) -> None:
+    def restore(self, *, rank: int | None = None, strict: bool = True) -> None:
         """Put every generator back to this state: all of them or, on an error, none.
 
         A state that holds torch's generator imports torch.
 
         Args:
+            rank: The rank that goes on with it, which must be the one that it was taken on. To go on with another
+                rank's draws on purpose, say that rank: `state.restore(rank=state.rank)`.
             strict: Refuse if this process has a generator that the state lacks, which would go on from anywhere.
 
         Raises:
-            RngStateError: If the state does not fit this process: another library version's layout, other devices.
+            RngStateError: If the state does not fit this process: another rank, another library version's layout,
+                other devices.
             MissingDependencyError: If it needs torch, which is not installed.
         """
         if not isinstance(strict, bool):
             raise ConfigurationError("RngState.restore(strict=...)", strict, "True or False")
+        self._refuse_other_rank(as_rank("RngState.restore(rank=...)", rank))
         if "torch" in self._generators and loaded_torch() is None:
             from mlkit._optional import require
 
@@ -155,6 +173,20 @@ class RngState:
             ) from error
         emit("repro.generators.restored", "rng_state", generators=", ".join(self.generators))
 
+    def _refuse_other_rank(self, rank: int | None) -> None:
+        if rank == self.rank:
+            return
+        if self.rank is None:
+            raise RngStateError(
+                f"the state was taken without a rank, so that rank {rank} would draw what other ranks draw; take one on "
+                f"each rank, rng_state(rank={rank}), or seed a rank that is new: seed_all(seeds, rank={rank})"
+            )
+        here = "this process did not say its rank" if rank is None else f"this is rank {rank}"
+        raise RngStateError(
+            f"the state was taken on rank {self.rank}, and {here}; restore each rank's own, restore(rank=...), and seed "
+            f"a rank that is new: seed_all(seeds, rank=...)"
+        )
+
     def diff(self, other: RngState) -> tuple[str, ...]:
         """Return the names of the generators that are not in the same state here and in *other*.
 
@@ -171,7 +203,7 @@ class RngState:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RngState):
             return NotImplemented
-        return self._generators == other._generators
+        return self.rank == other.rank and self._generators == other._generators
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -179,21 +211,29 @@ class RngState:
     def __repr__(self) -> str:
         from mlkit._digest import short
 
-        return f"<RngState {short(self.digest)}: {', '.join(self.generators)}>"
+        rank = "" if self.rank is None else f", rank {self.rank}"
+        return f"<RngState {short(self.digest)}: {', '.join(self.generators)}{rank}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RngState, (self._generators, self._versions)
+        return RngState, (self._generators, self._versions, self.rank)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError("RngState is immutable")
 
 
-def rng_state() -> RngState:
+def rng_state(*, rank: int | None = None) -> RngState:
     """Return the present state of the global generators: Python, NumPy, and torch if it is imported.
 
     CUDA generators are held if CUDA has started; nothing here starts it.
+
+    Args:
+        rank: Number of this process among many, `>= 0`. The state is then this rank's: `restore` refuses it elsewhere,
+            where a mixed-up file would make two ranks draw the same.
+
+    Raises:
+        ConfigurationError: If *rank* is no rank.
     """
-    return RngState(_plain(take()))
+    return RngState(_plain(take()), rank=as_rank("rng_state(rank=...)", rank))
 
 
 def _versions() -> dict[str, str]:
@@ -269,9 +309,12 @@ def _from_plain(data: Any, source: str) -> RngState:
         raise RngStateError(f"{source}: the state has no 'python' and 'numpy' generators")
     from copy import deepcopy
 
-    versions = data.get("versions")
+    versions, rank = data.get("versions"), data.get("rank")
+    if rank is not None and (type(rank) is not int or rank < 0):
+        raise RngStateError(f"{source}: its rank is {clip(rank)}, which is none")
     told = versions if isinstance(versions, dict) else {}
-    state = RngState(deepcopy(generators), {str(name): str(one) for name, one in told.items()})
+    told = {str(name): str(one) for name, one in told.items()}
+    state = RngState(deepcopy(generators), told, rank)
     try:
         digest = state.digest
     except DigestError as error:

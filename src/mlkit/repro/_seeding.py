@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar, cast, final
 
-from mlkit._arguments import whole
 from mlkit.errors import ConfigurationError
 from mlkit.repro._determinism import Finding, make_deterministic
 from mlkit.repro._generators import Snapshot, loaded_torch, prepare, take
-from mlkit.repro._seeds import Seeds, as_seeds, words_of
+from mlkit.repro._seeds import Seeds, as_rank, as_seeds, words_of
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -84,12 +83,8 @@ def seed_all(
         Not for use while other threads draw.
     """
     base = as_seeds(seeds, "seed_all(seeds)")
-    if rank is not None:
-        base = (
-            base
-            / "rank"
-            / whole("seed_all(rank=...)", rank, low=0, high=2**63 - 1, also="None or ")
-        )
+    if (number := as_rank("seed_all(rank=...)", rank)) is not None:
+        base = base / "rank" / number
     if deterministic not in (True, False, "warn") or not isinstance(deterministic, (bool, str)):
         expected = "True, False or 'warn'"
         raise ConfigurationError("seed_all(deterministic=...)", deterministic, expected)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["Seeds", "as_seeds", "words_of"]
+__all__ = ["Seeds", "as_rank", "as_seeds", "words_of"]
 
 _G = TypeVar("_G")
 _PERSON = b"mlkit.seeds.v1"
@@ -243,6 +243,11 @@ class Seeds:
 
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError("Seeds is immutable")
+
+
+def as_rank(argument: str, rank: object) -> int | None:
+    """Return *rank* if it is one or None, or say that *argument* is wrong."""
+    return None if rank is None else whole(argument, rank, high=2**63 - 1, also="None or ")
 
 
 def words_of(seeds: Seeds) -> Callable[[bytes], bytes]:
