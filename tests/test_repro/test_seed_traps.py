@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,6 +297,49 @@ def test_a_hash_seed_set_inside_the_process_does_not_count():
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True
         )
         assert done.stdout.strip() == expected, done.stderr
+
+
+def test_what_is_named_by_a_hash_differs_although_the_hash_seed_is_fixed():
+    """Before Python 3.12 `hash(None)` is an address, so that a key made with `hash` is another one in each process."""
+    code = (
+        "from mlkit.repro import Seeds, fingerprint\n"
+        "print(hash(('data', None)))\n"
+        "print(fingerprint({None: 1, 'a': {None, 2}, (None, 'b'): None}), (Seeds(1) / 'None').int())"
+    )
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": "0"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        for _ in range(3)
+    ]
+    assert len({ours for _, ours in printed}) == 1
+    addresses = Path("/proc/sys/kernel/randomize_va_space")
+    if sys.version_info < (3, 12) and addresses.exists() and addresses.read_text().strip() != "0":
+        assert len({naive for naive, _ in printed}) > 1
+
+
+def test_no_rank_or_worker_is_too_high_for_its_arithmetic():
+    """A sum of a seed of 32 bits and a rank runs past 2**32, where NumPy refuses it, or comes round to another's."""
+
+    def naive(seed, worker, rank, workers):
+        np.random.seed(seed % 2**32 + worker + workers * rank)
+
+    with pytest.raises(ValueError, match=r"2\*\*32 - 1"):
+        naive(2**32 - 3, 1, 1, 4)
+    drawn = []
+    for rank in (0, 1, 2**32, 2**63 - 1):
+        seed_all(2**128 - 1, rank=rank)
+        drawn.append(float(np.random.random()))
+        init = loader_kwargs(Seeds(2**128 - 1) / rank)["worker_init_fn"]
+        for worker in (0, 1, 2**31):
+            torch.default_generator.manual_seed(2**64 - 1)  # as a worker finds it
+            init(worker)
+            drawn.append(float(np.random.random()))
+    assert len(set(drawn)) == 16
 
 
 class Rows:

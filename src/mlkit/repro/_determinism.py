@@ -113,7 +113,8 @@ def audit() -> list[Finding]:
             Finding(
                 "hash-seed",
                 "the order of sets of text differs between runs",
-                "start Python with PYTHONHASHSEED=0 in its environment, or sort what you iterate",
+                "sort what you iterate, or start Python with PYTHONHASHSEED=0 in its environment (before Python 3.12, None "
+                "hashes by its address all the same)",
             )
         )
     torch = loaded_torch()
