@@ -6,9 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 from mlkit._arguments import one_of, whole
+from mlkit._optional import require
 from mlkit.errors import ConfigurationError, RowError
 from mlkit.inference._check import bucket_sizes
+from mlkit.inference._lanes import Lane, replicas
 from mlkit.inference._loaded import Loaded
+from mlkit.inference._model import Model
+from mlkit.inference._modes import Modes
 from mlkit.inference._progress import how_many, reporter
 from mlkit.inference._runner import Runner
 from mlkit.inference._sizes import LADDER, Sizes
@@ -47,6 +51,9 @@ def map_batches(
     window: int | None = ...,
     widths: Iterable[int] | None = ...,
     exact: bool = ...,
+    autocast: object = ...,
+    compile: bool | Mapping[str, Any] = ...,
+    graphs: bool = ...,
     checkpoint: str | PathLike[str] | None = ...,
     prefetch: int = ...,
     progress: bool | Callable[[int], object] | None = ...,
@@ -69,6 +76,9 @@ def map_batches(
     window: int | None = ...,
     widths: Iterable[int] | None = ...,
     exact: bool = ...,
+    autocast: object = ...,
+    compile: bool | Mapping[str, Any] = ...,
+    graphs: bool = ...,
     checkpoint: str | PathLike[str] | None = ...,
     prefetch: int = ...,
     progress: bool | Callable[[int], object] | None = ...,
@@ -91,6 +101,9 @@ def map_batches(
     window: int | None = ...,
     widths: Iterable[int] | None = ...,
     exact: bool = ...,
+    autocast: object = ...,
+    compile: bool | Mapping[str, Any] = ...,
+    graphs: bool = ...,
     checkpoint: str | PathLike[str] | None = ...,
     prefetch: int = ...,
     progress: bool | Callable[[int], object] | None = ...,
@@ -112,6 +125,9 @@ def map_batches(
     window: int | None = None,
     widths: Iterable[int] | None = None,
     exact: bool = False,
+    autocast: object = False,
+    compile: bool | Mapping[str, Any] = False,  # noqa: A002 - torch's word
+    graphs: bool = False,
     checkpoint: str | PathLike[str] | None = None,
     prefetch: int = 0,
     progress: bool | Callable[[int], object] | None = None,
@@ -146,7 +162,9 @@ def map_batches(
         pad: Fills up sequences of different lengths, see `mlkit.inference.collate`. They reach *fn* as `Padded`.
         collate: Your own function from a list of rows to a batch, instead of `mlkit.inference.collate`.
         device: Run on this torch device: tensors and arrays are moved there, through pinned memory on CUDA, and outputs
-            back to where the rows were.
+            back to where the rows were. Several devices, `["cuda:0", "cuda:1"]`, each get a copy of the module, a thread,
+            and an equal share of the rows, which are then read some batches at a time; a function that is no module is
+            called by all of the threads.
         isolate: Whether *fn* may be run again to find the bad rows of a failed batch. If not, all its rows fail.
         length: How long a row is, at least 0, for planning rows that are not padded here, e.g. `len` for texts that *fn*
             takes apart itself. With it, or with *window*, rows are planned whatever *batch_size* is, which is then the
@@ -159,13 +177,20 @@ def map_batches(
             width, by default 8, 12, 16, 24, 32, ... entries. The first rows of each width are run several times to see
             that this suffices; where it does not, a `DegradedWarning` says so and rows run one at a time. It holds for
             one machine, device, number of threads and *batch_size*.
+        autocast: Run torch operations in half precision where torch deems it right: `"bfloat16"`, `"float16"`, or True for
+            the device's default. Results that are arrays come back as float32 from bfloat16.
+        compile: Whether to compile *fn* with `torch.compile`, or its options, e.g. `{"dynamic": True}`. Each new shape may
+            compile again: give *buckets*, and *widths* if rows are padded.
+        graphs: Whether to capture the calls of a model on CUDA as graphs, one for each shape, and to replay them. It pays
+            for small models; *buckets* and *widths* keep the shapes few.
         checkpoint: A file that keeps the results of each batch, written before they are yielded. A job that was killed
             and is started again with the same rows and arguments yields what the file holds, reads past the rows of
             it, and runs the rest. Failed rows are kept too, unless *on_error* is `"raise"`. Results must be numbers,
             text, bytes, None, arrays, tensors, or dicts, lists, tuples, named tuples and dataclasses of them; no
             pickle is written or read.
-        prefetch: How many batches a thread reads from *rows* while the model runs, counting the one it is reading; 0
-            reads in the calling thread, which iterators that are bound to one thread need.
+        prefetch: How many batches a thread reads from *rows* and collates while the model runs, counting the one it is
+            reading; on CUDA it also copies them to the device, on a stream of its own. 0 reads in the calling thread,
+            which iterators that are bound to one thread need.
         progress: True for a tqdm bar, False for none, or a callable that is given the number of rows each batch finished,
             like `bar.update`. By default a bar if the standard error is a terminal, tqdm is installed and the job
             takes more than half a second.
@@ -211,6 +236,9 @@ def map_batches(
         "window": window,
         "widths": widths,
         "exact": exact,
+        "autocast": autocast,
+        "compile": compile,
+        "graphs": graphs,
         "name": name,
     }
     if engine is not None:
@@ -271,6 +299,9 @@ def set_up(
     window: int | None,
     widths: Iterable[int] | None,
     exact: bool,
+    autocast: object,
+    compile: bool | Mapping[str, Any],  # noqa: A002 - torch's word
+    graphs: bool,
     name: str | None,
 ) -> Setup:
     """Return what `map_batches` runs with these arguments, wherever it runs."""
@@ -285,31 +316,59 @@ def set_up(
         widths=widths,
         exact=exact,
     )
+    modes = Modes.chosen(owner="map_batches", autocast=autocast, compile=compile, graphs=graphs)
+    places = _devices(device)
 
-    def made(most: int, sizes: Iterable[int] | None) -> Runner:
+    def made(model: Callable[[Any], Any], where: object, most: int, sizes: Any) -> Runner:
         return Runner(
-            fn,
+            model,
             owner="map_batches",
             name=name,
             limit=("batch_size", most),
             buckets=sizes,
             pad=pad,
             collate=collate,
-            device=device,
+            device=where,
             isolate=isolate,
             group=False,
             widths=ways.widths,
+            modes=modes,
         )
 
-    if exact:
-        size = whole("map_batches(batch_size=...)", batch_size, low=1)
-        steps = ways.exactly(made(size, [size]), made(1, None), pad)
-        return Setup(steps, Sizes([ways.rows_at_once(size, pad)]))
-    runner = made(ladder[-1], buckets)
-    if ways.planned:
-        return Setup(ways.plan(runner, pad), Sizes([ways.rows_at_once(runner.limit, pad)]))
+    if len(places) > 1 and len(ladder) > 1 and not ways.planned:
+        raise ConfigurationError(
+            "map_batches(batch_size=...)", batch_size, "a number on several devices, without pad="
+        )
+    lanes: list[Lane] = []
+    for model, where in zip(_copies(fn, places), places, strict=True):
+        fixed = made(model, where, ladder[-1], ladder[-1:] if exact else buckets)
+        alone = made(model, where, 1, None) if exact else None
+        lanes.append(Lane(fixed, ways.way(fixed, alone, pad)))
+    runner = ways.steps(lanes, pad)
+    if isinstance(runner, Steps):
+        rows = ways.rows_at_once(runner.limit, pad, len(lanes))
+        return Setup(runner, Sizes([rows]))
     sizes = Sizes(ladder, *runner.identity) if len(ladder) > 1 else Sizes([runner.limit])
     return Setup(runner, sizes)
+
+
+def _devices(device: object) -> list[Any]:
+    """Return the devices that were asked for; None is one too, the model's own."""
+    if not isinstance(device, (list, tuple)):
+        return [device]
+    if not device:
+        raise ConfigurationError("map_batches(device=...)", device, "a device, or some devices")
+    return list(device)
+
+
+def _copies(fn: Callable[[Any], Any], devices: list[Any]) -> list[Callable[[Any], Any]]:
+    """Return what to run on each device."""
+    if len(devices) == 1:
+        return [fn]
+    require("torch", extra="torch", feature="map_batches(device=[...])")
+    for device in devices:  # before anything is copied to it
+        Model(len, device, owner="map_batches").check_device()
+    return replicas(fn, devices)
 
 
 def check_rows(rows: object) -> None:

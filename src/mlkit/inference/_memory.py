@@ -51,5 +51,11 @@ def release(error: BaseException) -> None:
             clear_frames(current.__traceback__)
         current = current.__cause__ or current.__context__
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    if torch is None:
+        return
+    import gc
+
+    gc.collect()  # what failed may be part of a cycle
+    for backend in (torch.cuda, getattr(torch, "xpu", None)):
+        if backend is not None and backend.is_initialized():
+            backend.empty_cache()

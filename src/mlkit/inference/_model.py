@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, final
+from threading import local
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit._optional import require
 from mlkit.errors import ConfigurationError
 from mlkit.inference._check import plain_callable
 from mlkit.inference._collate import has_leaf
 from mlkit.inference._estimator import as_function
+from mlkit.inference._modes import PLAIN, Modes
 from mlkit.inference._tree import is_array, is_tensor, map_leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
-__all__ = ["Model", "name_of"]
+__all__ = ["Model", "Staged", "name_of"]
 
 _NUMBERS = (bool, int, float, complex)
+
+
+_local = local()  # of each thread that stages: its streams
+
+
+class Staged(NamedTuple):
+    """A batch that is ready.
+
+    Attributes:
+        batch: The batch, placed.
+        copied: The CUDA event after which it is there; None if it is.
+    """
+
+    batch: Any
+    copied: Any
 
 
 @final
@@ -31,11 +49,24 @@ class Model:
         fn: The user's function.
         device: Where to put tensors, or None for where they are.
         owner: The public call, for error messages: `"map_batches"`.
+        modes: How torch runs it.
     """
 
-    __slots__ = ("_fn", "_owner", "device", "identity", "module", "name", "tensors")
+    __slots__ = (
+        "_fn",
+        "_modes",
+        "_owner",
+        "_step",
+        "device",
+        "identity",
+        "module",
+        "name",
+        "tensors",
+    )
 
-    def __init__(self, fn: Callable[[Any], Any], device: object, *, owner: str) -> None:
+    def __init__(
+        self, fn: Callable[[Any], Any], device: object, *, owner: str, modes: Modes = PLAIN
+    ) -> None:
         fn = as_function(fn)
         plain_callable(f"{owner}(fn)", fn)
         self._fn, self._owner = fn, owner
@@ -64,7 +95,16 @@ class Model:
             parameter = next(iter(self.module.parameters()), None)
             if parameter is not None and parameter.device.type not in ("cpu", "meta"):
                 self.device = parameter.device
-        self.tensors = self.module is not None or self.device is not None
+        self._modes = PLAIN if modes == PLAIN else modes
+        self._step: Callable[[Any], Any] | None = None if modes.compile is not None else fn
+        if modes.graphs and not self.runs_behind:
+            raise ConfigurationError(
+                f"{owner}(graphs=...)", modes.graphs, "False where the device is not CUDA"
+            )
+        # Casting and compiling are for tensors.
+        self.tensors = (
+            self.module is not None or self.device is not None or self._modes is not PLAIN
+        )
 
     def check_device(self) -> None:
         """Refuse a device that this machine has not.
@@ -122,18 +162,67 @@ class Model:
         if not self.tensors:
             return self._fn(batch)
         batch = map_leaves(self._place, batch)
-        if self.module is None:
+        if self.module is None and self._modes is PLAIN:
             output = self._fn(batch)
         else:
-            import torch
-
-            with torch.inference_mode():
-                output = self._fn(batch)
+            output = self._moded(batch)
         if has_leaf(row, is_tensor):
             return output if self.device is None else map_leaves(_to_cpu_unless(row), output)
         if has_leaf(row, lambda leaf: is_array(leaf) or isinstance(leaf, _NUMBERS)):
             return map_leaves(_to_numpy, output)
         return map_leaves(_to_cpu, output)
+
+    def _moded(self, batch: Any) -> Any:
+        """Run the function under torch's modes, which belong to the thread."""
+        import torch
+
+        if self._step is None or (self._modes.graphs and self._step is self._fn):
+            self._step = self._made()
+        if self.module is None:
+            with self._casting():
+                return self._step(batch)
+        with torch.inference_mode(), self._casting():
+            return self._step(batch)
+
+    def _casting(self) -> AbstractContextManager[Any]:
+        return self._modes.casting("cpu" if self.device is None else self.device.type)
+
+    def _made(self) -> Callable[[Any], Any]:
+        """Return the function compiled, or as graphs."""
+        if self._modes.graphs:
+            from mlkit.inference._graphs import Graphs
+
+            return Graphs(self._fn, self.name)
+        import torch
+
+        compiled: Callable[[Any], Any] = torch.compile(self._fn, **(self._modes.compile or {}))
+        return compiled
+
+    def staged(self, batch: Any) -> Staged:
+        """Return *batch* placed where the function wants it; on CUDA the copy runs beside whatever the device does."""
+        if not self.runs_behind:
+            return Staged(map_leaves(self._place, batch) if self.tensors else batch, None)
+        import torch
+
+        beside = _stream_of(self.device)
+        with torch.cuda.stream(beside):
+            placed = map_leaves(self._place, batch)
+            copied = torch.cuda.Event()
+            copied.record(beside)
+        return Staged(placed, copied)
+
+    def unstaged(self, staged: Staged) -> Any:
+        """Return the batch for use now: the device waits for the copy, this thread does not."""
+        if staged.copied is not None:
+            import torch
+
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(staged.copied)
+            # Else the allocator could give its memory away while this stream still reads it.
+            map_leaves(
+                lambda leaf: leaf.record_stream(stream) if is_tensor(leaf) else None, staged.batch
+            )
+        return staged.batch
 
     def _place(self, leaf: Any) -> Any:
         if is_array(leaf):
@@ -149,6 +238,16 @@ class Model:
             # The caching allocator keeps the pinned block until the copy is done.
             return leaf.pin_memory().to(self.device, non_blocking=True)
         return leaf.to(self.device)
+
+
+def _stream_of(device: Any) -> Any:
+    """Return this thread's stream for copies to *device*."""
+    import torch
+
+    streams = vars(_local).setdefault("streams", {})
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device)
+    return streams[device]
 
 
 def name_of(fn: Any) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from mlkit.errors import InferenceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mlkit.inference._sizes import Sizes
 
@@ -24,20 +24,28 @@ class Chunk(NamedTuple):
         rows: At most as many as were asked for.
         last: Whether nothing comes after them.
         error: What the iterator raised after them.
+        staged: What was made of them ahead, if anything; taken out when it is used.
     """
 
     rows: list[Any]
     last: bool
     error: Exception | None
+    staged: list[Any]
 
 
-def chunks(source: Iterator[Any], sizes: Sizes, prefetch: int) -> Iterator[Chunk]:
+def chunks(
+    source: Iterator[Any],
+    sizes: Sizes,
+    prefetch: int,
+    stage: Callable[[list[Any]], Any] | None = None,
+) -> Iterator[Chunk]:
     """Yield all rows of *source*, as many at a time as *sizes* says.
 
     Args:
         source: The rows.
         sizes: How many to read; while that is being found out, nothing is read ahead.
         prefetch: How many chunks a thread may read ahead; 0 for no thread.
+        stage: What that thread also does with the rows, or None.
     """
     while not (prefetch and sizes.settled):
         chunk = _read(source, sizes.size)
@@ -46,7 +54,7 @@ def chunks(source: Iterator[Any], sizes: Sizes, prefetch: int) -> Iterator[Chunk
         if last:
             return
         del chunk
-    ahead = _Ahead(source, sizes.size, prefetch)
+    ahead = _Ahead(source, sizes.size, prefetch, stage)
     try:
         yield from ahead.chunks()
     finally:
@@ -57,9 +65,9 @@ def _read(source: Iterator[Any], n: int) -> Chunk:
     rows: list[Any] = []
     try:
         rows.extend(islice(source, n))  # what came before an error stays
-        return Chunk(rows, len(rows) < n, None)
+        return Chunk(rows, len(rows) < n, None, [])
     except Exception as error:  # noqa: BLE001 - it is raised in its place, after the results of the rows before it
-        return Chunk(rows, last=True, error=error)
+        return Chunk(rows, last=True, error=error, staged=[])
     finally:
         del rows  # else the traceback of an error keeps them
 
@@ -71,12 +79,18 @@ class _Ahead:
     It is a daemon, so that an iterator that never returns cannot keep the program from ending.
     """
 
-    def __init__(self, source: Iterator[Any], size: int, n_ahead: int) -> None:
+    def __init__(
+        self,
+        source: Iterator[Any],
+        size: int,
+        n_ahead: int,
+        stage: Callable[[list[Any]], Any] | None,
+    ) -> None:
         from contextvars import copy_context
         from queue import SimpleQueue
         from threading import Semaphore, Thread
 
-        self._source, self._size = source, size
+        self._source, self._size, self._stage = source, size, stage
         # Taken before a chunk is read, not after: what is being read counts.
         self._room = Semaphore(n_ahead)
         self._ready: SimpleQueue[Chunk | None] = SimpleQueue()
@@ -109,6 +123,11 @@ class _Ahead:
             while self._room.acquire() and not self._closed:
                 chunk = _read(self._until_closed(), self._size)
                 last = chunk.last
+                if self._stage is not None:
+                    staged = self._stage(chunk.rows)
+                    if staged is not None:
+                        chunk.staged.append(staged)
+                    del staged
                 self._ready.put(chunk)
                 del chunk
                 if last:

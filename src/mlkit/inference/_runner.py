@@ -12,12 +12,15 @@ from mlkit.inference._check import bucket_sizes
 from mlkit.inference._collate import Pad, check_pad, stack
 from mlkit.inference._memory import is_out_of_memory, release
 from mlkit.inference._model import Model, name_of
+from mlkit.inference._modes import PLAIN, Modes
 from mlkit.inference._split import split_output
 from mlkit.inference._tree import is_array
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    from mlkit.inference._model import Staged
 
 __all__ = ["Failure", "Runner"]
 
@@ -65,6 +68,7 @@ class Runner:
         group: Whether rows that do not fit together are run in groups that do. Otherwise they must fit the majority of
             the first batch, and fail if they do not.
         widths: Lengths that padded leaves are filled up to, sorted; empty for the longest row's.
+        modes: How torch runs the function.
     """
 
     def __init__(
@@ -81,8 +85,10 @@ class Runner:
         isolate: bool,
         group: bool,
         widths: tuple[int, ...] = (),
+        modes: Modes = PLAIN,
     ) -> None:
-        self._model = Model(fn, device, owner=owner)
+        self._model = Model(fn, device, owner=owner, modes=modes)
+        self._modes = modes
         if name is not None and (not isinstance(name, str) or not name):
             raise ConfigurationError(f"{owner}(name=...)", name, "a text that is not empty")
         self.name = name or self._model.name
@@ -172,6 +178,7 @@ class Runner:
             "pad": {**pad} if isinstance(pad, Mapping) else pad,
             "widths": list(self._widths) or None,
             "collate": None if self._collate is None else name_of(self._collate),
+            **self._modes.settings,
         }
 
     @property
@@ -195,19 +202,42 @@ class Runner:
         """Prepare the calling thread for running the model."""
         self._model.enter_thread()
 
-    def run(self, rows: Sequence[Any]) -> list[Any]:
-        """Return for each row its result or a `Failure`, in order."""
+    def stage(self, rows: Sequence[Any]) -> Staged | None:
+        """Collate *rows* and place their batch ahead of `run`, in any thread; None if `run` shall do it all."""
+        if self._collate is not None or not self._example or not 0 < len(rows) <= self._limit:
+            return None  # a function of the user's own runs in one thread
+        try:
+            if self._misfit(self._example[0], rows[0]) is not None:
+                return None
+            batch = stack(
+                self._filled(list(rows)),
+                self._pad,
+                tensors=self._model.tensors,
+                widths=self._widths,
+            )
+            return self._model.staged(batch)
+        except Exception:  # noqa: BLE001 - `run` meets it again, and knows what to do about it
+            return None
+
+    def run(self, rows: Sequence[Any], staged: Staged | None = None) -> list[Any]:
+        """Return for each row its result or a `Failure`, in order.
+
+        Args:
+            rows: The rows.
+            staged: What `stage` made of them.
+        """
         outcome: list[Any] | Failure = []
         try:
             if len(rows) <= self._limit == self._asked:  # as nearly all batches: whole, and well
-                outcome = self.attempt(list(rows))
+                outcome = self.attempt(list(rows), staged)
+                staged = None
                 if isinstance(outcome, list):
                     self.failed = False
                     return outcome
             return self._piecewise(rows, outcome)
         finally:
             # An error that somebody keeps also keeps this frame; the neighbours' data must not stay with it.
-            outcome = []
+            outcome, staged = [], None
             del rows
 
     def _piecewise(self, rows: Sequence[Any], outcome: list[Any] | Failure) -> list[Any]:
@@ -331,15 +361,18 @@ class Runner:
                 larger = self._buckets[bisect_right(self._buckets, self._limit)]
             self._limit, self._streak, self._probing = min(larger, self._asked), 0, True
 
-    def attempt(self, rows: list[Any]) -> list[Any] | Failure:
-        """Run *rows*, which it may change, in one call; return their results or what went wrong."""
+    def _filled(self, rows: list[Any]) -> list[Any]:
+        return rows + rows[-1:] * (self.filled(len(rows)) - len(rows)) if self._buckets else rows
+
+    def attempt(self, rows: list[Any], staged: Staged | None = None) -> list[Any] | Failure:
+        """Run *rows* in one call; return their results or what went wrong."""
         n_rows = len(rows)
-        if self._buckets:
-            size = self._buckets[bisect_left(self._buckets, n_rows)]
-            rows += rows[-1:] * (size - n_rows)
+        rows = self._filled(rows)
         batch = output = None
         try:
-            if self._collate is not None:
+            if staged is not None:
+                batch = self._model.unstaged(staged)
+            elif self._collate is not None:
                 batch = self._collate(rows)
             else:
                 try:
@@ -355,7 +388,7 @@ class Runner:
             self.worked = True
             return results
         finally:
-            batch = output = None
+            batch = output = staged = None
             del rows
 
     def _hint(self, error: Exception, batch: Any) -> str:

@@ -35,14 +35,22 @@ class Steps:
         runner: Runs batches.
         way: Makes them.
         description: What the results depend on besides, as JSON data.
+        others: The runners that *way* uses besides.
 
     Attributes:
         name: What events call the job.
         hasty: Whether the job ends at its first bad row.
     """
 
-    def __init__(self, runner: Runner, way: Way, description: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        way: Way,
+        description: dict[str, Any],
+        others: Sequence[Runner] = (),
+    ) -> None:
         self._runner, self._way, self._description = runner, way, description
+        self._others = others
         self.name = runner.name
         self.hasty = False
 
@@ -91,7 +99,8 @@ class Steps:
 
     def check_device(self) -> None:
         """Refuse a device that this machine has not."""
-        self._runner.check_device()
+        for runner in (self._runner, *self._others):
+            runner.check_device()
 
     def wait(self) -> None:
         """Wait until the device has done what it was given."""

@@ -91,7 +91,8 @@ class Job:
                 del stored
                 if last:
                     return
-        for chunk in chunks(self._source, self._sizes, self._prefetch):
+        stage = self._runner.stage if isinstance(self._runner, Runner) else None
+        for chunk in chunks(self._source, self._sizes, self._prefetch, stage):
             results = self._run(chunk)
             error = chunk.error
             chunk.rows.clear()  # the reader still names it
@@ -113,7 +114,11 @@ class Job:
     def _run(self, chunk: Chunk) -> list[Any]:
         runner = self._runner
         had_example = bool(runner.example)
-        results = self._timed(chunk.rows) if chunk.rows else []
+        results: list[Any] = []
+        if chunk.staged and isinstance(runner, Runner):
+            results = runner.run(chunk.rows, chunk.staged.pop())
+        elif chunk.rows:
+            results = self._timed(chunk.rows)
         self._failed = runner.failed
         for place, result in enumerate(results if runner.failed else ()):
             if isinstance(result, Failure) and not result.of_the_program:

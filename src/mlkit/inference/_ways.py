@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from mlkit.inference._collate import Pad
+    from mlkit.inference._lanes import Lane
     from mlkit.inference._runner import Runner
+    from mlkit.inference._steps import Way
 
 __all__ = ["Ways"]
 
 _WINDOW = 4096
+_SHARE = 8  # batches per device that are read at a time: the devices wait for each other at the end of it
 _WIDTHS = (
     8,
 )  # of exact batches; then 12, 16, 24, 32, 48, ...: a quarter of the entries is filling at worst
@@ -81,21 +84,42 @@ class Ways(NamedTuple):
         planned = window is not None or length is not None or (auto and pad is not None)
         return cls(length, window, ladder, exact=False, planned=planned)
 
-    def rows_at_once(self, batch_size: int, pad: Pad) -> int:
+    def rows_at_once(self, batch_size: int, pad: Pad, n_devices: int) -> int:
         """Return how many rows are read at a time."""
-        if self.exact and pad is None:
-            return self.window or batch_size
-        return self.window or _WINDOW
+        if self.window is not None:
+            return self.window
+        if self.planned or (self.exact and pad is not None):
+            return _WINDOW * n_devices
+        return batch_size if n_devices == 1 else batch_size * _SHARE * n_devices
 
-    def plan(self, runner: Runner, pad: Pad) -> Steps:
-        """Return what runs windows of rows, planned by their cost."""
-        from mlkit.inference._window import Planner
+    def way(self, fixed: Runner, alone: Runner | None, pad: Pad) -> Way | None:
+        """Return how one device is given its rows; None for batch after batch."""
+        if alone is not None:
+            from mlkit.inference._exact import Exact
 
-        window = self.rows_at_once(1, pad)
-        description: dict[str, Any] = {"window": window}
+            return Exact(fixed, alone, pad, self.widths)
+        if self.planned:
+            from mlkit.inference._window import Planner
+
+            return Planner(fixed, self._measure(pad))
+        return None
+
+    def steps(self, lanes: list[Lane], pad: Pad) -> Runner | Steps:
+        """Return what runs rows on these devices, in this way."""
+        first = lanes[0]
+        description: dict[str, Any] = {}
+        if self.exact:  # the window and the number of devices do not change a bit
+            description["exact"] = True
+        elif self.planned:
+            description["window"] = self.rows_at_once(first.runner.limit, pad, len(lanes))
         if self.length is not None:
             description["length"] = name_of(self.length)
-        return Steps(runner, Planner(runner, self._measure(pad)), description)
+        if len(lanes) > 1:
+            from mlkit.inference._lanes import Lanes
+
+            others = [lane.runner for lane in lanes[1:]]
+            return Steps(first.runner, Lanes(lanes), description, others)
+        return first.runner if first.way is None else Steps(first.runner, first.way, description)
 
     def _measure(self, pad: Pad) -> Callable[[Any], Any]:
         longest = longest_leaf(pad) if self.length is None else self.length
@@ -103,13 +127,6 @@ class Ways(NamedTuple):
         if not widths or self.length is not None:
             return longest
         return lambda row: width_for(longest(row), widths)
-
-    def exactly(self, fixed: Runner, alone: Runner, pad: Pad) -> Steps:
-        """Return what runs rows so that bits do not depend on company."""
-        from mlkit.inference._exact import Exact
-
-        # Not the window: it does not change a bit.
-        return Steps(fixed, Exact(fixed, alone, pad, self.widths), {"exact": True})
 
 
 def _refuse(name: str, value: object, expected: str, hint: str) -> None:
