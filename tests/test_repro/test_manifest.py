@@ -284,6 +284,28 @@ def test_secrets_stay_out(repository, monkeypatch):
                      "https://<hidden>@host/x", "--auth", "--verbose"]  # fmt: skip
 
 
+def test_what_torch_computes_with_is_recorded(repository):
+    torch = pytest.importorskip("torch")
+    matmul = torch.backends.cuda.matmul
+
+    def switches():
+        return Manifest.capture(code=repository).to_dict()["identity"]["environment"]["torch"]
+
+    first = switches()
+    assert f"BLAS_INFO={first['blas']}" in torch.__config__.show()
+    assert first["devices"] == []
+    before = matmul.fp32_precision, matmul.allow_fp16_reduced_precision_reduction
+    try:
+        matmul.allow_fp16_reduced_precision_reduction = not before[1]
+        assert switches()["reduced_fp16_sums"] is not before[1]
+        matmul.fp32_precision = "tf32"  # now torch refuses to tell the precision by its older name
+        second = switches()
+        assert (second["fp32_matmul"], second["matmul_precision"]) == ("tf32", "unknown")
+    finally:
+        matmul.fp32_precision, matmul.allow_fp16_reduced_precision_reduction = before
+    assert switches() == first
+
+
 def test_what_is_recorded(repository):
     manifest = Manifest.capture(seeds=Seeds(7) / "run" / 3, code=repository)
     data = manifest.to_dict()
@@ -291,6 +313,8 @@ def test_what_is_recorded(repository):
     assert data["schema"] == "mlkit.manifest/1"
     assert identity["seeds"] == {"root": "0x7", "path": ["run", 3]}
     assert identity["environment"]["python"]["version"] == ".".join(map(str, sys.version_info[:3]))
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    assert identity["environment"]["platform"]["blas"] == f"{blas['name']} {blas['version']}"
     assert identity["packages"]["numpy"] == np.__version__
     assert identity["packages"]["mlkit-blocks"]
     assert "manifest" in repr(manifest).lower()

@@ -7,9 +7,12 @@ import platform
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlkit.repro._generators import loaded_torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["HIDDEN", "VARIABLES", "environment", "packages", "redacted"]
 
@@ -58,6 +61,7 @@ def environment() -> dict[str, Any]:
             "machine": platform.machine(),
             "libc": " ".join(_libc()),
             "isa": _isa(),
+            "blas": _numpy_blas(),
         },
         "threads": {"available": _cpus(), **_torch_threads()},
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -145,6 +149,25 @@ def _isa() -> list[str]:
     return []
 
 
+def _numpy_blas() -> str:
+    """Return name and version of the BLAS that NumPy was built with; empty where it does not say.
+
+    Two installers give one version of NumPy with two of them. Read from its file: importing NumPy would cost 100 ms.
+    """
+    from importlib.util import find_spec
+
+    try:
+        spec = find_spec("numpy")
+        folder = Path(spec.origin or "").parent if spec is not None else Path()
+        found = _BLAS.search((folder / "__config__.py").read_text(encoding="utf-8"))
+    except (OSError, ValueError, ImportError):
+        return ""
+    return " ".join(found.groups()) if found else ""
+
+
+_BLAS = re.compile(r'"blas":\s*\{\s*"name":\s*"([^"]*)".*?"version":\s*"([^"]*)"', re.DOTALL)
+
+
 def _cpus() -> int:
     try:
         return len(os.sched_getaffinity(0))
@@ -162,10 +185,32 @@ def _torch_switches() -> dict[str, Any]:
     torch = loaded_torch()
     if torch is None:
         return {}
+    matmul, cudnn, info = torch.backends.cuda.matmul, torch.backends.cudnn, torch.__config__.show()
+    blas = re.search(r"\bBLAS_INFO=(\w+)", info)
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
     return {
+        "blas": blas[1] if blas else "",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cuda": torch.version.cuda or torch.version.hip or "",
+        "cudnn_benchmark": cudnn.benchmark,
+        "cudnn_deterministic": cudnn.deterministic,
+        "cudnn_tf32": _switch(lambda: cudnn.allow_tf32),
         "default_dtype": str(torch.get_default_dtype()),
-        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "devices": [torch.cuda.get_device_name(index) for index in devices],
+        "fp32_conv": _switch(lambda: cudnn.conv.fp32_precision),
+        "fp32_matmul": _switch(lambda: matmul.fp32_precision),
+        "fp32_mkldnn": _switch(lambda: torch.backends.mkldnn.matmul.fp32_precision),
+        "matmul_precision": _switch(torch.get_float32_matmul_precision),
+        "mkldnn": _switch(lambda: torch.backends.mkldnn.enabled),
+        "reduced_bf16_sums": _switch(lambda: matmul.allow_bf16_reduced_precision_reduction),
+        "reduced_fp16_sums": _switch(lambda: matmul.allow_fp16_reduced_precision_reduction),
     }
+
+
+def _switch(look: Callable[[], Any]) -> Any:
+    """Return a switch of torch, if it has it and its old and new names for one thing do not contradict each other."""
+    try:
+        return look()
+    except (AttributeError, RuntimeError):
+        return "unknown"
