@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,10 @@ from zipfile import ZipFile
 import pytest
 
 from mlkit._digest import digest_bytes
-from mlkit.errors import ConfigurationError, MissingDependencyError
+from mlkit.errors import ConfigurationError, MissingDependencyError, SinkRejectedError
 from mlkit.integrations.comet import CometSink
 from mlkit.testing import SinkContract, StoredRun
-from mlkit.tracking import RunInfo, start_run, sync
+from mlkit.tracking import Record, RunInfo, start_run, sync
 
 pytest.importorskip("comet_ml")
 
@@ -121,13 +122,16 @@ def test_times_states_and_what_comet_would_cut_are_kept(tmp_path):
     assert len(stored.params["long"]) == len(stored.tags["note"]) == 1000
     assert "[1500 characters, whole in mlkit/params/long.txt]" in stored.params["long"]
     whole = digest_bytes(long.encode())
+    names = stored.artifacts.pop("mlkit/names.json")
     assert stored.artifacts == {"mlkit/params/long.txt": whole, "mlkit/tags/note.txt": whole}
     assert stored.params["surrogate"] == "\\ud800"
-    assert {len(key) for key, value in stored.params.items() if value == "v"} == {100}
+    assert all(len(key) <= 100 for key in stored.params)
     assert [key.partition("-")[0] for key, value in stored.params.items() if value == "taken"] == [
         "Name"
     ]
     with ZipFile(archive_of(tmp_path / "c", run.id)) as opened:
+        (held,) = [one for one in map(opened.read, opened.namelist()) if digest_bytes(one) == names]
+        assert sorted(json.loads(held).values()) == sorted(["Name", "n" * 150])
         about = json.loads(opened.read("experiment.json"))
         messages = [json.loads(line) for line in opened.read("messages.json").splitlines()]
     times = [
@@ -161,3 +165,35 @@ def test_the_address_says_all_and_a_wrong_call_says_what_is_wrong(tmp_path, monk
     monkeypatch.setitem(sys.modules, "comet_ml", None)
     with pytest.raises(MissingDependencyError, match=r"mlkit-blocks\[comet\]"):
         CometSink("c")
+
+
+def test_what_a_sink_was_given_does_not_depend_on_where_the_run_lies(tmp_path):
+    with start_run("digits", root=tmp_path / "runs", shipper="none") as run:
+        run.log_artifact(b"weights", name="model/w.bin")
+    uri = f"comet:{tmp_path / 'c'}"
+    assert sync(run.dir, sinks=[uri], timeout=60).complete
+    moved = tmp_path / "elsewhere" / run.id
+    shutil.copytree(run.dir, moved)
+    shutil.rmtree(run.dir)
+    with start_run("digits", root=moved.parent, resume=run.id, shipper="none") as again:
+        again.log_metric("loss", 0.5)
+    assert sync(moved, sinks=[uri], timeout=60).complete
+    with ZipFile(next((tmp_path / "c").glob("*.zip"))) as archive:
+        messages = [json.loads(line) for line in archive.read("messages.json").splitlines()]
+        (file,) = [one["payload"] for one in messages if one["type"] == "file_upload"]
+        assert archive.read(file["file_path"]) == b"weights"
+
+
+def test_an_artifact_whose_content_is_gone_is_the_only_one_refused(tmp_path):
+    sink = CometSink(tmp_path / "c")
+    sink.open(RunInfo("r1", "digits", "first", None, 1_767_323_045.0))
+    (tmp_path / "here").write_bytes(b"a")
+    good = Record("f:1:0", "artifact", "a", digest_bytes(b"a"), path=str(tmp_path / "here"))
+    gone = Record("f:2:0", "artifact", "b", digest_bytes(b"b"), path=str(tmp_path / "gone"))
+    with pytest.raises(SinkRejectedError, match="'b' is gone"):
+        sink.send([good, gone])
+    sink.send([good])
+    sink.send([Record("f:3:0", "status", "status", "FINISHED", time=1_767_323_046.0)])
+    sink.close()
+    with ZipFile(next((tmp_path / "c").glob("*.zip"))) as archive:
+        assert archive.read("messages.json").count(b'"file_upload"') == 1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 from mlkit.errors import SinkUnavailableError
 from mlkit.integrations._client import shared
-from mlkit.integrations._spool import Spool, rows_of
+from mlkit.integrations._spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Deferred"]
 
 _BEGIN = 90.0  # seconds that a client may take to begin, and for anything else besides its rows
-_ROW = 0.01
+_ROW, _BYTE = 0.01, 1e-6
 
 
 @final
@@ -97,7 +97,7 @@ class Deferred:
 
     def _write(self, spool: Spool, *, last: bool) -> None:
         if self.method:
-            patience = _BEGIN + _ROW * sum(1 for _ in rows_of(spool.path))
+            patience = _BEGIN + _ROW * spool.rows + _BYTE * spool.content_bytes
             arguments = (str(spool.path), str(self._folder), self._options, last)
             self._connected().call(self.method, *arguments, timeout=patience)
         self._begun = self.eager and not last

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit._suggest import clip
@@ -16,11 +18,10 @@ from mlkit.errors import SinkRejectedError, SinkUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from mlkit.tracking import Record, RunInfo
 
-__all__ = ["Row", "Spool", "Story", "rows_of", "story_of"]
+__all__ = ["Follower", "Row", "Spool"]
 
 _ENDED = {"FINISHED", "FAILED", "KILLED"}
 
@@ -29,36 +30,16 @@ class Row(NamedTuple):
     """The metrics of one call.
 
     Attributes:
+        number: Which it is, counted from 0.
         step: Their step.
         time: Unix time in seconds.
         values: Numbers by name.
     """
 
+    number: int
     step: int
     time: float
     values: dict[str, float]
-
-
-class Story(NamedTuple):
-    """What is known of a run besides its metrics.
-
-    Attributes:
-        run: The fields of its `RunInfo`, by name.
-        params: Texts by name.
-        tags: Texts by name.
-        artifacts: By name, the digest and the path of the content.
-        status: `"RUNNING"`, or how it ended.
-        time: When that was, Unix time in seconds.
-        rows: How many calls logged metrics.
-    """
-
-    run: dict[str, Any]
-    params: dict[str, str]
-    tags: dict[str, str]
-    artifacts: dict[str, tuple[str, str]]
-    status: str
-    time: float
-    rows: int
 
 
 @final
@@ -73,6 +54,8 @@ class Spool:
 
     ended: bool
     changed: bool
+    rows: int
+    content_bytes: int
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,6 +64,10 @@ class Spool:
         """Whether the last status says that the run has ended."""
         self.changed = False
         """Whether there is something that the client has not written yet."""
+        self.rows = 0
+        """How many calls logged metrics."""
+        self.content_bytes = 0
+        """The size of all artifacts."""
         self._file = -1
         self._known: set[str] = set()
         self._params: dict[str, str] = {}
@@ -94,7 +81,7 @@ class Spool:
         whole = content.rfind(b"\n") + 1
         os.ftruncate(self._file, whole)
         self._known, self._params = set(), {}
-        self.ended = False
+        self.ended, self.rows, self.content_bytes = False, 0, 0
         if not whole:
             self._write({"run": run._asdict()})
         for line in content[:whole].splitlines():
@@ -139,7 +126,10 @@ class Spool:
                 and params.setdefault(record.key, str(record.value)) != record.value
             ):
                 raise SinkRejectedError(f"param {clip(record.key)!r} has two values")
-            lines.append({"ids": [record.id], **record._asdict()})
+            if record.kind == "artifact":
+                self._keep(record)
+            line = {"kind": record.kind, "key": record.key, "value": record.value}
+            lines.append({"ids": [record.id], **line, "time": record.time})
         if lines:
             self._write(*lines)
             self.changed = True
@@ -152,6 +142,27 @@ class Spool:
             os.close(self._file)
             self._file = -1
 
+    def _keep(self, record: Record) -> None:
+        """Keep an artifact's content, which may be gone when the client asks for it.
+
+        Raises:
+            SinkRejectedError: If it is gone already.
+        """
+        place = _contents(self.path) / str(record.value).removeprefix("sha256:")
+        if place.exists():
+            return
+        place.parent.mkdir(exist_ok=True)
+        source, fresh = Path(record.path), place.with_suffix(".new")
+        try:
+            fresh.unlink(missing_ok=True)
+            try:
+                fresh.hardlink_to(source)
+            except OSError:  # another disk
+                shutil.copyfile(source, fresh)
+        except FileNotFoundError as error:
+            raise SinkRejectedError(f"the content of {clip(record.key)!r} is gone") from error
+        fresh.replace(place)
+
     def _write(self, *lines: dict[str, Any]) -> None:
         data = "".join(json.dumps(line) + "\n" for line in lines).encode("ascii")
         written = os.write(self._file, data)
@@ -161,44 +172,72 @@ class Spool:
 
     def _learn(self, line: dict[str, Any]) -> None:
         self._known.update(line.get("ids", ()))
-        if line.get("kind") == "param":
+        self.rows += "values" in line
+        if line.get("kind") == "artifact":
+            content = _contents(self.path) / line["value"].removeprefix("sha256:")
+            self.content_bytes += content.stat().st_size if content.exists() else 0
+        elif line.get("kind") == "param":
             self._params[line["key"]] = line["value"]
         elif line.get("kind") == "status":
             self.ended = line["value"] in _ENDED
 
 
-def rows_of(path: Path, first: int = 0) -> Iterator[Row]:
-    """Yield the metrics that a spool holds, call by call, from the call of number *first* on."""
-    with path.open("rb") as file:
-        number = 0
-        for line in file:
-            if b'"values": ' in line:  # a quote inside a text has a backslash before it
-                if number >= first:
-                    found = json.loads(line)
-                    yield Row(found["step"], found["time"], found["values"])
-                number += 1
+@final
+class Follower:
+    """Reads what a spool says of a run, from where it has read to before.
+
+    Args:
+        path: The spool.
+    """
+
+    run: dict[str, Any]
+    params: dict[str, str]
+    tags: dict[str, str]
+    artifacts: dict[str, tuple[str, Path]]
+    status: str
+    rows: int
+
+    def __init__(self, path: Path) -> None:
+        self.params = {}
+        """Texts by name."""
+        self.tags = {}
+        """Texts by name, of each the last."""
+        self.artifacts = {}
+        """By name, the digest and the file of the content, of each the last."""
+        self.status = "RUNNING"
+        """`"RUNNING"`, or how the run ended."""
+        self.rows = 0
+        """How many calls that logged metrics have been read."""
+        self._path = path
+        with path.open("rb") as file:
+            self.run = json.loads(file.readline())["run"]
+            """The fields of the run's `RunInfo`, by name."""
+            self._offset = file.tell()
+
+    def read(self) -> Iterator[Row]:
+        """Yield what is new of the metrics, and take in the rest."""
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                found = json.loads(line)
+                if "values" in found:
+                    self.rows += 1
+                    yield Row(self.rows - 1, found["step"], found["time"], found["values"])
+                else:
+                    self._take_in(found["kind"], found["key"], found["value"])
+            self._offset = file.tell()
+
+    def _take_in(self, kind: str, key: str, value: str) -> None:
+        if kind == "param":
+            self.params.setdefault(key, value)
+        elif kind == "tag":
+            self.tags[key] = value
+        elif kind == "artifact":
+            self.artifacts[key] = value, _contents(self._path) / value.removeprefix("sha256:")
+        else:
+            self.status = value
 
 
-def story_of(path: Path) -> Story:
-    """Return what a spool says of its run besides the metrics; of tags, artifacts and states the last."""
-    kept: dict[str, dict[str, Any]] = {"param": {}, "tag": {}, "artifact": {}}
-    run: dict[str, Any] = {}
-    status, time, rows = "RUNNING", 0.0, 0
-    with path.open("rb") as file:
-        for line in file:
-            if b'"values": ' in line:  # a quote inside a text has a backslash before it
-                rows += 1
-                continue
-            found = json.loads(line)
-            kind = found.get("kind", "")
-            if "run" in found:
-                run, time = found["run"], found["run"]["start_time"]
-            elif kind == "status":
-                status, time = found["value"], found["time"]
-            elif kind == "artifact":
-                kept[kind][found["key"]] = (found["value"], found["path"])
-            elif kind == "param":
-                kept[kind].setdefault(found["key"], found["value"])
-            else:
-                kept[kind][found["key"]] = found["value"]
-    return Story(run, kept["param"], kept["tag"], kept["artifact"], status, time, rows)
+def _contents(path: Path) -> Path:
+    """Return the folder of the artifacts' contents."""
+    return path.with_suffix(".files")

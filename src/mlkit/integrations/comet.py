@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -12,13 +13,12 @@ from mlkit._optional import installed
 from mlkit.errors import MissingDependencyError
 from mlkit.integrations._deferred import Deferred
 from mlkit.integrations._names import address_of, folder_and_options, plain_text, safe_name
-from mlkit.integrations._spool import rows_of, story_of
+from mlkit.integrations._spool import Follower
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from mlkit.integrations._spool import Story
     from mlkit.tracking import Record, RunInfo
 
 __all__ = ["CometSink"]
@@ -62,7 +62,7 @@ class CometSink:
     A metric has its time and step, in any order; infinities and NaN are the texts `Infinity`, `-Infinity` and `NaN`, as
     Comet keeps them. Tags are Comet's "other" values, and labels `name:value`; `mlkit/status`, `mlkit/run` and for a
     nested run `mlkit/parent` are others, too. Artifacts are assets. A name of more than 100 characters, or one that
-    Comet uses itself, gets another one with a digest, and `mlkit/names/<new name>` says which it was. A param or tag
+    Comet uses itself, gets another one with a digest, and the asset `mlkit/names.json` says which it was. A param or tag
     of more than 1,000 characters is cut with a note, and whole as the asset `mlkit/params/<name>.txt` or
     `mlkit/tags/<name>.txt`.
 
@@ -149,18 +149,20 @@ class _Writer:
     def write(self, spool: str, folder: str, options: dict[str, str], _: bool) -> None:  # noqa: FBT001 - called over a pipe
         """Write a run as an archive, and put it in the place of the one before."""
         path = Path(spool)
-        story = story_of(path)
+        story = Follower(path)
         beside = path.with_suffix(".part")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         experiment = _Experiment(story, beside, options)
-        for row in rows_of(path):
+        points = 0
+        for row in story.read():
             for key, value in row.values.items():
                 experiment.add_metric(key, value, row.step, round(row.time * 1e6) // 1000)
+            points += len(row.values)
         experiment.describe(story)
         experiment.end(story)
         archive = beside / f"{experiment.key}.zip"
-        _check(archive, sum(len(row.values) for row in rows_of(path)))
+        _check(archive, points)
         archive.replace(Path(folder) / archive.name)
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -171,7 +173,7 @@ class _Experiment:
 
     key: str
 
-    def __init__(self, story: Story, folder: Path, options: dict[str, str]) -> None:
+    def __init__(self, story: Follower, folder: Path, options: dict[str, str]) -> None:
         import comet_ml
 
         self.key = digest_bytes(story.run["id"].encode()).removeprefix("sha256:")[:40]
@@ -201,7 +203,7 @@ class _Experiment:
         message.set_metric(self._name(key), value, step=step)
         self._client._enqueue_message(message)  # noqa: SLF001 - as above
 
-    def describe(self, story: Story) -> None:
+    def describe(self, story: Follower) -> None:
         """Add all that is no metric."""
         for key, value in story.params.items():
             self._client.log_parameter(self._name(key), self._fit("params", key, value))
@@ -211,7 +213,7 @@ class _Experiment:
             if len(label) <= _MAX_NAME and not key.startswith("mlkit."):
                 self._client.add_tag(label)
         for name, (_, source) in story.artifacts.items():
-            self._client.log_asset(source, file_name=plain_text(name), copy_to_tmp=False)
+            self._client.log_asset(str(source), file_name=plain_text(name), copy_to_tmp=False)
         for key, value in (
             ("run", story.run["id"]),
             ("status", story.status),
@@ -219,10 +221,10 @@ class _Experiment:
         ):
             if value is not None:
                 self._client.log_other(_OURS + key, plain_text(value))
-        for name, key in self._names.items():
-            self._client.log_other(f"{_OURS}names/{name}"[:_MAX_NAME], plain_text(key))
+        if self._names:
+            self._keep(json.dumps(self._names, indent=1), f"{_OURS}names.json")
 
-    def end(self, story: Story) -> None:
+    def end(self, story: Follower) -> None:
         """End it, as the run has ended."""
         self._client.start_time = round(story.run["start_time"] * 1000)
         if story.status not in {"FINISHED", "RUNNING"}:
@@ -242,11 +244,15 @@ class _Experiment:
         if len(text) <= _MAX_TEXT:
             return text
         name = f"{_OURS}{kind}/{safe_name(key, _is_file, _MAX_NAME)}.txt"
+        self._keep(text, name)
+        note = f"... [{len(text)} characters, whole in {name}]"
+        return text[: _MAX_TEXT - len(note)] + note
+
+    def _keep(self, text: str, name: str) -> None:
+        """Add a text as an asset."""
         whole = self._folder / digest_bytes(text.encode()).removeprefix("sha256:")
         whole.write_text(text, encoding="utf-8")
         self._client.log_asset(str(whole), file_name=name, copy_to_tmp=False)
-        note = f"... [{len(text)} characters, whole in {name}]"
-        return text[: _MAX_TEXT - len(note)] + note
 
 
 def _is_key(name: str) -> bool:
@@ -268,8 +274,6 @@ def _check(archive: Path, points: int) -> None:
     Raises:
         OSError: If it does not have as many points as were logged.
     """
-    import json
-
     with ZipFile(archive) as opened, opened.open("messages.json") as lines:
         metrics = (
             json.loads(line)["payload"]["metric"] for line in lines if b'"metric_msg"' in line

@@ -12,12 +12,11 @@ from mlkit._optional import installed
 from mlkit.errors import ConfigurationError, MissingDependencyError
 from mlkit.integrations._deferred import Deferred
 from mlkit.integrations._names import address_of, folder_and_options, plain_text, safe_name, typed
-from mlkit.integrations._spool import rows_of, story_of
+from mlkit.integrations._spool import Follower
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mlkit.integrations._spool import Story
     from mlkit.tracking import Record, RunInfo
 
 __all__ = ["WandbSink"]
@@ -25,7 +24,7 @@ __all__ = ["WandbSink"]
 _MODES = ("online", "offline", "disabled")
 _STEP = "mlkit/step"
 _OURS = "mlkit"
-_EXIT = {"FINISHED": 0, "KILLED": 137}
+_EXIT = {"RUNNING": 0, "FINISHED": 0, "KILLED": 137}
 _MAX_NAME, _MAX_TAG = 128, 64
 # What would make our client a part of a run that the training process has begun by itself.
 _NOT_OURS = (
@@ -162,12 +161,12 @@ class _Writer:
 
         return str(wandb.setup().settings.mode)
 
-    def write(self, spool: str, folder: str, options: dict[str, str], ended: bool) -> None:  # noqa: FBT001 - called over a pipe
+    def write(self, spool: str, folder: str, options: dict[str, str], _: bool) -> None:  # noqa: FBT001 - called over a pipe
         """Write a run as a folder of its own, and put it in the place of the one before."""
         import wandb
 
         path = Path(spool)
-        story = story_of(path)
+        story = Follower(path)
         beside = path.with_suffix(".part")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
@@ -180,8 +179,8 @@ class _Writer:
             first += sum(_rows_in(marker.with_suffix(""))[0] for marker in synced)
             stale += [] if synced else [old]
         live = _Live(story, beside, {**options, "mode": "offline"}, first)
-        live.bring(story, path)
-        live.run.finish(exit_code=_EXIT.get(story.status, 1 if ended else 0))
+        live.bring()
+        live.run.finish(exit_code=_EXIT.get(story.status, 1))
         wandb.teardown()  # only then is the file whole
         (made,) = (beside / "wandb").glob("offline-run-*")
         found, whole = _rows_in(next(made.glob("*.wandb")))
@@ -194,12 +193,10 @@ class _Writer:
 
     def push(self, spool: str, folder: str, options: dict[str, str], ended: bool) -> None:  # noqa: FBT001 - as above
         """Hand on what W&B does not have, and wait for all to be there if the run has ended."""
-        path = Path(spool)
-        story = story_of(path)
-        live = self._live.pop(spool, None) or _Live(story, Path(folder), options)
-        live.bring(story, path)
+        live = self._live.pop(spool, None) or _Live(Follower(Path(spool)), Path(folder), options)
+        live.bring()
         if ended:
-            live.run.finish(exit_code=_EXIT.get(story.status, 1))
+            live.run.finish(exit_code=_EXIT.get(live.story.status, 1))
         else:
             self._live[spool] = live
 
@@ -209,9 +206,11 @@ class _Live:
     """A run of the client."""
 
     def __init__(
-        self, story: Story, folder: Path, options: dict[str, str], first: int | None = None
+        self, story: Follower, folder: Path, options: dict[str, str], first: int | None = None
     ) -> None:
         import wandb
+
+        self.story = story
 
         settings: dict[str, Any] = {
             name: options[name] for name in ("mode", "entity") if name in options
@@ -234,20 +233,22 @@ class _Live:
         self.run.define_metric("*", step_metric=_STEP)
         # W&B's step is the number of the row, so it says how many it has.
         self._rows = int(self.run.starting_step) if first is None else first
-        self._files: dict[str, tuple[str, str]] = {}
+        self._files: dict[str, str] = {}
         self._names: dict[str, str] = {}
+        self._config: dict[str, object] = {}
 
-    def bring(self, story: Story, spool: Path) -> None:
-        """Log the rows and files that are new, and say the rest again."""
-        for number, row in enumerate(rows_of(spool, self._rows), self._rows):
+    def bring(self) -> None:
+        """Log the rows and files that are new, and say the rest again if it has changed."""
+        story = self.story
+        for row in story.read():
             columns: dict[str, object] = {_STEP: row.step, "_timestamp": row.time}
             columns |= {self._name(key): value for key, value in row.values.items()}
-            self.run.log(columns, step=number)
-        self._rows = max(self._rows, story.rows)
+            if row.number >= self._rows:
+                self.run.log(columns, step=row.number)
         for name, kept in story.artifacts.items():
-            if self._files.get(name) != kept:
-                self._save(name, Path(kept[1]))
-                self._files[name] = kept
+            if self._files.get(name) != kept[0]:
+                self._save(name, kept[1])
+                self._files[name] = kept[0]
         tags = {_encodable(key): plain_text(value) for key, value in story.tags.items()}
         config: dict[str, object] = {
             self._name(key): typed(value) for key, value in story.params.items()
@@ -257,12 +258,16 @@ class _Live:
             "experiment": plain_text(story.run["experiment"]),
             "status": story.status,
             "tags": tags,
-            "artifacts": {_encodable(name): digest for name, (digest, _) in self._files.items()},
-            "names": self._names,
+            "artifacts": {_encodable(name): digest for name, digest in self._files.items()},
+            "names": dict(self._names),
         }
-        self.run.config.update(config, allow_val_change=True)
+        if config != self._config:
+            self._config = config
+            self.run.config.update(config, allow_val_change=True)
         labels = [f"{key}:{value}" for key, value in tags.items() if not key.startswith("mlkit.")]
-        self.run.tags = tuple(label for label in labels if len(label) <= _MAX_TAG)
+        fitting = tuple(label for label in labels if len(label) <= _MAX_TAG)
+        if fitting != self.run.tags:
+            self.run.tags = fitting
 
     def _name(self, key: str) -> str:
         name = safe_name(key, _is_key, _MAX_NAME)
@@ -283,7 +288,7 @@ class _Live:
         self.run.save(escape(str(place)), base_path=str(files), policy="now")
 
 
-def _run_id(story: Story) -> str:
+def _run_id(story: Follower) -> str:
     return safe_name(story.run["id"], _is_id, _MAX_TAG)
 
 
