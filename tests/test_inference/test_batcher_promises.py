@@ -148,9 +148,11 @@ def test_closing_without_a_drain_answers_those_who_share_a_run_too():
         await asyncio.to_thread(gate.entered.acquire)
         waiting = [asyncio.create_task(batcher.submit("b", key=1)) for _ in range(3)]
         await asyncio.sleep(0)
+        closing = asyncio.create_task(batcher.aclose(drain=False))
+        results = await asyncio.gather(*waiting, return_exceptions=True)
         gate.open.release()
-        await batcher.aclose(drain=False)
-        results = await asyncio.gather(first, *waiting, return_exceptions=True)
+        results.insert(0, await first)
+        await closing
         assert [type(result) for result in results] == [str, *[BatcherClosedError] * 3]
         assert len(set(map(id, results))) == 4
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batcher"]
 
+_USUAL = 0  # the priority of most rows; told by identity, which is quick and lets no False pass
 _Row = TypeVar("_Row")
 _Result = TypeVar("_Result")
 
@@ -184,7 +185,6 @@ class Batcher(Generic[_Row, _Result]):
         self._clock = current(clock)
         self._lock = threading.Lock()  # start against close; taken before the queue's, never after
         self._thread: threading.Thread | None = None
-        self._ident = 0
         self._pid: int | None = None
         self._forks = -1  # how often mlkit's first process had been forked at `start`
         self._entered = False  # the device thread has its torch settings
@@ -259,7 +259,7 @@ class Batcher(Generic[_Row, _Result]):
         where = "warm_up(sizes=...)"
         each = sorted({whole(where, size, low=1, high=largest) for size in asked})
         warm_up = WarmUp(row, each)
-        inside = get_ident() == self._ident
+        inside = get_ident() == self._queue.device
         if self._forks != forks.n or inside or not self._queue.warm_up(warm_up):
             raise self._refusal()
         return warm_up.wait(self._clock)
@@ -293,7 +293,7 @@ class Batcher(Generic[_Row, _Result]):
         with self._lock:
             thread = self._thread
             self._stop(drain=drain)
-        if thread is not None and self._ident != get_ident():
+        if thread is not None and self._queue.device != get_ident():
             if self._queue.wait_until_over(timeout):
                 thread.join()
             else:
@@ -376,9 +376,9 @@ class Batcher(Generic[_Row, _Result]):
         """
         loop = self._running_loop()
         request = Request(row, loop, loop.create_future())
-        if deadline is not None or type(priority) is not int or priority or key is not None:
+        if priority is not _USUAL or deadline is not None or key is not None:
             self._ask(request, "submit(deadline=...)", deadline, priority, key)
-        if self._forks != forks.n or get_ident() == self._ident or not self._queue.push(request):
+        if self._forks != forks.n or not self._queue.push(request):
             raise self._refusal()
         timer = None
         try:
@@ -421,7 +421,7 @@ class Batcher(Generic[_Row, _Result]):
         """
         request = Request(row, None, Bell())
         self._ask(request, "call(timeout=...)", timeout, priority, key)
-        if self._forks != forks.n or get_ident() == self._ident or not self._queue.push(request):
+        if self._forks != forks.n or not self._queue.push(request):
             raise self._refusal()
         late = False
         try:
@@ -478,7 +478,7 @@ class Batcher(Generic[_Row, _Result]):
     def _refusal(self) -> InferenceError:
         """Return why no row is taken from this thread, or from none."""
         process, closing = self._pid, self._queue.closing
-        if process == os.getpid() and not closing and get_ident() != self._ident:
+        if process == os.getpid() and not closing and get_ident() != self._queue.device:
             process = None  # `start` came meanwhile
         return refusal(self.name, process, closed=closing)
 
@@ -507,7 +507,7 @@ class Batcher(Generic[_Row, _Result]):
     # --- the device thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._ident = get_ident()
+        self._queue.device = get_ident()
         try:
             while self._work():
                 pass
@@ -534,12 +534,13 @@ class Batcher(Generic[_Row, _Result]):
             self._serve(batch)
         elif warm_up is not None:
             warm_up.run(self._runner, self._clock, self._queue.observe)
-        return bool(batch or late or warm_up is not None)
+        goes_on = bool(batch or late or warm_up is not None)
+        # An error that a caller keeps also keeps this frame; the neighbours' data must not stay with it.
+        del batch, late, warm_up
+        return goes_on
 
     def _serve(self, batch: list[Request]) -> None:
         rows = [request.row for request in batch]
-        for request in batch:
-            request.row = None
         outcomes: list[Any]
         failed = 0
         try:
@@ -557,8 +558,7 @@ class Batcher(Generic[_Row, _Result]):
             outcomes = [*outcomes, *[self._again(outcomes[place]) for place, _ in shared]]
             loops = {request.loop for request in batch}
         deliver(batch, outcomes, loops, self._queue.settle, self._queue.forget)
-        # An error that a caller keeps also keeps this frame; the neighbours' data must not stay with it.
-        del rows, outcomes, request, batch, shared
+        del rows, outcomes, batch, shared  # as in `_work`
 
     def _give_errors(self, outcomes: list[Any]) -> int:
         """Put the error of each failure in its place; return how many there are."""

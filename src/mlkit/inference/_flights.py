@@ -34,7 +34,7 @@ class Flights:
 
     def join(self, request: Request, leader: Request, waiting: Waiting) -> None:
         """Let *request* share the run of *leader*, which runs as early as the more urgent of the two."""
-        request.row, request.leader, request.waits = None, leader, True
+        request.row, request.leader = None, leader
         if leader.others is None:
             leader.others = [request]
         else:

@@ -45,9 +45,15 @@ class Gathering:
         self.due = 0
         self.since: float | None = None
 
-    def missed(self) -> None:
-        """Note that a row came soon after a batch had left without it."""
-        self._expected += 1
+    def arrived(self, now: float) -> None:
+        """Note that a row came."""
+        if now <= self.misses_until:
+            self._expected += 1
+
+    def rows_until(self, n_rows: int, most: int) -> int:
+        """Return the next number of rows above *n_rows*, at most *most*, that may complete a batch, less one."""
+        due = self.due if self.due > n_rows else self.full
+        return min(due, self.full, most) - 1
 
     def complete(self, n_rows: int) -> bool:
         """Return whether no more rows are expected."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit._clock import SYSTEM
@@ -88,6 +89,9 @@ class Queue:
         self._timed = False  # some rows have had deadlines
         self._over = False  # the device thread has ended
         self._turning: object = False  # a loop that is given its turns now; None would be that of a thread
+        self._look_at = 0  # the number of rows at which the next one of that loop may matter
+        self.device = 0
+        """The identifier of the device thread."""
         self.go_by(SYSTEM)
         self.closing = False
         """Whether it takes no more rows; never False again."""
@@ -101,32 +105,23 @@ class Queue:
     # --- callers -------------------------------------------------------------------------------------------------
 
     def push(self, request: Request) -> bool:
-        """Let *request* wait, or share the run of an equal one; return False if the queue is closed.
+        """Let *request* wait, or share the run of an equal one; return False if no row is taken, or none from this thread.
 
         Raises:
             OverloadedError: If there is no room, or no time.
         """
-        with self._lock:
-            if self.closing:
-                return False
-            now = request.since = self._now()
-            waiting, gathering = self._waiting, self._gathering
-            if not request.plain or waiting.n_rows >= self._max_queue:
-                if self._join(request):
-                    return True
-                self._admit(request, now)
-            waiting.push(request)
-            if now <= gathering.misses_until:
-                gathering.missed()
-            n_rows = waiting.n_rows
-            if n_rows > gathering.full or (
-                request.loop is self._turning
-                and n_rows < gathering.full
-                and n_rows != gathering.due
-            ):
-                return True  # as nearly always: what follows was done for a row before it
-            self._expect(request, now)
-        return True
+        # Without `with`, which costs as much again as the lock itself.
+        self._lock.acquire()
+        try:
+            waiting = self._waiting
+            if request.loop is self._turning and request.plain and waiting.n_rows < self._look_at:
+                # As nearly always: what else there is to do was done for a row before it.
+                request.since = self._now()
+                waiting.push(request)
+                return True
+            return self._take_in(request)
+        finally:
+            self._lock.release()
 
     def withdraw(self, request: Request, *, expired: bool) -> None:
         """Take a caller's row out, if it still waits, because its time is up or its caller gone."""
@@ -165,7 +160,7 @@ class Queue:
     def close(self, *, drain: bool) -> tuple[list[Request], list[WarmUp]]:
         """Take no more rows; unless *drain*, return what waits, which will not run."""
         with self._lock:
-            self.closing = True
+            self.closing, self._turning = True, False
             dropped: list[Request] = []
             warm_ups: list[WarmUp] = []
             if not drain:
@@ -220,9 +215,18 @@ class Queue:
         self._tally.joined += 1
         return True
 
-    def _expect(self, request: Request, now: float) -> None:
-        """Let the device thread know that *request* has come, now or when its loop has settled."""
-        gathering, loop = self._gathering, request.loop
+    def _take_in(self, request: Request) -> bool:
+        """Do all that may have to be done for a row that has come."""
+        if self.closing or get_ident() == self.device:
+            return False
+        now = request.since = self._now()
+        waiting, gathering = self._waiting, self._gathering
+        if not request.plain or waiting.n_rows >= self._max_queue:
+            if self._join(request):
+                return True
+            self._admit(request, now)
+        waiting.push(request)
+        gathering.arrived(now)
         if gathering.since is None and self._free:
             gathering.since = now
             if self._asleep:
@@ -230,7 +234,7 @@ class Queue:
                 # looks again by itself before max_wait is over.
                 self._asleep = False
                 self._wake.notify()
-        n_rows = self._waiting.n_rows
+        n_rows, loop = waiting.n_rows, request.loop
         if self._free and gathering.complete(n_rows):
             self._wake.notify()
         elif gathering.max_wait and loop is not None and n_rows < gathering.full:
@@ -238,7 +242,11 @@ class Queue:
             if loop not in gathering.unsettled:
                 gathering.unsettled.add(loop)
                 loop.call_soon(self._turn, loop, 1)
-            self._turning = loop
+            if now > gathering.misses_until:
+                # Until there are so many that something may be done, its rows need no look.
+                self._turning = loop
+                self._look_at = gathering.rows_until(n_rows, self._max_queue)
+        return True
 
     def _admit(self, request: Request, now: float) -> None:
         """Raise if there is no room for *request*, or its time would be up before its result."""

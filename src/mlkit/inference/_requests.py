@@ -41,7 +41,7 @@ class Request:
         others: The requests that share the run of this one, or None.
         plain: Whether it has neither a deadline nor a key.
         gone: Whether its own caller has left, and it waits on behalf of *others*.
-        waits: Whether it is in the queue, or shares a run that has not ended.
+        waits: Whether it is in the queue, or shares a run that has not ended; a new one is as good as in the queue.
         outcome: The result, or `Failed`, of a blocking caller's row.
     """
 
@@ -54,7 +54,7 @@ class Request:
     others: list[Request] | None = None
     plain: bool = True
     gone: bool = False
-    waits: bool = False
+    waits: bool = True
     outcome: Any = PENDING
 
     def __init__(self, row: Any, loop: AbstractEventLoop | None, signal: Any) -> None:
@@ -99,7 +99,6 @@ class Waiting:
             self._first.append(request)
         else:
             self._levels.setdefault(request.priority, deque()).append(request)
-        request.waits = True
         self.n_rows += 1
 
     def remove(self, request: Request) -> None:
