@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mlkit.repro import (
     Keyed,
     KeyedSampler,
     Seeds,
+    audit,
     batch_invariance,
     deterministic,
     isolated,
@@ -299,6 +301,35 @@ def test_a_hash_seed_set_inside_the_process_does_not_count():
         assert done.stdout.strip() == expected, done.stderr
 
 
+@pytest.mark.parametrize("cuda", [None, "13.0"])
+def test_seeding_does_not_write_down_the_stack(monkeypatch, cuda):
+    """`torch.manual_seed` formats the whole Python stack, in case CUDA will refuse later: 800 us at a depth of 100."""
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    walked = []
+    monkeypatch.setattr(traceback, "format_stack", lambda *_: walked.append("all of it") or [])
+    torch.manual_seed(1)
+    assert walked
+    walked.clear()
+    seed_all(1)
+    with isolated(2):
+        Keyed([1], 1).at(0)[0]
+    assert not walked
+
+
+def test_a_workspace_that_is_set_too_late_is_told(monkeypatch):
+    """cuBLAS reads its variable when CUDA starts; to set it later, as others do, changes nothing."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    assert "cublas-workspace" in {finding.code for finding in audit()}
+    with deterministic() as findings:
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert "cublas-workspace" not in {finding.code for finding in findings}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with deterministic() as findings:
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    assert "before CUDA is used" in str([f for f in findings if f.code == "cublas-workspace"])
+
+
 def test_what_is_named_by_a_hash_differs_although_the_hash_seed_is_fixed():
     """Before Python 3.12 `hash(None)` is an address, so that a key made with `hash` is another one in each process."""
     code = (
@@ -340,6 +371,23 @@ def test_no_rank_or_worker_is_too_high_for_its_arithmetic():
             init(worker)
             drawn.append(float(np.random.random()))
     assert len(set(drawn)) == 16
+
+
+def test_a_seed_that_comes_after_the_state_undoes_it():
+    """The usual order of a resumed script, the state and then the seed, starts all streams over.
+
+    What is named by step or item does not depend on that order.
+    """
+    seed_all(7)
+    first = float(torch.rand(()))
+    state, data = rng_state(), Keyed(Rows(), 7).at(3)
+    expected, item = float(torch.rand(())), (data[2], (Seeds(7) / 5).numpy().random())
+    state.restore()
+    seed_all(7)
+    assert float(torch.rand(())) == first != expected
+    assert (data[2], (Seeds(7) / 5).numpy().random()) == item
+    state.restore()
+    assert float(torch.rand(())) == expected
 
 
 class Rows:

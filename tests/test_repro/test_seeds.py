@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import pickle
 import random
 import subprocess
@@ -194,6 +195,14 @@ def test_it_cannot_be_changed():
 @given(ROOTS, st.integers(1, 128))
 def test_int_is_in_range(root, bits):
     assert 0 <= Seeds(root).int(bits) < 2**bits
+
+
+def test_plain_seeds_are_what_libraries_take():
+    for number in range(300):
+        seeds = Seeds(number) / "model"
+        np.random.RandomState(seeds.int())  # scikit-learn, optuna: refuses 2**32
+        assert ctypes.c_int64(seeds.int()).value == seeds.int()  # XGBoost
+        assert ctypes.c_int32(seeds.int(31)).value == seeds.int(31)  # LightGBM, CatBoost
 
 
 def test_spawned_numpy_generators_repeat():
