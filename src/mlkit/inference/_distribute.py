@@ -278,11 +278,10 @@ class _Job:
 
     def _adapt(self, chunk: _Chunk, answer: Answer) -> None:
         """Let chunks be as large as is worth sending, in whole batches."""
-        if chunk.size == self._size:
-            if answer.seconds < _LONG / 2:
-                self._size *= 2
-            elif answer.seconds > 4 * _LONG:
-                self._size //= 2
+        if chunk.size == self._size and answer.n_rows:
+            wanted = answer.n_rows * _LONG / max(answer.seconds, 1e-6)
+            if not _LONG / 2 < answer.seconds < _LONG * 2:
+                self._size = min(int(wanted), 8 * self._size)
         whole = max(min(self._size, self._most) // self._batch, 1)
         self._size = whole * self._batch
 

@@ -59,7 +59,7 @@ class Answer(NamedTuple):
         doing: What was being done when *error* was raised; empty for running the model.
         example: The place of the row that all others must fit, if it was settled here.
         events: Kind, name and fields of what was emitted meanwhile.
-        seconds: How long it took.
+        seconds: How long the rows took, without loading the model.
         worker: Which process ran it.
     """
 

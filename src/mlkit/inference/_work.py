@@ -101,16 +101,12 @@ class Work:
             task: The rows, as `map_batches` made them.
             threads: How many threads torch may use: the worker's share of its machine. None leaves them.
         """
-        clock = current()
-        start = clock.monotonic()
         events: list[tuple[str, str, dict[str, Any]]] = []
         with listen(
             lambda one: events.append((one.kind, one.name, dict(one.fields))), scope="context"
         ):
             answer = self._answer(task, threads)
-        answer = answer._replace(
-            events=tuple(events), seconds=clock.monotonic() - start, worker=_place()
-        )
+        answer = answer._replace(events=tuple(events), worker=_place())
         return self._packed_answer(answer)
 
     def partition(self, number: int) -> Partition:
@@ -174,6 +170,8 @@ class Work:
             prefetch=0,
             n_before=task.n_before,
         )
+        clock = current()
+        start = clock.monotonic()  # now that the model is loaded
         results: list[Any] = []
         failures: dict[int, tuple[Failure, Sent]] = {}
         seen: dict[str, Sent] = {}
@@ -198,7 +196,8 @@ class Work:
         place = None
         if runner.example and not task.example:
             place = next(i for i, row in enumerate(task.rows) if row is runner.example[0])
-        return Answer(n_rows, results, failures, error, example=place)
+        seconds = clock.monotonic() - start
+        return Answer(n_rows, results, failures, error, example=place, seconds=seconds)
 
     def _ended(self, error: Exception, doing: str) -> Answer:
         return Answer(0, [], {}, sent(error, self.dumps, {}), doing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, final
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["RayEngine", "ray"]
 
 _RETRIES = 3  # as Ray's own for tasks
-_PATIENCE = 0.05  # seconds to look for an actor that has become ready
 
 
 def ray(*, n_workers: int | None = None, n_cpus: float = 1, n_gpus: float = 0) -> RayEngine:
@@ -147,16 +145,20 @@ class RayEngine:
 class _Actor:
     """What runs in an actor's process."""
 
-    def __init__(self, held: list[Any], threads: int) -> None:
-        import ray
-
-        self._work: Work = ray.get(held[0])
+    def __init__(self, threads: int) -> None:
+        self._work: Work | None = None
         self._threads = threads
 
     def ready(self) -> bool:
         return True
 
-    def answer(self, task: bytes) -> bytes:
+    def answer(self, held: list[Any], task: bytes) -> bytes:
+        # Not given to the constructor, as Ray complains that it may be lost before the actor starts again; in a list, as
+        # Ray would otherwise copy it for each call.
+        if self._work is None:
+            import ray
+
+            self._work = ray.get(held[0])
         return self._work(task, threads=self._threads)
 
 
@@ -180,11 +182,10 @@ class _Session:
         import ray
 
         self._kind = ray.remote(**options)(_Actor)
-        # In a list, as Ray warns of a plain reference: that it be lost, which this session does not let happen.
         self._held, self._threads = [ray.put(work)], threads
         self._most = most
         self._workers: list[_Worker] = []
-        self._starting: deque[_Worker] = deque()
+        self._starting: list[_Worker] = []
 
     def slots(self) -> int:
         """Return how many actors there may be."""
@@ -196,7 +197,7 @@ class _Session:
 
         try:
             worker = self._least_busy()
-            ref = worker.actor.answer.remote(task)
+            ref = worker.actor.answer.remote(self._held, task)
         except Exception as error:
             raise _broken(error, "no actor can be started") from error
         worker.refs.append(ref)
@@ -213,8 +214,8 @@ class _Session:
         """Kill the actors: what they still run is wanted by nobody."""
         import ray
 
-        workers, self._workers = [*self._workers, *self._starting], []
-        self._starting.clear()
+        workers = [*self._workers, *self._starting]
+        self._workers, self._starting = [], []
         for worker in workers:
             with suppress(Exception):  # Ray may be gone by now
                 ray.kill(worker.actor)
@@ -229,16 +230,21 @@ class _Session:
                     worker.refs, num_returns=len(worker.refs), timeout=0, fetch_local=False
                 )
         idle = any(not worker.refs for worker in self._workers)
-        if not idle and not self._starting and len(self._workers) < self._most:
-            self._starting.append(_Worker(self._kind.remote(self._held, self._threads)))
+        n_workers, n_starting = len(self._workers), len(self._starting)
+        # As many again as there are, so that a small job starts few and a large cluster is soon in use.
+        if not idle and n_starting <= n_workers and n_workers + n_starting < self._most:
+            self._starting.append(_Worker(self._kind.remote(self._threads)))
         if self._starting:
             # Tasks wait for no actor that is still waiting for a place, unless there is no other.
-            timeout = None if not self._workers else 0
-            worker = self._starting[0]
-            done, _ = ray.wait([worker.ready], timeout=timeout)
-            if done:
-                ray.get(worker.ready)  # raises why it could not start
-                self._workers.append(self._starting.popleft())
+            refs = [worker.ready for worker in self._starting]
+            done, _ = ray.wait(
+                refs,
+                num_returns=1 if not n_workers else len(refs),
+                timeout=0 if n_workers else None,
+            )
+            ray.get(done)  # raises why one could not start
+            self._workers += [worker for worker in self._starting if worker.ready in done]
+            self._starting = [worker for worker in self._starting if worker.ready not in done]
         return min(self._workers, key=lambda worker: len(worker.refs))
 
 
