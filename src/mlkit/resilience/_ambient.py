@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, final
 from mlkit._arguments import seconds
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError
+from mlkit.resilience._layout import laid_out
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -20,6 +21,7 @@ __all__ = ["AMBIENT", "NOTHING", "Ambient", "Inherited", "deadline", "inherited"
 
 
 @final
+@laid_out
 class Ambient:
     """What one attempt, or one `with deadline(...)`, sets for the code inside; links of a chain, innermost first.
 
@@ -36,7 +38,6 @@ class Ambient:
         over: Whether what set it has ended.
     """
 
-    # Defaults of the class, and no `__init__`: one is made for every attempt, most with two of these, in 0.1 us, not 0.23.
     when: float = inf
     allowed: float = inf
     retrying: bool = False
@@ -108,8 +109,8 @@ class deadline:  # noqa: N801 - reads as the statement it is: `with deadline(2.0
                 hint="make one for each `with`",
             )
         self._inside = inside = Ambient()
-        inside.allowed, inside.around = self._allowed, AMBIENT.get()
         inside.when = current().monotonic() + self._allowed
+        inside.allowed, inside.around = self._allowed, AMBIENT.get()
         self._token = AMBIENT.set(self._inside)
 
     def __exit__(

@@ -18,6 +18,7 @@ from mlkit.errors import (
 )
 from mlkit.resilience._ambient import AMBIENT, Ambient, inherited
 from mlkit.resilience._backoff import pause_after
+from mlkit.resilience._layout import laid_out
 from mlkit.resilience._machine import OK
 from mlkit.resilience._plan import RESOLUTION
 from mlkit.resilience._verdict import FALL, RAISE, RETRY, Verdict, pushback
@@ -54,6 +55,7 @@ SPENT = Spent()
 
 
 @final
+@laid_out
 class Attempts:
     """The attempts of one call after the first has failed: how many, until when, and what is said about them.
 
@@ -66,14 +68,13 @@ class Attempts:
         made: How many there were.
     """
 
-    # No `__init__`, as in `Ambient`.
     plan: Plan
     since: int
     until: tuple[float, float] = (inf, inf)
     retrying: bool = False
     began: float = 0.0
-    made: int = 1
     _notes: tuple[tuple[int, str, str], ...] = ()
+    made: int = 1
 
     def pause(self, error: Exception) -> float | None:
         """Return the seconds to wait before the next attempt, or None if *error* is to be raised."""
@@ -184,9 +185,10 @@ def first_failed(
         duration = current().monotonic() - began if began else 0.0
         plan.breaker.failed(ring, error, duration=duration)
     attempts = Attempts()
-    attempts.plan, attempts.since, attempts.began = plan, since, began
+    attempts.plan, attempts.since = plan, since
     if plan.deadline is not None:
         attempts.until = began + plan.deadline, plan.deadline
+    attempts.began = began
     return attempts, attempts.pause(error)
 
 
@@ -289,8 +291,8 @@ class Trial:
     def failed(self) -> Attempts:
         """Return the attempts of the call, of which this one is the first and has failed."""
         attempts = Attempts()
-        attempts.plan, attempts.since, attempts.began = self._plan, self._since, self.began
-        attempts.until, attempts.retrying = self._until, self._retrying
+        attempts.plan, attempts.since, attempts.until = self._plan, self._since, self._until
+        attempts.retrying, attempts.began = self._retrying, self.began
         return attempts
 
     def __exit__(

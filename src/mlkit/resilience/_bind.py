@@ -67,7 +67,8 @@ def bound_plan(plan: Plan, fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return *fn*, which is no generator function, guarded as *plan* says."""
     if not is_async(fn):
         run = bind_sync(plan, fn)
-        return unpacked(run) if plan.policy.limited else _refusing(plan, run)
+        simply = plan.breaker is None or plan.policy.limited  # which has its turn before a breaker
+        return unpacked(run) if simply else _refusing(plan, run)
     from mlkit.resilience._bind_async import bind_async  # brings asyncio
 
     return bind_async(plan, fn)

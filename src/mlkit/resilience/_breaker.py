@@ -341,7 +341,7 @@ class Breaker:
         record = machine.record
         if record.state == "open":
             wait = record.until - now
-            return wait if wait > 0 else None
+            return wait if wait > 0.0 else None
         return blocked(record, machine.rules, now)
 
     def samples(self) -> tuple[Sample]:

@@ -7,6 +7,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from mlkit._clock import current
+from mlkit.resilience._layout import laid_out
 from mlkit.resilience._timers import stop
 
 if TYPE_CHECKING:
@@ -22,25 +23,25 @@ _R = TypeVar("_R")
 
 
 @final
+@laid_out
 class _Race:
     """The attempts of one call: the first in the caller's own task, the others in tasks of their own."""
 
-    # No `__init__`, as in `Ambient`: one is made for every call.
-    when: float
-    handle: asyncio.TimerHandle | None = None
     plan: Plan
     works: Clockwork
     delay: float
     left: int
     again: Callable[[], Coroutine[Any, Any, Any]]
-    others: Sequence[asyncio.Task[Any]] = ()
-    winner: asyncio.Task[Any] | None = None
+    _task: asyncio.Task[Any]
     _cancelling: int
     _context: Context
+    when: float
+    handle: asyncio.TimerHandle | None = None
+    _timers: Timers | None
+    others: Sequence[asyncio.Task[Any]] = ()
+    winner: asyncio.Task[Any] | None = None
     _failed: bool = False
     _over: bool = False
-    _task: asyncio.Task[Any]
-    _timers: Timers | None
 
     def begin(self) -> None:
         """Take the task that runs now for that of the first attempt, and wait for the delay to pass."""

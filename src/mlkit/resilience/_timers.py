@@ -7,6 +7,7 @@ import weakref
 from contextvars import Context
 from typing import Any, Protocol, final
 
+from mlkit.resilience._layout import laid_out
 from mlkit.resilience._locks import fork_safe_lock
 
 __all__ = ["Clockwork", "Entry", "Timers", "stop"]
@@ -144,6 +145,7 @@ def stop(timers: Timers | None, entry: Entry) -> None:
 
 
 @final
+@laid_out
 class Scope:
     """What runs between `Clockwork.begin` and `end` is cancelled after so many seconds.
 
@@ -151,11 +153,10 @@ class Scope:
     has not answered yet. If both came, the one from outside goes on.
     """
 
-    # No `__init__`, as in `Ambient`: one is made for every attempt.
-    when: float
-    handle: asyncio.TimerHandle | None = None
     task: asyncio.Task[Any]
     cancelling: int
+    when: float
+    handle: asyncio.TimerHandle | None = None
     timers: Timers | None
     _expired: bool = False
     _answered: bool = False
@@ -175,11 +176,7 @@ class Scope:
     def end(self) -> None:
         """Cancel nothing from now on."""
         if not self._expired:
-            # As in `stop`, nearly always.
-            if self.timers is None:
-                stop(None, self)
-            else:
-                self.timers.waiting.pop(self, None)
+            stop(self.timers, self)
             return
         if not self._answered:
             self.task.uncancel()
