@@ -230,7 +230,7 @@ class Queue:
         if gathering.since is None and self._free:
             gathering.since = now
             if self._asleep:
-                # max_wait counts from here, even if the loop does not turn for long. A thread that is not asleep
+                # max_wait counts from here, even if the loop does not turn for long. A thread that was woken
                 # looks again by itself before max_wait is over.
                 self._asleep = False
                 self._wake.notify()
@@ -368,9 +368,6 @@ class Queue:
         gathering, waiting, clock = self._gathering, self._waiting, self.clock
         if waiting.n_rows >= gathering.full and not self._warm_ups:  # as nearly always under load
             return True
-        # For the time that rows are held back, wait with a timeout: who comes soon after a batch need not wake this
-        # thread twice, now and when the loop has settled. Not where waiting may move the time.
-        linger = gathering.max_wait if clock is SYSTEM else 0.0
         self._free = True
         try:
             while not self._warm_ups:
@@ -379,10 +376,6 @@ class Queue:
                     gathering.since = None
                     if self.closing:
                         return False
-                    if linger:
-                        clock.wait(self._wake, min(linger, LONGEST_WAIT))
-                        linger = 0.0
-                        continue
                     self._asleep = True
                     clock.wait(self._wake, None)
                     self._asleep = False
