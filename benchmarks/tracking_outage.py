@@ -120,7 +120,8 @@ def observe(dies: float, returns: float, ends: float) -> dict:
                 process.wait()
             lines = [line.split() for line in (place / "steps").read_text().splitlines()]
             trackers[name] = {
-                "done": [round(float(at), 3) for at, _, _ in lines],
+                "calls": len(lines),
+                "each second": _each_second([float(at) for at, _, _ in lines], ends),
                 "worst": max(float(took) for _, took, _ in lines),
                 "failed": int(lines[-1][2]),
                 "stored": _stored(server.database, name, place),
@@ -129,6 +130,14 @@ def observe(dies: float, returns: float, ends: float) -> dict:
             process.stdout.close()
         server.kill()
     return {"dies": dies, "returns": up, "ends": ends, "trackers": trackers}
+
+
+def _each_second(done: list[float], ends: float) -> list[int]:
+    counts = [0] * int(ends)
+    for at in done:
+        if 0 <= at < len(counts):
+            counts[int(at)] += 1
+    return counts
 
 
 def _stored(database: Path, name: str, place: Path) -> int:
@@ -152,13 +161,13 @@ def table(found: dict) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, one in found["trackers"].items():
-        down, up = found["dies"], min(found["returns"], found["ends"])
-        before = sum(at < down for at in one["done"]) / down
-        inside = sum(down <= at < up for at in one["done"]) / (up - down)
+        down, up = int(found["dies"]), int(min(found["returns"], found["ends"]))
+        before = sum(one["each second"][:down]) / down
+        inside = sum(one["each second"][down:up]) / (up - down)
         worst = f"{one['worst'] * 1e3:,.2f} ms"
         lines.append(
             f"| {name} | {before:.1f} a second | {inside:.1f} a second | {worst} | {one['failed']} "
-            f"| {len(one['done']):,} | {one['stored']:,} |"
+            f"| {one['calls']:,} | {one['stored']:,} |"
         )
     return "\n".join(lines)
 
@@ -173,13 +182,8 @@ def draw(found: dict) -> None:
     figure, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
     axes.axvspan(found["dies"], found["returns"], color="0.9")
     axes.text((found["dies"] + found["returns"]) / 2, 1, "no server", ha="center", color="0.4")
-    seconds = range(int(found["ends"]))
     for name, one in found["trackers"].items():
-        counts = [0] * len(seconds)
-        for at in one["done"]:
-            if at < len(counts):
-                counts[int(at)] += 1
-        axes.plot(seconds, counts, label=name, linewidth=1.6)
+        axes.plot(one["each second"], label=name, linewidth=1.6)
     axes.set(xlabel="seconds", ylabel="steps a second", ylim=(0, None))
     axes.legend(loc="lower right", frameon=False)
     figure.savefig(PICTURE, metadata={"Date": None})
