@@ -15,6 +15,7 @@ from mlkit.integrations.mlflow_plugin._calls import call_name
 from mlkit.tracking import Delivery, Run, start_run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Literal
 
     from mlkit.integrations.mlflow_plugin._backend import Backend
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Local", "flush_all", "let_go_all"]
 
 _ENDED = ("FINISHED", "FAILED", "KILLED")
+_DEEPEST = 8  # of runs in runs in runs
 _stores: list[Local] = []
 
 
@@ -75,8 +77,7 @@ class Local:
     def folder(self, run_id: str) -> Path | None:
         """Return the folder of a run, None if there is none on this machine."""
         if run_id not in self._folders:
-            found = [self.root / run_id, *self._nested(run_id)]
-            place = next((one for one in found if (one / "run.json").exists()), None)
+            place = next((one for one in self._places(run_id) if (one / "run.json").exists()), None)
             if place is None:
                 return None
             self._folders[run_id] = place
@@ -127,14 +128,22 @@ class Local:
         deadline = current().monotonic() + timeout
         with self._lock:
             self._close_late()
-            waiting = list(self._undelivered.items())
+            # What is said of a run is said of those nested in it, too.
+            places = {run.dir for run in self._undelivered.values()}
+            waiting = [
+                (run_id, run)
+                for run_id, run in self._undelivered.items()
+                if places.isdisjoint(run.dir.parents)
+            ]
         total = Delivery(0, 0, 0, 0)
         for run_id, run in waiting:
             one = run.flush(max(0.0, deadline - current().monotonic()))
             total = _sum(total, one)
             with self._lock:
-                if run_id not in self._open and not one.pending:
-                    self._undelivered.pop(run_id, None)
+                for other, nested in list(self._undelivered.items()):
+                    inside = other == run_id or run.dir in nested.dir.parents
+                    if inside and other not in self._open and not one.pending:
+                        del self._undelivered[other]
         return total
 
     def flush_one(self, run_id: str, timeout: float) -> Delivery | None:
@@ -174,9 +183,14 @@ class Local:
             **options,
         )
 
-    def _nested(self, run_id: str) -> list[Path]:
-        """Return where a run that is nested in another may be."""
-        return list(self.root.glob(f"*/**/children/{run_id}")) if is_ours(run_id) else []
+    def _places(self, run_id: str) -> Iterator[Path]:
+        """Yield where the folder of a run may be: a nested one is in that of its parent."""
+        yield self.root / run_id
+        above = "*/"
+        for _ in range(_DEEPEST if is_ours(run_id) else 0):
+            above += "children/"
+            yield from self.root.glob(above + run_id)
+            above += "*/"
 
     def _adopt(self, run_id: str) -> tuple[str, str, dict[str, Any]]:
         """Mark a run of MLflow so that its journal finds it again.

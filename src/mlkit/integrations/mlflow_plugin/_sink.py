@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["StoreSink"]
 
 _PARENT = "mlflow.parentRunId"
+_LET_GO = "mlkit.let_go"
 
 
 @final
@@ -194,12 +195,12 @@ class StoreSink:
             elif kind == "outputs":
                 self._store.log_outputs(self._run_id, models_out(call["models"]))
             elif kind == "update":
+                if call["status"] == "RUNNING":
+                    self._delete_tag(_LET_GO)
                 update |= {key: one for key, one in call.items() if one is not None}
                 update["end_time"] = call["end_time"]
             elif kind == "let_go":
-                self._tag(
-                    {"mlkit.let_go": "the process that logged has ended, the run has not"}, at
-                )
+                self._tag({_LET_GO: "the process that logged has ended, the run has not"}, at)
         if update:
             self._update(update.get("status"), update["end_time"], update.get("run_name"))
 
@@ -254,7 +255,7 @@ class StoreSink:
     def _end_killed(self, at: float) -> None:
         """Mark a run whose process has died, unless it had ended or was let go of."""
         run = self._store.get_run(self._run_id)
-        if run.info.status == "RUNNING" and "mlkit.let_go" not in run.data.tags:
+        if run.info.status == "RUNNING" and _LET_GO not in run.data.tags:
             self._update("KILLED", round(at * 1000), None)
 
 
