@@ -38,7 +38,11 @@ def padded_lengths(row: Any, pad: Pad) -> tuple[int, ...]:
 def longest_leaf(pad: Pad) -> Callable[[Any], int]:
     """Return the function from a row to the length of the longest leaf that *pad* fills up; 0 if it has none."""
 
+    anything = not isinstance(pad, Mapping)
+
     def longest(row: Any) -> int:
+        if anything and hasattr(row, "ndim"):  # the row itself is the leaf, as nearly always
+            return len(row) if row.ndim else 0
         return max(padded_lengths(row, pad), default=0)
 
     return longest
