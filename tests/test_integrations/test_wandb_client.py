@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mlkit.errors import SinkUnavailableError
-from mlkit.integrations._client import Client, shared
+from mlkit.integrations._client import Client, acquire, release
 
 CODE = """
     import atexit, os, sys, time
@@ -88,11 +88,15 @@ def test_a_client_that_hangs_is_ended(client):
 
 
 def test_a_client_ends_with_its_last_user_and_runs_its_exit_hooks(target, tmp_path):
-    with shared(target, {}) as one, shared(target, {}) as two:
-        assert one is two
-        with shared(target, {"A_SETTING": "another"}) as other:
-            assert other is not one
-        pid = one.call("leave", str(tmp_path / "ended"), timeout=30)
+    one, two = acquire(target, {}), acquire(target, {})
+    other = acquire(target, {"A_SETTING": "another"})
+    assert one is two
+    assert other is not one
+    release(other)
+    pid = one.call("leave", str(tmp_path / "ended"), timeout=30)
+    release(one)
+    assert two.call("leave", os.devnull, timeout=30) == pid
+    release(two)
     assert (tmp_path / "ended").read_text() == "ended"
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

@@ -11,7 +11,7 @@ import os
 import pickle
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from struct import Struct
 from typing import TYPE_CHECKING, Any, final
 
@@ -21,10 +21,10 @@ from mlkit.errors import SinkUnavailableError
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from typing import IO
 
-__all__ = ["Client", "shared"]
+__all__ = ["Client", "acquire", "release"]
 
 _LENGTH = Struct("<Q")
 _GOODBYE = 10.0  # seconds that a client has to end by itself
@@ -171,9 +171,8 @@ _clients: dict[tuple[object, ...], tuple[Client, int]] = {}
 _lock = threading.Lock()
 
 
-@contextmanager
-def shared(target: str, environment: Mapping[str, str | None]) -> Iterator[Client]:
-    """Give the one client of its kind in this process, which ends when nobody uses it any more.
+def acquire(target: str, environment: Mapping[str, str | None]) -> Client:
+    """Return the one client of its kind in this process, to be given back to `release`.
 
     Its start costs seconds, and a run may have hundreds of runs in it.
     """
@@ -181,17 +180,20 @@ def shared(target: str, environment: Mapping[str, str | None]) -> Iterator[Clien
     with _lock:
         client, users = _clients.get(key) or (Client(target, environment), 0)
         _clients[key] = client, users + 1
-    try:
-        yield client
-    finally:
-        with _lock:
-            left = _clients[key][1] - 1
-            if left:
-                _clients[key] = client, left
-            else:
-                del _clients[key]
-        if not left:
-            client.close()
+    return client
+
+
+def release(client: Client) -> None:
+    """End a client if nobody else uses it."""
+    with _lock:
+        key = next(key for key, (one, _) in _clients.items() if one is client)
+        left = _clients[key][1] - 1
+        if left:
+            _clients[key] = client, left
+        else:
+            del _clients[key]
+    if not left:
+        client.close()
 
 
 def _after_fork() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, final
 
 from mlkit.errors import SinkUnavailableError
-from mlkit.integrations._client import shared
+from mlkit.integrations._client import acquire, release
 from mlkit.integrations._spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from mlkit.integrations._client import Client
@@ -55,7 +54,6 @@ class Deferred:
         self._begun = False  # the client has the run open
         self._spool: Spool | None = None
         self._client: Client | None = None
-        self._held: AbstractContextManager[Client] | None = None
 
     def open(self, run: RunInfo) -> None:
         """Find what is kept of a run."""
@@ -85,14 +83,13 @@ class Deferred:
                 if spool.changed or self._begun:
                     self._write(spool, last=True)
         finally:
-            held, self._held, self._client = self._held, None, None
-            if held is not None:
-                held.__exit__(None, None, None)
+            client, self._client = self._client, None
+            if client is not None:
+                release(client)
 
     def _connected(self) -> Client:
         if self._client is None:
-            self._held = shared(self._target, self._environment)
-            self._client = self._held.__enter__()
+            self._client = acquire(self._target, self._environment)
         return self._client
 
     def _write(self, spool: Spool, *, last: bool) -> None:

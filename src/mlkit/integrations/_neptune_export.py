@@ -156,6 +156,8 @@ class ExportedRun:
 
 def _listed(column: Any) -> list[Any]:
     """Return a column's values, times as microseconds."""
+    if column.null_count == len(column):  # most columns are of other types
+        return [None] * len(column)
     pyarrow = _pyarrow()
     if pyarrow.types.is_timestamp(column.type):
         column = column.cast(pyarrow.timestamp("us", tz="UTC")).cast(pyarrow.int64())

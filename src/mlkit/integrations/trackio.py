@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, final
 from mlkit._optional import installed
 from mlkit._suggest import clip
 from mlkit.errors import MissingDependencyError, SinkRejectedError, SinkUnavailableError
-from mlkit.integrations._client import shared
+from mlkit.integrations._client import acquire, release
 from mlkit.integrations._names import address_of, folder_and_options, plain_text, safe_name, typed
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from mlkit.integrations._client import Client
@@ -67,7 +66,6 @@ class TrackioSink:
         if not installed("trackio"):
             raise MissingDependencyError(feature="TrackioSink", module="trackio", extra="trackio")
         self._client: Client | None = None
-        self._held: AbstractContextManager[Client] | None = None
         self._run = ""
         self._params: dict[str, str] = {}
 
@@ -126,12 +124,12 @@ class TrackioSink:
 
     def close(self) -> None:
         """Let go of Trackio."""
-        held, self._held, self._client = self._held, None, None
-        if held is not None:
-            held.__exit__(None, None, None)
+        client, self._client = self._client, None
+        if client is not None:
+            release(client)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_client": None, "_held": None}
+        return {**self.__dict__, "_client": None}
 
     def __repr__(self) -> str:
         return f"TrackioSink({str(self.folder)!r})"
@@ -139,11 +137,11 @@ class TrackioSink:
     def _connected(self) -> Client:
         if self._client is None:
             # A folder of our own choice is local; what else is set is of the training process's own runs.
-            environment = dict.fromkeys(("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "SPACE_ID"))
-            self._held = shared(
-                f"{__name__}:_Store", {**environment, "TRACKIO_DIR": str(self.folder)}
+            environment: dict[str, str | None] = dict.fromkeys(
+                ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "SPACE_ID")
             )
-            self._client = self._held.__enter__()
+            environment["TRACKIO_DIR"] = str(self.folder)
+            self._client = acquire(f"{__name__}:_Store", environment)
         return self._client
 
 
