@@ -37,7 +37,6 @@ def padded_lengths(row: Any, pad: Pad) -> tuple[int, ...]:
 
 def longest_leaf(pad: Pad) -> Callable[[Any], int]:
     """Return the function from a row to the length of the longest leaf that *pad* fills up; 0 if it has none."""
-
     anything = not isinstance(pad, Mapping)
 
     def longest(row: Any) -> int:

@@ -1,14 +1,18 @@
-"""What only a CUDA device can show: placement, real memory exhaustion, throughput beside the raw loop.
+"""What only a CUDA device can show: placement, copies beside compute, graphs, real memory exhaustion, throughput.
 
-Run it there: `PYTHONPATH=src:. python -m benchmarks.inference_cuda`. It needs torch and numpy, and fails loudly.
+Run it there: `PYTHONPATH=src:. python -m benchmarks.inference_gpu`. It needs torch and numpy, and fails loudly. The figures
+go to `benchmarks/results/inference_gpu.json`, with the name of the device. There is no such file in the repository yet:
+nothing here has run since prefetch, autocast, graphs and lanes were written.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +44,9 @@ def main() -> None:
     check_placement(rows)
     check_out_of_memory(rows)
     check_release()
+    check_modes(model, rows)
+    check_planning()
+    check_exact(model, rows)
     measure(model, rows)
     print("all checks passed")
 
@@ -170,11 +177,66 @@ def check_release() -> None:
     print("release: 0 bytes stay on the device")
 
 
+def check_modes(model: Any, rows: list[Any]) -> None:
+    truth = np.stack(list(map_batches(model, rows, batch_size=BATCH)))
+    ahead = np.stack(list(map_batches(model, rows, batch_size=BATCH, prefetch=2)))
+    assert np.array_equal(ahead, truth), "batches copied beside the compute differ"
+    replayed = list(map_batches(model, rows, batch_size=BATCH, graphs=True, buckets=[BATCH]))
+    assert np.allclose(np.stack(replayed), truth, rtol=1e-4, atol=1e-5)
+    both = {"graphs": True, "buckets": [BATCH], "prefetch": 2}
+    replayed = list(map_batches(model, rows, batch_size=BATCH, **both))  # type: ignore[call-overload]
+    assert np.allclose(np.stack(replayed), truth, rtol=1e-4, atol=1e-5)
+    half = np.stack(list(map_batches(model, rows, batch_size=BATCH, autocast="bfloat16")))
+    assert np.allclose(half, truth, rtol=0.1, atol=0.1)
+    assert not np.array_equal(half, truth)
+    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    lanes = devices if len(devices) > 1 else ["cuda:0", "cuda:0"]
+    spread = np.stack(list(map_batches(model, rows, batch_size=BATCH, device=lanes)))
+    assert np.allclose(spread, truth, rtol=1e-4, atol=1e-5)
+    print(f"modes: prefetch, graphs, autocast and {lanes} agree with the plain call")
+
+
+def check_planning() -> None:
+    """Rows of different lengths: batches follow what the device is measured to cost, and what fits."""
+    draw = np.random.default_rng(0)
+    lengths = np.clip(np.exp(draw.normal(4.0, 1.0, 20_000)), 1, 1024).astype(int).tolist()
+    rows = [torch.ones(n) for n in lengths]
+    shapes: list[tuple[int, int]] = []
+    free, _ = torch.cuda.mem_get_info()
+
+    def model(batch: Any) -> Any:
+        shapes.append(tuple(batch.values.shape))
+        torch.empty(batch.values.numel() * (free // 400_000), dtype=torch.uint8, device="cuda")
+        return batch.values.sum(1)
+
+    got = list(map_batches(model, rows, batch_size="auto", pad=0, device="cuda"))
+    assert [int(one) for one in got] == lengths
+    print(
+        f"planning: {len(shapes)} calls, {sum(n * w for n, w in shapes) / sum(lengths):.2f} filled"
+    )
+
+
+def check_exact(model: Any, rows: list[Any]) -> None:
+    together = list(map_batches(model, rows[:100], batch_size=BATCH, exact=True))
+    alone = [next(map_batches(model, [row], batch_size=BATCH, exact=True)) for row in rows[:100]]
+    assert all(map(np.array_equal, together, alone)), "exact: bits depend on company"
+    print("exact: 100 rows have the same bits together and alone")
+
+
 def measure(model: Any, rows: list[Any]) -> None:
     contenders: dict[str, Callable[[], object]] = {
         "raw loop": lambda: raw_loop(model, rows, pinned=False),
         "raw loop, pinned": lambda: raw_loop(model, rows, pinned=True),
         "map_batches": lambda: list(map_batches(model, rows, batch_size=BATCH)),
+        "map_batches, prefetch=2": lambda: list(
+            map_batches(model, rows, batch_size=BATCH, prefetch=2)
+        ),
+        "map_batches, graphs": lambda: list(
+            map_batches(model, rows, batch_size=BATCH, graphs=True, buckets=[BATCH])
+        ),
+        "map_batches, bfloat16": lambda: list(
+            map_batches(model, rows, batch_size=BATCH, autocast="bfloat16")
+        ),
         "Batcher, 64 callers": lambda: serve(model, rows, buckets=None),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -185,12 +247,17 @@ def measure(model: Any, rows: list[Any]) -> None:
             contender()
             torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
+    kept = []
     for name, times in seconds.items():
         ratio = statistics.median(
             a / b for a, b in zip(seconds["raw loop"], times, strict=True)
         )  # of throughputs
         middle = statistics.median(times)
-        print(f"{name:20} {middle / len(rows) * 1e6:7.2f} us/row  {ratio:.2f}x the raw loop's rate")
+        kept.append({"contender": name, "us": middle / len(rows) * 1e6, "rate": ratio})
+        print(f"{name:24} {middle / len(rows) * 1e6:7.2f} us/row  {ratio:.2f}x the raw loop's rate")
+    content = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": kept}
+    path = Path(__file__).parent / "results" / "inference_gpu.json"
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
