@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,9 @@ CODE = """
             os._exit(3)
         def hang(self):
             time.sleep(600)
+        def start(self):
+            import subprocess
+            return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
         def leave(self, path):
             atexit.register(lambda: open(path, "w").write("ended"))
             return os.getpid()
@@ -64,6 +69,19 @@ def test_calls_are_answered_whatever_the_client_prints(client, capfd, monkeypatc
     assert "a_tracker" not in sys.modules
 
 
+def gone(pid: int) -> bool:
+    """Return whether a process has ended, be it reaped or not."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def test_an_error_is_told_and_the_client_goes_on(client):
     client.call("add", timeout=30)
     with pytest.raises(SinkUnavailableError, match="ValueError: xxx") as caught:
@@ -81,8 +99,10 @@ def test_a_client_that_dies_says_its_last_words_and_is_started_again(client):
 def test_a_client_that_hangs_is_ended(client):
     client.call("add", timeout=30)
     began = time.monotonic()
+    started = client.call("start", timeout=30)
     with pytest.raises(SinkUnavailableError, match=r"longer than 0\.2 seconds"):
         client.call("hang", timeout=0.2)
+    assert gone(started)
     assert time.monotonic() - began < 10
     assert client.call("add", timeout=30) == (0, 1)
 
@@ -118,3 +138,25 @@ def test_a_forked_child_has_a_client_of_its_own(client):
     os.waitpid(child, 0)
     assert second != first
     assert client.call("leave", os.devnull, timeout=30) == first
+
+
+def test_a_client_whose_user_is_killed_ends_with_all_that_it_has_started(target, tmp_path):
+    code = """
+        import sys, time
+        from mlkit.integrations._client import Client
+        client = Client(sys.argv[1], {})
+        print(client.call("leave", sys.argv[2], timeout=30), client.call("start", timeout=30), flush=True)
+        time.sleep(600)
+    """
+    user = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), target, tmp_path / "ended"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with user:
+        pids = [int(pid) for pid in user.stdout.readline().split()]
+        user.kill()
+    assert len(pids) == 2
+    assert all(gone(pid) for pid in pids)
+    assert not (
+        tmp_path / "ended"
+    ).exists()  # a hook that finishes a run would do so beside its successor

@@ -1,7 +1,7 @@
 """A process of its own for a tracker's client, whose imports, threads, hooks, settings and output stay there.
 
 `python -m mlkit.integrations._client MODULE:CLASS` makes the object and calls its methods as it is told on its
-standard input, until that ends.
+standard input, until it is told to end, or that ends.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -151,6 +152,10 @@ class Client:
             output.close()
         if process is None:
             return
+        if patience and self._owner == os.getpid() and process.stdin is not None:
+            with suppress(OSError):  # it is gone already
+                process.stdin.write(_LENGTH.pack(0))
+                process.stdin.flush()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 with suppress(OSError):  # a request that nobody read
@@ -163,8 +168,21 @@ class Client:
         try:
             process.wait(patience)
         except subprocess.TimeoutExpired:
-            process.kill()
+            # Those first that the client has started: they would go on with what is given to the next one.
+            for pid in (*_descendants(process.pid), process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that they have, where the system tells."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:  # noqa: PTH123 - no path, a question
+            children = [int(child) for child in file.read().split()]
+    except OSError:
+        return []
+    return [one for child in children for one in (child, *_descendants(child))]
 
 
 _clients: dict[tuple[object, ...], tuple[Client, int]] = {}
@@ -215,7 +233,10 @@ def main() -> None:
     module, _, name = sys.argv[1].partition(":")
     served = None
     while head := requests.read(_LENGTH.size):
-        method, arguments = pickle.loads(requests.read(*_LENGTH.unpack(head)))  # noqa: S301 - our own parent
+        (length,) = _LENGTH.unpack(head)
+        if not length:
+            return
+        method, arguments = pickle.loads(requests.read(length))  # noqa: S301 - our own parent
         try:
             served = served or getattr(importlib.import_module(module), name)()
             answer = pickle.dumps((True, getattr(served, method)(*arguments)))
@@ -223,6 +244,11 @@ def main() -> None:
             answer = pickle.dumps((False, clip(f"{type(error).__name__}: {error}", 400)))
         answers.write(_LENGTH.pack(len(answer)) + answer)
         answers.flush()
+    # Without a word the parent was killed. Whoever takes its work up must not find two clients at it.
+    for pid in _descendants(os.getpid()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(1)
 
 
 if __name__ == "__main__":

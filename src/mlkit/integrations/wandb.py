@@ -193,11 +193,19 @@ class _Writer:
 
     def push(self, spool: str, folder: str, options: dict[str, str], ended: bool) -> None:  # noqa: FBT001 - as above
         """Hand on what W&B does not have, and wait for all to be there if the run has ended."""
-        live = self._live.pop(spool, None) or _Live(Follower(Path(spool)), Path(folder), options)
-        live.bring()
-        if ended:
-            live.run.finish(exit_code=_EXIT.get(live.story.status, 1))
-        else:
+        import wandb
+
+        live = self._live.pop(spool, None)
+        try:
+            live = live or _Live(Follower(Path(spool)), Path(folder), options)
+            live.bring()
+            if ended:
+                live.run.finish(exit_code=_EXIT.get(live.story.status, 1))
+        except Exception:
+            self._live.clear()
+            wandb.teardown()  # what is on its way arrives before W&B is asked again what it has
+            raise
+        if not ended:
             self._live[spool] = live
 
 
@@ -211,7 +219,6 @@ class _Live:
         import wandb
 
         self.story = story
-
         settings: dict[str, Any] = {
             name: options[name] for name in ("mode", "entity") if name in options
         }
