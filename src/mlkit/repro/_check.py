@@ -68,7 +68,7 @@ def check(
 
     Note:
         One digest is kept for each operation of the first run; `record` and `compare` keep them in files. Operations
-        in the backward pass have no module name.
+        in the backward pass have no module name. What `torch.compile` compiles runs as it is written.
     """
     if not callable(fn):
         raise ConfigurationError("check(fn)", fn, "a callable")
