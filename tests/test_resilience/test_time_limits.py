@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import time
 import weakref
 
 import pytest
@@ -582,3 +583,30 @@ def test_attempts_are_bounded_through_nested_retries_and_hedges():
             assert attempts[0] <= (1 + 0.1) * n + 10
 
     virtually(main)
+
+
+class _Elsewhere(asyncio.SelectorEventLoop):
+    def time(self):
+        return time.monotonic() + 1e6
+
+
+def _as_an_attribute():
+    loop = asyncio.SelectorEventLoop()
+    loop.time = lambda: time.monotonic() - 1e6
+    return loop
+
+
+@pytest.mark.parametrize("make_loop", [_Elsewhere, _as_an_attribute])
+def test_a_loop_may_count_its_time_from_anywhere(make_loop):
+    @Policy(timeout=0.02)
+    async def work(pause):
+        await asyncio.sleep(pause)
+        return pause
+
+    async def main():
+        with pytest.raises(DeadlineExceededError):
+            await work(30)
+        return await work(0)
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        assert runner.run(asyncio.wait_for(main(), 10)) == 0

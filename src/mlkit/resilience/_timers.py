@@ -12,6 +12,7 @@ from mlkit.resilience._locks import fork_safe_lock
 
 __all__ = ["Clockwork", "Entry", "Timers", "stop"]
 
+_TIME = asyncio.BaseEventLoop.time
 _NOBODYS = Context()  # a timer must not keep the context of whoever happened to arm it
 
 
@@ -36,11 +37,13 @@ class Timers:
     timer fires at its time, finds the then oldest, and is armed again for it. Belongs to the thread of the loop.
     """
 
-    __slots__ = ("armed", "limit", "loop", "waiting")
+    __slots__ = ("armed", "is_monotonic", "limit", "loop", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
         self.loop = weakref.ref(loop)
         self.limit = limit
+        # Whether a reading of that clock is one of the loop's, as it need not be if the loop is in another language.
+        self.is_monotonic = getattr(loop.time, "__func__", None) is _TIME
         self.waiting: dict[Entry, None] = {}
         self.armed = False
 
@@ -99,7 +102,9 @@ class Clockwork:
         if timers is None:
             entry.handle = loop.call_at(loop.time() + limit, entry.due, context=_NOBODYS)
             return None
-        entry.when = when = (loop.time() if now is None else now) + limit
+        if now is None or not timers.is_monotonic:
+            now = loop.time()
+        entry.when = when = now + limit
         timers.waiting[entry] = None
         if not timers.armed:
             timers.arm(loop, when)
@@ -122,10 +127,10 @@ class Clockwork:
 
     def _of(self, loop: asyncio.AbstractEventLoop, limit: float) -> Timers | None:
         """Return the timers of *loop*, or None for an entry that gets one of its own."""
-        # One that outlives its entry is a burden if it serves nobody else; and virtual time would jump to it. The time of a
-        # usual loop is the monotonic clock.
+        # One that outlives its entry is a burden if it serves nobody else; and virtual time, which is another function of
+        # Python, would jump to it.
         usual = limit == self._usual or self._usual is None
-        if not usual or getattr(loop.time, "__func__", None) is not asyncio.BaseEventLoop.time:
+        if not usual or getattr(loop.time, "__func__", _TIME) is not _TIME:
             return None
         with self._lock:
             timers = self._known.get(loop)
