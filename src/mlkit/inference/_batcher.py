@@ -464,6 +464,7 @@ class Batcher(Generic[_Row, _Result]):
         """Put what the caller asked for into *request*."""
         if type(priority) is not int or priority:  # a plain 0, as nearly always, needs no look
             request.priority = whole("priority", priority, low=-(2**63), high=2**63 - 1)
+            request.plain = False
         if limit is not None:
             request.allowed = seconds(argument, limit, zero=True)
             request.expires = self._clock.monotonic() + request.allowed

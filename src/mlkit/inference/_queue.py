@@ -88,7 +88,9 @@ class Queue:
         self._sealed_at = 0.0
         self._timed = False  # some rows have had deadlines
         self._over = False  # the device thread has ended
-        self._turning: object = False  # a loop that is given its turns now; None would be that of a thread
+        self._turning: object = (
+            False  # a loop that is given its turns now; None would be that of a thread
+        )
         self._look_at = 0  # the number of rows at which the next one of that loop may matter
         self.device = 0
         """The identifier of the device thread."""
@@ -117,7 +119,8 @@ class Queue:
             if request.loop is self._turning and request.plain and waiting.n_rows < self._look_at:
                 # As nearly always: what else there is to do was done for a row before it.
                 request.since = self._now()
-                waiting.push(request)
+                waiting.usual.append(request)  # a call of `push` would cost a tenth of all this
+                waiting.n_rows += 1
                 return True
             return self._take_in(request)
         finally:

@@ -39,7 +39,7 @@ class Request:
         key: What equal rows have in common, or None.
         leader: The request whose run this one shares, or None.
         others: The requests that share the run of this one, or None.
-        plain: Whether it has neither a deadline nor a key.
+        plain: Whether it has neither a deadline nor a key nor a priority.
         gone: Whether its own caller has left, and it waits on behalf of *others*.
         waits: Whether it is in the queue, or shares a run that has not ended; a new one is as good as in the queue.
         outcome: The result, or `Failed`, of a blocking caller's row.
@@ -85,18 +85,20 @@ class Waiting:
     marks outnumber the rows.
     """
 
-    __slots__ = ("_first", "_levels", "_marks", "n_rows")
+    __slots__ = ("_levels", "_marks", "n_rows", "usual")
 
     def __init__(self) -> None:
-        self._first: deque[Request] = deque()  # priority 0, which is all there is for most users
-        self._levels: dict[int, deque[Request]] = {0: self._first}
+        self.usual: deque[Request] = deque()
+        """Those of priority 0, which are all there are for most users."""
+        self._levels: dict[int, deque[Request]] = {0: self.usual}
         self._marks = 0
         self.n_rows = 0
+        """How many rows wait."""
 
     def push(self, request: Request) -> None:
         """Let *request* wait."""
         if request.priority == 0:
-            self._first.append(request)
+            self.usual.append(request)
         else:
             self._levels.setdefault(request.priority, deque()).append(request)
         self.n_rows += 1
@@ -149,7 +151,7 @@ class Waiting:
         """Take out the next *n_rows*, or all if there are fewer."""
         if self._marks or len(self._levels) > 1:
             return [request for _, request in zip(range(n_rows), self.pop(), strict=False)]
-        take = self._first.popleft
+        take = self.usual.popleft
         batch = [take() for _ in range(min(n_rows, self.n_rows))]
         self.n_rows -= len(batch)
         for request in batch:

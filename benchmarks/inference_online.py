@@ -1,0 +1,342 @@
+"""The batcher beside others, on a device that is simulated: a batch of n rows takes 5 ms and 50 us a row.
+
+`python -m benchmarks.inference_online [--quick] [--docs]` measures all of it; with `--docs` it also rewrites the tables and
+the picture of `docs/concepts/inference-peers.md`. The device sleeps, as a thread that waits for a GPU does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import selectors
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.harness import RESULTS, Row
+from benchmarks.inference_peers import CONTENDERS, OURS, missing
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from benchmarks.harness import Bench
+
+PEERS: tuple[str, ...] = ("aiodataloader", "async-batcher", "batched", "batchlet", "bentoml", "ray")
+PATH = RESULTS / "inference_online.json"
+RAW = "the raw loop"
+IDEAL = "ideal server, simulated"
+
+BATCH = 64
+WAIT = 0.002
+CALLERS = (1, 8, 64, 512)
+LOADS = (30, 60, 85, 95)  # percent of what the device can do in full batches
+
+
+def device_seconds(n_rows: int) -> float:
+    """Return how long the device takes for a batch."""
+    return 0.005 + 50e-6 * n_rows
+
+
+def device(batch: list[Any]) -> list[Any]:
+    """Run a batch on the device."""
+    time.sleep(device_seconds(len(batch)))  # noqa: TID251 - the device is not the clock's
+    return batch
+
+
+def nothing(batch: list[Any]) -> list[Any]:
+    """Run a batch in no time: what is left is the batcher's own."""
+    return batch
+
+
+CAPACITY = BATCH / device_seconds(BATCH)  # rows a second
+
+
+def run(bench: Bench) -> None:
+    """Measure, and keep the rows in *bench*."""
+    names = _present(bench)
+    found = measured(names, quick=bench.quick)
+    if not bench.quick:
+        _save(found)
+    for row in rows(found):
+        bench.rows.append(row)
+    bench.note(
+        "online: a simulated device of 5 ms and 50 us a row, batches of up to 64 rows, a wait of 2 ms. The raw loop runs "
+        "batches as full as so many callers can make them; 1/ratio is the share of it that a batcher reaches."
+    )
+
+
+def measured(names: Sequence[str], *, quick: bool) -> dict[str, Any]:
+    """Return all figures: the least of several rounds, in which the contenders take turns."""
+    return {
+        "closed": {str(callers): _closed(names, callers, quick=quick) for callers in CALLERS},
+        "cpu": {str(callers): _cpu(names, callers, quick=quick) for callers in CALLERS},
+        "idle": _idle(names, 0.3 if quick else 2.0),
+        "open": {str(load): _open(names, load, quick=quick) for load in LOADS},
+    }
+
+
+def rows(found: dict[str, Any]) -> list[Row]:
+    """Return the figures as rows of the benchmark table."""
+    table: list[Row] = []
+    for callers, times in found["closed"].items():
+        work = f"{callers} callers in a closed loop, simulated device"
+        raw = statistics.median(times[RAW])
+        for name, seconds in times.items():
+            low, middle, high = _spread(seconds, 1e6)
+            table.append(
+                Row(
+                    work,
+                    name,
+                    "us",
+                    low,
+                    middle,
+                    high,
+                    RAW,
+                    min(seconds) / min(raw, min(times[RAW])),
+                )
+            )
+    for callers, times in found["cpu"].items():
+        work = f"{callers} callers, no model: CPU time a request"
+        ours = min(times[OURS])
+        for name, seconds in times.items():
+            low, middle, high = _spread(seconds, 1e6)
+            table.append(Row(work, name, "us", low, middle, high, OURS, min(seconds) / ours))
+    for load, latencies in found["open"].items():
+        for quantile in ("p50", "p99"):
+            ideal = latencies[IDEAL][quantile][0]
+            for name, run_ in latencies.items():
+                low, middle, high = _spread(run_[quantile], 1e3)
+                work = f"Poisson arrivals at {load} % of capacity: {quantile} latency"
+                table.append(
+                    Row(work, name, "ms", low, middle, high, IDEAL, min(run_[quantile]) / ideal)
+                )
+    return table
+
+
+def _spread(values: Sequence[float], scale: float) -> tuple[float, float, float]:
+    return min(values) * scale, statistics.median(values) * scale, max(values) * scale
+
+
+# --- closed loop ---------------------------------------------------------------------------------------------------
+
+
+def _closed(names: Sequence[str], callers: int, *, quick: bool) -> dict[str, list[float]]:
+    """Return the seconds a row, of each contender in each round."""
+    size = min(callers, BATCH)
+    each = max(3 if quick else 12, (6 if quick else 30) * size // callers)  # rows of one caller
+    times: dict[str, list[float]] = {name: [] for name in (RAW, *names)}
+    for _ in range(2 if quick else 5):
+        times[RAW].append(_raw(size, each * callers // size))
+        for name in names:
+            times[name].append(
+                _in_loop(_closed_loop(name, device, callers, each, time.perf_counter))
+            )
+    return times
+
+
+def _cpu(names: Sequence[str], callers: int, *, quick: bool) -> dict[str, list[float]]:
+    """Return the CPU seconds a row, of each contender in each round."""
+    each = max(1, (1_000 if quick else 8_000 if callers > 1 else 1_500) // callers)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(2 if quick else 9):
+        for name in names:
+            if callers == 1 and name == "batched":
+                few = min(each, 200)  # it waits for its timeout each time
+                times[name].append(_in_loop(_closed_loop(name, nothing, 1, few, time.process_time)))
+                continue
+            times[name].append(
+                _in_loop(_closed_loop(name, nothing, callers, each, time.process_time))
+            )
+    return times
+
+
+def _raw(size: int, n_batches: int) -> float:
+    batch = list(range(size))
+    start = time.perf_counter()
+    for _ in range(n_batches):
+        device(batch)
+    return (time.perf_counter() - start) / n_batches / size
+
+
+async def _closed_loop(
+    name: str,
+    model: Callable[[list[Any]], list[Any]],
+    callers: int,
+    each: int,
+    clock: Callable[[], float],
+) -> float:
+    async with CONTENDERS[name](model, BATCH, WAIT) as submit:
+
+        async def caller(number: int, n_rows: int) -> None:
+            for place in range(n_rows):
+                row = number * each + place
+                if await submit(row) != row:
+                    raise AssertionError(f"{name} mixed up its rows")
+
+        async def all_of_them(n_rows: int) -> None:
+            await asyncio.gather(*[caller(number, n_rows) for number in range(callers)])
+
+        await asyncio.wait_for(
+            all_of_them(16 if callers == 1 else 2), 30
+        )  # BentoML learns on the first eleven batches
+        start = clock()
+        await asyncio.wait_for(all_of_them(each), 60)
+        return (clock() - start) / (each * callers)
+
+
+def _idle(names: Sequence[str], seconds: float) -> dict[str, float]:
+    """Return the share of a CPU that each takes while nobody calls."""
+
+    async def wait(name: str) -> float:
+        async with CONTENDERS[name](nothing, BATCH, WAIT) as submit:
+            await asyncio.gather(*[submit(number) for number in range(100)])
+            await asyncio.sleep(0.1)
+            start = time.process_time()
+            await asyncio.sleep(seconds)
+            return (time.process_time() - start) / seconds
+
+    return {name: _in_loop(wait(name)) for name in names}
+
+
+# --- open loop -----------------------------------------------------------------------------------------------------
+
+
+def _open(names: Sequence[str], load: int, *, quick: bool) -> dict[str, dict[str, list[float]]]:
+    """Return the latency quantiles of each contender in each round, on the same arrivals, and the ideal server's."""
+    seconds = 0.5 if quick else 3.0
+    found: dict[str, dict[str, list[float]]] = {}
+    for seed in range(1 if quick else 3):
+        due = _arrivals(load, seconds, seed)
+        for name in (IDEAL, *names):
+            if name == IDEAL:
+                latencies = _ideal(due)
+            else:
+                try:
+                    latencies = _in_loop(_serve_arrivals(name, due))
+                except TimeoutError:
+                    latencies = [float("inf")]
+            latencies.sort()
+            quantiles = found.setdefault(name, {"p50": [], "p99": []})
+            for quantile, share in (("p50", 0.50), ("p99", 0.99)):
+                quantiles[quantile].append(latencies[int(share * (len(latencies) - 1))])
+    return found
+
+
+def _arrivals(load: int, seconds: float, seed: int) -> list[float]:
+    generator = random.Random(seed)
+    due: list[float] = []
+    now = 0.0
+    while True:
+        now += generator.expovariate(CAPACITY * load / 100)
+        if now > seconds:
+            return due
+        due.append(now)
+
+
+def _ideal(due: Sequence[float]) -> list[float]:
+    """Return the latencies of a server that takes what waits as soon as it is free, and spends no time of its own."""
+    latencies: list[float] = []
+    free, first = 0.0, 0
+    while first < len(due):
+        start = max(free, due[first])
+        last = first
+        while last < len(due) and last - first < BATCH and due[last] <= start:
+            last += 1
+        free = start + device_seconds(last - first)
+        latencies += [free - at for at in due[first:last]]
+        first = last
+    return latencies
+
+
+async def _serve_arrivals(name: str, due: Sequence[float]) -> list[float]:
+    async with CONTENDERS[name](device, BATCH, WAIT) as submit:
+        await asyncio.gather(*[submit(number) for number in range(16)])
+        for number in range(16):
+            await submit(number)
+        latencies: list[float] = []
+        loop = asyncio.get_running_loop()
+
+        async def caller(number: int, at: float) -> None:
+            await submit(number)
+            latencies.append(loop.time() - at)
+
+        start = loop.time() + 0.01
+        tasks = []
+        for number, after in enumerate(due):
+            if (left := start + after - loop.time()) > 0:
+                await asyncio.sleep(left)
+            tasks.append(loop.create_task(caller(number, start + after)))
+        # Who is more than ten seconds behind has lost; waiting for it would only take long.
+        done, late = await asyncio.wait(tasks, timeout=10)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+        if late:
+            raise TimeoutError
+        for task in done:
+            task.result()
+        return latencies
+
+
+def _in_loop(main: Awaitable[Any]) -> Any:
+    """Run *main* in a loop whose timers are exact to the microsecond; epoll's are to the millisecond."""
+
+    def make() -> asyncio.AbstractEventLoop:
+        return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+    with asyncio.Runner(loop_factory=make) as runner:
+        return runner.run(main)  # type: ignore[arg-type]
+
+
+def _present(bench: Bench | None) -> list[str]:
+    names = []
+    for name in CONTENDERS:
+        reason = missing(name)
+        if not reason:
+            names.append(name)
+        elif bench is not None:
+            bench.skipped("online", name, reason)
+        else:
+            print(f"not run: {name}: {reason}")
+    return names
+
+
+def _save(found: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    PATH.write_text(json.dumps(_rounded(found)) + "\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list) else value
+
+
+def main() -> int:
+    """Measure, print the tables, write the results."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.inference_online")
+    parser.add_argument("--quick", action="store_true", help="few rounds, and write no results")
+    parser.add_argument("--docs", action="store_true", help="also rewrite the page and its picture")
+    parser.add_argument(
+        "--only", action="append", help="measure this contender alone; write no results"
+    )
+    options = parser.parse_args()
+    from benchmarks.inference_page import publish, tables
+
+    found = measured(options.only or _present(None), quick=options.quick)
+    print(tables(found))
+    if not options.quick and not options.only:
+        _save(found)
+    if options.docs:
+        publish(Path(__file__).parents[1] / "docs")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
