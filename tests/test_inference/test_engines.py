@@ -30,8 +30,8 @@ class Threads:
 
     name = "threads"
 
-    def __init__(self, n=2):
-        self.n = n
+    def __init__(self, n=2, threads=None):
+        self.n, self.threads = n, threads
         self.sessions = []
 
     def check(self):
@@ -40,7 +40,7 @@ class Threads:
     dumps = staticmethod(cloudpickle.dumps)
 
     def open(self, work):
-        self.sessions.append(Session(pickle.loads(pickle.dumps(work)), self.n))
+        self.sessions.append(Session(pickle.loads(pickle.dumps(work)), self.n, self.threads))
         return self.sessions[-1]
 
     def dataset(self, work, rows):
@@ -48,8 +48,8 @@ class Threads:
 
 
 class Session:
-    def __init__(self, work, n):
-        self.work, self.n = work, n
+    def __init__(self, work, n, threads):
+        self.work, self.n = partial(work, threads=threads), n
         self.pool = ThreadPoolExecutor(n)
         self.n_tasks = self.n_under_way = self.most = 0
         self.closed = False
@@ -267,6 +267,26 @@ def test_one_thread_at_a_time_runs_the_model_and_one_loads_it(tmp_path):
     results = map_batches(Loaded(load), range(2_000), batch_size=4, engine=Threads(4))
     assert sum(int(one) for one in results) == 2_000 * 1_999
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_module_runs_with_the_threads_of_its_worker():
+    import torch
+
+    class Threaded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return x * self.weight + torch.get_num_threads()
+
+    rows = list(np.arange(40, dtype=np.float32))
+    model = Threaded().eval()
+    results = list(map_batches(model, rows, batch_size=8, engine=Threads(threads=3)))
+    assert [type(result) for result in results] == [np.float32] * 40
+    assert [float(result) for result in results] == [2.0 * i + 3 for i in range(40)]
+    with pytest.raises(ConfigurationError, match="evaluation mode"):
+        map_batches(model.train(), rows, engine=Threads())
 
 
 def test_what_the_rows_raise_comes_after_the_results_of_those_before():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 
 import numpy as np
 import pytest
 
 from mlkit.errors import ConfigurationError, EngineError, RowError
 from mlkit.inference import map_batches
-from mlkit.testing import EngineContract
+from mlkit.testing import EngineContract, record_events
 
 distributed = pytest.importorskip("distributed", reason="the extra dask is not installed")
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
-def client():
+def running():
     import dask as library
 
     quiet = [
@@ -40,8 +41,7 @@ def client():
                 n_workers=2,
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address=None,
-                worker_dashboard_address=None,
+                dashboard_address=":0",
                 silence_logs=logging.CRITICAL,
             ) as cluster,
             distributed.Client(cluster) as client,
@@ -51,6 +51,18 @@ def client():
         logger.setLevel(level)
     for name in set(os.environ) - set(environment):
         del os.environ[name]
+
+
+@pytest.fixture
+def client(running):
+    running.wait_for_workers(2, timeout=100)  # one may have been killed a moment ago
+    return running
+
+
+def small_device(batch):
+    if len(batch) > 4:
+        raise MemoryError
+    return batch
 
 
 class TestDask(EngineContract):
@@ -77,37 +89,59 @@ def score(table):
 
 
 def test_a_row_that_kills_each_worker_is_named_by_its_chunk(client):
-    with pytest.raises(EngineError, match=r"rows 64 to 79.*KilledWorker"):
+    with pytest.raises(EngineError, match="KilledWorker") as caught:
         list(map_batches(deadly, range(80), batch_size=16, engine=dask(client)))
+    first, last = map(int, re.findall(r"for rows (\d+) to (\d+)", str(caught.value))[0])
+    assert first <= 77 <= last
     assert sum(map_batches(np.negative, range(100), engine=dask(client))) == -4950
 
 
-def test_a_module_is_pickled_and_runs_with_the_threads_of_its_worker(client):
-    import torch
+def test_torch_is_given_the_threads_of_the_worker(client):
+    from mlkit.integrations.dask import _threads
 
-    class Threads(torch.nn.Module):
-        def forward(self, x):
-            return x * self.weight + torch.get_num_threads()
-
-    model = Threads().eval()
-    model.weight = torch.nn.Parameter(torch.tensor(2.0))
-    rows = list(np.arange(40, dtype=np.float32))
-    results = list(map_batches(model, rows, batch_size=8, engine=dask(client)))
-    assert [type(result) for result in results] == [np.float32] * 40
-    assert [float(result) for result in results] == [2.0 * i + 1 for i in range(40)]
+    assert client.submit(_threads, pure=False).result() == 1
 
 
 def test_the_workers_forget_the_model_when_the_job_is_over(client):
     def held():
         from mlkit.integrations import dask
 
-        return len(dask._works)
+        return [work.key for work in dask._works.values()]
+
+    def loaded():
+        from mlkit.inference import _work
+
+        return list(_work._models)
 
     results = map_batches(np.negative, range(1000), batch_size=8, engine=dask(client))
     next(results)
-    assert set(client.run(held).values()) == {1}
+    (key,) = {key for keys in client.run(held).values() for key in keys}
+    assert any(key in keys for keys in client.run(loaded).values())
     results.close()
-    assert set(client.run(held).values()) == {0}
+    assert list(client.run(held).values()) == [[], []]
+    assert not any(key in keys for keys in client.run(loaded).values())
+
+
+def test_results_that_nobody_closes_are_let_go_of_in_any_thread(client):
+    results = map_batches(np.negative, range(1000), batch_size=8, engine=dask(client))
+    next(results)
+
+    async def collect():
+        nonlocal results
+        results = None  # in the client's own thread, as the garbage collector might
+
+    client.sync(collect)
+    assert list(map_batches(np.negative, range(3), engine=dask(client))) == [0, -1, -2]
+
+
+def test_what_happens_in_a_worker_is_told_here(client):
+    with record_events("inference.") as events:
+        results = list(map_batches(small_device, range(50), batch_size=16, engine=dask(client)))
+    assert results == list(range(50))
+    assert {(event.kind, event.fields["limit"]) for event in events} == {
+        ("inference.batch.split", 8),
+        ("inference.batch.split", 4),
+    }
 
 
 def test_a_batch_of_large_rows_is_sent_without_complaint(client):

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import islice
-from os import getpid
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit.errors import ConfigurationError, EngineError
@@ -18,7 +17,7 @@ from mlkit.inference._runner import Failure
 from mlkit.inference._stream import doubt
 from mlkit.inference._unpicklable import pickled
 from mlkit.inference._wire import Answer, Task, unpickled
-from mlkit.inference._work import Work, opened
+from mlkit.inference._work import Work, opened, place
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -259,7 +258,7 @@ class _Job:
     def _taken(self, chunk: _Chunk, answer: Answer, *, last: bool) -> list[Any]:
         """Learn from an answer, keep its results, and return them."""
         results = answer.unpacked()
-        for kind, name, fields in answer.events if answer.worker[1] != getpid() else ():
+        for kind, name, fields in answer.events if answer.worker != place() else ():
             emit(kind, name, **fields)
         first = not self._n_rows
         if answer.example is not None and chunk.rows and not self._example:

@@ -110,9 +110,31 @@ def map_batches(
     name: str | None = ...,
     engine: Engine | None = ...,
 ) -> Iterator[Any]: ...
+@overload
 def map_batches(
     fn: Callable[[Any], Any],
-    rows: Iterable[Any],
+    rows: object,
+    *,
+    batch_size: int | Literal["auto"] = ...,
+    on_error: Literal["raise", "skip", "return"] = ...,
+    buckets: Iterable[int] | None = ...,
+    pad: Pad = ...,
+    collate: Callable[[list[Any]], Any] | None = ...,
+    device: object = ...,
+    isolate: bool = ...,
+    length: Callable[[Any], int] | None = ...,
+    window: int | None = ...,
+    widths: Iterable[int] | None = ...,
+    exact: bool = ...,
+    autocast: object = ...,
+    compile: bool | Mapping[str, Any] = ...,
+    graphs: bool = ...,
+    name: str | None = ...,
+    engine: Engine,
+) -> Any: ...
+def map_batches(
+    fn: Callable[[Any], Any],
+    rows: Any,
     *,
     batch_size: int | Literal["auto"] = 32,
     on_error: Literal["raise", "skip", "return"] = "raise",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mlkit.inference._map import Setup
 
-__all__ = ["Partition", "Work", "opened"]
+__all__ = ["Partition", "Work", "opened", "place"]
 
 _KEPT = 2  # models that a process holds on to; a worker may serve two jobs in turn
 
@@ -106,8 +106,13 @@ class Work:
             lambda one: events.append((one.kind, one.name, dict(one.fields))), scope="context"
         ):
             answer = self._answer(task, threads)
-        answer = answer._replace(events=tuple(events), worker=_place())
+        answer = answer._replace(events=tuple(events), worker=place())
         return self._packed_answer(answer)
+
+    def forget(self) -> None:
+        """Let go of the model in this process; the next task would load it again."""
+        with _lock:
+            _models.pop(self.key, None)
 
     def partition(self, number: int) -> Partition:
         """Return what runs the rows of one part of a dataset.
@@ -193,11 +198,11 @@ class Work:
                     break
         finally:
             batches.close()
-        place = None
+        example_at = None
         if runner.example and not task.example:
-            place = next(i for i, row in enumerate(task.rows) if row is runner.example[0])
+            example_at = next(i for i, row in enumerate(task.rows) if row is runner.example[0])
         seconds = clock.monotonic() - start
-        return Answer(n_rows, results, failures, error, example=place, seconds=seconds)
+        return Answer(n_rows, results, failures, error, example=example_at, seconds=seconds)
 
     def _ended(self, error: Exception, doing: str) -> Answer:
         return Answer(0, [], {}, sent(error, self.dumps, {}), doing)
@@ -248,12 +253,12 @@ class Partition:
         if answer.example is not None:
             self._example = work.dumps(task.rows[answer.example])
         self._n_before += len(rows)
-        results = answer._replace(worker=_place()).unpacked()
-        for place in answer.failures:
-            error = results[place].error
-            results[place] = RowError(error.index, error.__cause__, partition=self._number)
+        results = answer._replace(worker=place()).unpacked()
+        for index in answer.failures:
+            error = results[index].error
+            results[index] = RowError(error.index, error.__cause__, partition=self._number)
             if work.on_error == "raise":
-                raise results[place]
+                raise results[index]
         if answer.error is not None:
             raise opened(answer, work.engine)
         return results
@@ -289,5 +294,6 @@ def _cause(error: RowError) -> BaseException:
     return error if error.__cause__ is None else error.__cause__
 
 
-def _place() -> tuple[str, int]:
+def place() -> tuple[str, int]:
+    """Return the names of this host and process."""
     return os.uname().nodename, os.getpid()

@@ -117,15 +117,12 @@ class _Session:
     """The workers of one cluster and the works they hold for one job."""
 
     def __init__(self, client: Any, work: Work) -> None:
-        from threading import Lock
-
         self._client, self._work = client, work
         # Another job may run the same work, and end first.
         self._job = f"mlkit-{work.name}-{os.urandom(6).hex()}"
         self._futures: dict[str, Any] = {}
-        self._n_sent = 0
+        self._n_sent, self._closed = 0, False
         self._n_slots, self._asked = 1, -_inf
-        self._lock = Lock()
         try:
             client.register_plugin(_plugin(self._job, work))
         except Exception as error:
@@ -166,14 +163,21 @@ class _Session:
 
     def close(self) -> None:
         """Cancel what runs, and let the workers forget the model."""
-        futures, self._futures = self._futures, {}
-        if self._client.status != "running":
+        futures, self._futures = list(self._futures.values()), {}
+        if self._closed or self._client.status != "running":
             return
-        # Whatever has broken by now was said by the answers.
-        with suppress(Exception):
+        self._closed = True
+        # Results that nobody closed may be collected in the client's own thread, which cannot wait for itself.
+        if self._client.asynchronous:
+            self._client.loop.add_callback(self._let_go, futures)
+        else:
+            self._client.sync(self._let_go, futures)
+
+    async def _let_go(self, futures: list[Any]) -> None:
+        with suppress(Exception):  # whatever has broken by now was said by the answers
             if futures:
-                self._client.cancel(list(futures.values()))
-            self._client.unregister_worker_plugin(self._job)
+                await self._client.cancel(futures)
+            await self._client.unregister_worker_plugin(self._job)
 
 
 def _submitted(client: Any, job: str, task: bytes, key: str) -> Any:
@@ -219,7 +223,9 @@ def _hold(job: str, work: Work) -> None:
 
 
 def _drop(job: str) -> None:
-    _works.pop(job, None)
+    work = _works.pop(job, None)
+    if work is not None and all(other.key != work.key for other in _works.values()):
+        work.forget()
 
 
 def _answer(job: str, task: bytes) -> bytes:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["RayEngine", "ray"]
 
 _RETRIES = 3  # as Ray's own for tasks
+_BLOCK = 4_096  # rows of a dataset that are made into dicts at a time
 
 
 def ray(*, n_workers: int | None = None, n_cpus: float = 1, n_gpus: float = 0) -> RayEngine:
@@ -31,8 +32,8 @@ def ray(*, n_workers: int | None = None, n_cpus: float = 1, n_gpus: float = 0) -
 
     A `ray.data.Dataset`, whose rows reach *fn* as dicts, gives a lazy dataset with the results as further columns: one
     for each key of a result that is a dict, else one named `"result"`. `on_error="return"` adds a column `"error"` with
-    the text of a bad row's error, whose results are missing. Rows of a dataset have no numbers: errors count within the
-    block they name, and blocks within an actor.
+    the text of a bad row's error, whose results are missing. Rows of a dataset have no numbers: errors count within a
+    part of at most 4,096 rows, and these parts within an actor.
 
     Args:
         n_workers: At most how many actors, at least 1; by default as many as the cluster's CPUs (or GPUs) hold.
@@ -112,6 +113,7 @@ class RayEngine:
         return rows.map_batches(
             _Blocks,
             fn_constructor_args=(work, self._threads()),
+            batch_size=_BLOCK,
             batch_format="numpy",
             compute=data.ActorPoolStrategy(min_size=1, max_size=self._most()),
             num_cpus=self._n_cpus,

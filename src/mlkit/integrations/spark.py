@@ -90,17 +90,17 @@ class SparkEngine:
 
     def open(self, work: Work) -> _Session:
         """Broadcast *work* and return the session."""
-        if self._remote():
-            raise EngineError(
-                self.name,
-                "over Spark Connect only data frames can be run; pass one as rows, e.g. session.createDataFrame(...)",
-            )
         self.check()
         return _Session(self._session.sparkContext, work)
 
     def dataset(self, work: Work, rows: Any) -> Any:
         """Return the lazy results of a `DataFrame`, else `NotImplemented`."""
         if type(rows).__module__.partition(".")[0] != "pyspark" or not hasattr(rows, "mapInArrow"):
+            if self._remote():
+                raise EngineError(
+                    self.name,
+                    "over Spark Connect only data frames can be run; make one of the rows with session.createDataFrame",
+                )
             return NotImplemented
         from pyspark.sql.pandas.types import to_arrow_type
         from pyspark.sql.types import StringType, StructType
