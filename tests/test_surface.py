@@ -16,7 +16,7 @@ import mlkit
 ROOT = Path(__file__).parents[1]
 BLOCKS = ("registry", "repro", "inference", "resilience", "flags", "tracking", "models")
 ROOMS = (
-    "accelerate", "lightning", "mlflow", "ofrep", "openfeature", "opentelemetry", "prometheus", "pytorch_lightning",
+    "accelerate", "lightning", "mlflow", "mlflow_plugin", "ofrep", "openfeature", "opentelemetry", "prometheus", "pytorch_lightning",
     "structlog", "transformers", "dask", "ray", "spark", "comet", "neptune", "trackio", "wandb",
 )  # fmt: skip
 PUBLIC = (

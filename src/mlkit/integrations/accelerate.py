@@ -45,6 +45,7 @@ class RunTracker(_Base):  # type: ignore[misc]
         MissingDependencyError: If Accelerate is not installed.
 
     Examples:
+        >>> from mlkit.integrations.accelerate import RunTracker
         >>> import tempfile
         >>> tracker = RunTracker("digits", root=tempfile.mkdtemp())
         >>> tracker.store_init_configuration({"lr": 0.1})
@@ -211,5 +212,6 @@ def _base() -> type[Any]:
 
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = late(__name__, RunTracker, _base)
+    _written = RunTracker
+    __getattr__, __dir__ = late(__name__, _written, _base)
     del RunTracker

@@ -64,6 +64,7 @@ class RunLogger(_Base):  # type: ignore[misc]
         MissingDependencyError: If Lightning is not installed.
 
     Examples:
+        >>> from mlkit.integrations.lightning import RunLogger
         >>> import tempfile
         >>> logger = RunLogger("digits", root=tempfile.mkdtemp())
         >>> logger.log_hyperparams({"net": {"depth": 3}})

@@ -64,6 +64,7 @@ class RunCallback(_Base):  # type: ignore[misc]
         MissingDependencyError: If Transformers is not installed.
 
     Examples:
+        >>> from mlkit.integrations.transformers import RunCallback
         >>> callback = RunCallback("churn", sinks=["mlflow:http://127.0.0.1:5000"])
         >>> callback.run is None
         True
@@ -278,5 +279,6 @@ def _base() -> type[Any]:
 
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = late(__name__, RunCallback, _base)
+    _written = RunCallback
+    __getattr__, __dir__ = late(__name__, _written, _base)
     del RunCallback
