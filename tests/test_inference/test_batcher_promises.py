@@ -204,11 +204,39 @@ def test_each_caller_of_a_shared_run_gets_an_error_of_its_own(error):
         assert [str(e) for e in errors] == ["bad row"] * 3
 
 
-def test_a_key_that_cannot_be_hashed_is_refused():
+def test_a_key_that_is_not_made_of_plain_values_is_refused():
+    class Key:
+        def __hash__(self):
+            raise AssertionError("user code within a lock")
+
     with Batcher(lambda batch: batch) as batcher:
-        with pytest.raises(ConfigurationError, match="key"):
-            batcher.call(1.0, key=[])
-        assert batcher.call(1.0, key=0) == 1.0
+        for wrong in ([], Key(), (1, Key()), frozenset()):
+            with pytest.raises(ConfigurationError, match="key"):
+                batcher.call(1.0, key=wrong)
+        for key in (0, "", b"x", 1.5, ("a", (1, None))):
+            assert batcher.call(1.0, key=key) == 1.0
+
+
+def test_nobody_joins_a_row_that_was_refused():
+    with virtual_time(autojump=False) as clock:
+        batcher, hold, entered = taught(clock, 2.0)
+        with batcher:
+            hold.set()
+            batcher.call(0.0)
+            entered.acquire()
+            hold.clear()
+            first = clock.thread(batcher.call, 0.0)
+            entered.acquire()
+            with pytest.raises(OverloadedError):
+                batcher.call(1.0, key="k", timeout=1.0)
+            got = []
+            second = clock.thread(lambda: got.append(batcher.call(2.0, key="k")))
+            wait_until(lambda: batcher.stats().n_waiting == 1)
+            assert batcher.stats().n_joined == 0
+            hold.set()
+            for thread in (first, second):
+                thread.join()
+    assert got == [2.0]
 
 
 # --- early refusals ------------------------------------------------------------------------------------------------

@@ -357,8 +357,9 @@ class Batcher(Generic[_Row, _Result]):
             row: The row.
             deadline: Seconds from now after which the answer is of no use. A row that has not begun by then never runs.
             priority: Rows of a larger priority run first; rows of the same in the order they came. A 64-bit integer.
-            key: What only rows with the same result have in common. While a row of the same key waits or runs, this
-                one shares its run and its result, which is then one object for several callers. None shares nothing.
+            key: What only rows with the same result have in common: text, bytes, a number or a tuple of these. While a
+                row of the same key waits or runs, this one shares its run and its result, which is then one object for
+                several callers. None shares nothing.
 
         Returns:
             The result; made of arrays or tensors, it is a view into its batch.
@@ -470,10 +471,8 @@ class Batcher(Generic[_Row, _Result]):
             request.expires = self._clock.monotonic() + request.allowed
             request.plain = False
         if key is not None:
-            try:
-                hash(key)
-            except TypeError as error:
-                raise ConfigurationError("key", key, "a value that can be hashed") from error
+            if not _is_plain_key(key):
+                raise ConfigurationError("key", key, "text, bytes, a number or a tuple of these")
             request.key, request.plain = key, False
 
     def _refusal(self) -> InferenceError:
@@ -592,3 +591,10 @@ class Batcher(Generic[_Row, _Result]):
         self._turn_away(dropped, lambda _: refusal(self.name, self._pid, closed=True))
         for warm_up in warm_ups:
             warm_up.fail(refusal(self.name, self._pid, closed=True))
+
+
+def _is_plain_key(key: object) -> bool:
+    """Return whether *key* is made of built-in values: comparing others would run a user's code within a lock."""
+    if type(key) is tuple:
+        return all(map(_is_plain_key, key))
+    return key is None or type(key) in (str, bytes, int, float, bool)

@@ -228,6 +228,8 @@ class Queue:
             if self._join(request):
                 return True
             self._admit(request, now)
+            if request.key is not None:
+                self._flights.lead(request)
         waiting.push(request)
         gathering.arrived(now)
         if gathering.since is None and self._free:
@@ -262,8 +264,6 @@ class Queue:
                 name=self._name,
                 retry_after=None if after is None else after + self._rest(now),
             )
-        if request.key is not None:
-            self._flights.lead(request)
         if request.expires is None:
             return
         self._timed = True
