@@ -107,6 +107,16 @@ def test_a_client_that_hangs_is_ended(client):
     assert client.call("add", timeout=30) == (0, 1)
 
 
+def test_a_variable_that_is_set_later_is_seen(target, monkeypatch):
+    one = acquire(target, {})
+    assert one.call("setting", "WANDB_A_KEY", timeout=30) is None
+    monkeypatch.setenv("WANDB_A_KEY", "secret")
+    two = acquire(target, {})
+    assert two.call("setting", "WANDB_A_KEY", timeout=30) == "secret"
+    release(one)
+    release(two)
+
+
 def test_a_client_ends_with_its_last_user_and_runs_its_exit_hooks(target, tmp_path):
     one, two = acquire(target, {}), acquire(target, {})
     other = acquire(target, {"A_SETTING": "another"})

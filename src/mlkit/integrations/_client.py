@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["Client", "acquire", "release"]
 
 _LENGTH = Struct("<Q")
+# Variables that change what a client does: its own, and where keys, proxies and certificates are.
+_ASKED = (
+    "COMET_", "HF_", "HOME", "HTTP", "NETRC", "NO_PROXY", "REQUESTS_", "SSL_", "TRACKIO_", "WANDB_", "XDG_",
+)  # fmt: skip
 _GOODBYE = 10.0  # seconds that a client has to end by itself
 
 
@@ -194,7 +198,9 @@ def acquire(target: str, environment: Mapping[str, str | None]) -> Client:
 
     Its start costs seconds, and a run may have hundreds of runs in it.
     """
-    key = (target, *sorted(environment.items()))
+    # A process begins with the environment of its time, and does not see a key that is set later.
+    asked = {item for item in os.environ.items() if item[0].upper().startswith(_ASKED)}
+    key = (target, frozenset(environment.items()), frozenset(asked))
     with _lock:
         client, users = _clients.get(key) or (Client(target, environment), 0)
         _clients[key] = client, users + 1
