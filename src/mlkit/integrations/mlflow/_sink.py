@@ -198,14 +198,10 @@ class MlflowSink:
         """Return MLflow's id of a run of ours, or an empty text.
 
         There may be two, if somebody made one while we did, or a proxy sent a request twice. All who look take the
-        same of them, and those that are empty go.
+        same of them, one that holds something if there is one.
         """
         found = store.runs_with(experiment, _RUN_TAG, run_id)
-        first, *others = sorted(found, key=lambda one: (not found[one], one)) or [""]
-        for other in others:
-            if not found[other]:
-                store.delete_run(other)
-        return first
+        return min(found, key=lambda one: (not found[one], one), default="")
 
     def _create(self, store: Store, experiment: str, run: RunInfo) -> None:
         tags = {_RUN_TAG: run.id, "mlflow.source.name": "mlkit"}

@@ -100,10 +100,6 @@ class Server:
             return False
         return bool(_said(_said(found, "run"), "info").get("lifecycle_stage") != "deleted")
 
-    def delete_run(self, run_id: str) -> None:
-        """Delete a run, which can be undone."""
-        self._ask("POST", "runs/delete", json={"run_id": run_id})
-
     def log(
         self,
         run_id: str,
@@ -252,11 +248,6 @@ class Database:
             return bool(self._client.get_run(run_id).info.lifecycle_stage != "deleted")
         except MlflowException as error:
             return bool(error.error_code != _MISSING)
-
-    def delete_run(self, run_id: str) -> None:
-        """As `Server.delete_run`."""
-        with translated():
-            self._client.delete_run(run_id)
 
     def log(
         self,
