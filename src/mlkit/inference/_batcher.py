@@ -451,13 +451,12 @@ class Batcher(Generic[_Row, _Result]):
 
     def stats(self) -> BatcherStats:
         """Return what it has done so far, all figures of the same moment."""
-        if self._forked():
-            return self._queue.snapshot(self._runner)  # whoever held the lock is in the parent
-        return self._queue.stats(self._runner)
+        # Whoever held the lock in a forked child is in the parent.
+        return self._queue.stats(self._runner, locked=not self._forked())
 
     def samples(self) -> list[Sample]:
         """Return the figures of `stats` for `mlkit.telemetry.collect`, labelled with the batcher's name."""
-        return as_samples(self._queue.snapshot(self._runner), self.name)
+        return as_samples(self._queue.stats(self._runner, locked=False), self.name)
 
     def _ask(
         self, request: Request, argument: str, limit: float | None, priority: int, key: Hashable

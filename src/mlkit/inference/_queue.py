@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from contextlib import nullcontext
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -15,7 +16,7 @@ from mlkit.inference._flights import Flights
 from mlkit.inference._gathering import Gathering
 from mlkit.inference._pace import Pace
 from mlkit.inference._requests import Request, Waiting
-from mlkit.inference._stats import BatcherStats, Tally
+from mlkit.inference._stats import BatcherStats, Tally, with_quantiles
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -192,20 +193,20 @@ class Queue:
                 caller for request in self._running for caller in (request, *(request.others or ()))
             ]
 
-    def stats(self, runner: Runner) -> BatcherStats:
-        """Return what has been done so far, all figures of the same moment."""
-        with self._lock:
-            return self.snapshot(runner)
+    def stats(self, runner: Runner, *, locked: bool = True) -> BatcherStats:
+        """Return what has been done so far, all figures of the same moment if *locked*.
 
-    def snapshot(self, runner: Runner) -> BatcherStats:
-        """Return the same without the lock, which in a forked child may be held for ever."""
-        return self._tally.stats(
-            n_waiting=self._waiting.n_rows,
-            n_running=len(self._running),
-            n_calls=runner.calls,
-            limit=min(self._gathering.full, runner.limit),
-            max_wait=self._gathering.max_wait,
-        )
+        Without the lock in a forked child, where it may be held for ever, and for who must not block.
+        """
+        with self._lock if locked else nullcontext():
+            counts, recent = self._tally.stats(
+                n_waiting=self._waiting.n_rows,
+                n_running=len(self._running),
+                n_calls=runner.calls,
+                limit=min(self._gathering.full, runner.limit),
+                max_wait=self._gathering.max_wait,
+            )
+        return with_quantiles(counts, recent)
 
     def _join(self, request: Request) -> bool:
         """Let *request* share the run of a row of the same key, if there is one."""

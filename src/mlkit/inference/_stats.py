@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from mlkit.inference._requests import Request
 
-__all__ = ["BatcherStats", "Quantiles", "Tally", "as_samples"]
+__all__ = ["BatcherStats", "Quantiles", "Tally", "as_samples", "with_quantiles"]
 
 _RECENT = 4096  # rows whose latency is kept
 
@@ -89,6 +89,10 @@ class BatcherStats(NamedTuple):
         return rows / self.n_batches if self.n_batches else 0.0
 
 
+# Of a batch when its rows came, when it left and when it was done.
+_Ran = tuple[list[float], float, float]
+
+
 @final
 class Tally:
     """The counts of a batcher. Whoever changes them holds the queue's lock."""
@@ -109,8 +113,7 @@ class Tally:
         self.done = self.failed = self.expired = self.cancelled = self.joined = 0
         self.rejects: dict[str, int] = {}
         self.sizes: dict[int, int] = {}
-        # Of each batch when its rows came, when it left and when it was done; quantiles are made when somebody asks.
-        self._recent: deque[tuple[list[float], float, float]] = deque()
+        self._recent: deque[_Ran] = deque()
         self._n_recent = 0
 
     def left(self, *, expired: bool) -> None:
@@ -138,12 +141,11 @@ class Tally:
 
     def stats(
         self, *, n_waiting: int, n_running: int, n_calls: int, limit: int, max_wait: float
-    ) -> BatcherStats:
-        """Return a snapshot."""
+    ) -> tuple[BatcherStats, list[_Ran]]:
+        """Return a snapshot without quantiles, and what `with_quantiles` makes them of, which may take its time."""
         sizes = dict(sorted(self.sizes.copy().items()))
         settled = self.done + self.failed + self.expired + self.cancelled
-        recent = list(self._recent)
-        return BatcherStats(
+        stats = BatcherStats(
             n_accepted=settled + n_waiting + n_running,
             n_done=self.done,
             n_failed=self.failed,
@@ -157,11 +159,20 @@ class Tally:
             batch_sizes=sizes,
             n_joined=self.joined,
             rejects=self.rejects.copy(),
-            latency=_quantiles([done - at for came, _, done in recent for at in came]),
-            waited=_quantiles([left - at for came, left, _ in recent for at in came]),
+            latency=Quantiles(),
+            waited=Quantiles(),
             batch_limit=limit,
             wait_limit=max_wait,
         )
+        return stats, list(self._recent)
+
+
+def with_quantiles(stats: BatcherStats, recent: list[_Ran]) -> BatcherStats:
+    """Return *stats* with the quantiles of the *recent* batches."""
+    return stats._replace(
+        latency=_quantiles([done - at for came, _, done in recent for at in came]),
+        waited=_quantiles([left - at for came, left, _ in recent for at in came]),
+    )
 
 
 def _quantiles(values: list[float]) -> Quantiles:
