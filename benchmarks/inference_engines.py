@@ -91,7 +91,7 @@ def _equal(got: object, truth: object) -> bool:
 
 
 def _works(bench: Bench) -> list[tuple[str, Any, Any]]:
-    n = 10_000 if bench.quick else 100_000
+    n = 5_000 if bench.quick else 20_000
     draw = np.random.default_rng(1).standard_normal
     return [
         ("next to nothing", Total(), draw((n, WIDTH))),

@@ -428,6 +428,42 @@ def test_loaded_works_without_an_engine_too():
         map_batches(Loaded(lambda: 3), range(3))
 
 
+class Parts(Threads):
+    """An engine whose datasets are lists of lists."""
+
+    def dataset(self, work, rows):
+        if not isinstance(rows, list):
+            return NotImplemented
+        runs = [work.partition(i) for i in range(len(rows))]
+        return [run(part[:3]) + run(part[3:]) for run, part in zip(runs, rows, strict=True)]
+
+
+def test_parts_of_a_dataset_count_their_own_rows():
+    def model(batch):
+        if (batch < 0).any():
+            raise ArithmeticError("negative")
+        return batch * 2
+
+    one, two = (
+        [np.float64(i) for i in range(5)],
+        [np.zeros(2), np.zeros(2), np.ones(2), -np.ones(2)],
+    )
+    first, second = map_batches(model, [one, two], on_error="return", engine=Parts())
+    assert first == [0, 2, 4, 6, 8]
+    assert [result.tolist() for result in second[:3]] == [[0, 0], [0, 0], [2, 2]]
+    assert (second[3].index, second[3].partition) == (3, 1)
+    assert isinstance(second[3].__cause__, ArithmeticError)
+    # What rows look like is settled by the first batch of each part.
+    (mixed,) = map_batches(model, [[*one, np.zeros(2)]], on_error="return", engine=Parts())
+    assert "row 5 of partition 0: CollateError" in str(mixed[5])
+    with pytest.raises(RowError, match="row 3 of partition 1: ArithmeticError: negative"):
+        map_batches(model, [one, two], engine=Parts())
+    with pytest.raises(EngineError, match="loading the model failed"):
+        map_batches(Loaded(lambda: 1 // 0), [one], engine=Parts())
+    with pytest.raises(OutputShapeError):
+        map_batches(lambda batch: batch[1:], [one], engine=Parts())
+
+
 def same(one, other):
     if isinstance(one, dict):
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)

@@ -81,7 +81,9 @@ def distribute(
 
 
 def _check_engine(engine: Any) -> None:
-    if not all(callable(getattr(engine, name, None)) for name in ("check", "dumps", "open")):
+    if not all(
+        callable(getattr(engine, name, None)) for name in ("check", "dataset", "dumps", "open")
+    ):
         raise ConfigurationError(
             "map_batches(engine=...)",
             engine,

@@ -120,10 +120,10 @@ class Work:
         Args:
             number: Which part it is, for errors.
         """
-        return Partition(self, number)
+        return Partition(self, number, self._turn)
 
-    def run(self, task: Task, threads: int | None) -> Answer:
-        """Run rows that are at hand."""
+    def _turn(self, task: Task, threads: int | None) -> Answer:
+        """Run a task when no other thread runs one."""
         turns = _turns(self.key)
         held = turns.get()
         try:
@@ -145,7 +145,7 @@ class Work:
             rows = rows._replace(rows=unpacked(rows.rows))
         except Exception as error:  # noqa: BLE001 - as above
             return self._ended(error, "reading the rows")
-        return self.run(rows, threads)
+        return self._turn(rows, threads)
 
     def _load(self) -> Setup:
         from mlkit.inference._map import set_up
@@ -228,15 +228,18 @@ class Work:
 
 @final
 class Partition:
-    """Runs the rows of one part of a dataset, some at a time. For one thread; not to be pickled.
+    """Runs the rows of one part of a dataset, some at a time: what `Work.partition` returns.
+
+    For one thread; not to be pickled. What all rows must look like is settled by its first batch.
 
     Args:
-        work: What to run.
+        work: What it is a part of the work of.
         number: Which part it is.
+        run: How to run a task.
     """
 
-    def __init__(self, work: Work, number: int) -> None:
-        self._work, self._number = work, number
+    def __init__(self, work: Work, number: int, run: Callable[[Task, int | None], Answer]) -> None:
+        self._work, self._number, self._run = work, number, run
         self._n_before = 0
         self._example = b""
 
@@ -249,16 +252,19 @@ class Partition:
             Exception: What the model raised that is no row's fault.
         """
         work, task = self._work, Task(self._n_before, list(rows), self._example)
-        answer = work.run(task, threads)
+        answer = self._run(task, threads)._replace(worker=place())
         if answer.example is not None:
             self._example = work.dumps(task.rows[answer.example])
         self._n_before += len(rows)
-        results = answer._replace(worker=place()).unpacked()
+        results = answer.unpacked()
         for index in answer.failures:
-            error = results[index].error
-            results[index] = RowError(error.index, error.__cause__, partition=self._number)
+            failure = results[index]
+            error = RowError(failure.error.index, failure.error.__cause__, partition=self._number)
+            if failure.hint:
+                error.args = (f"{error}; {failure.hint}",)
             if work.on_error == "raise":
-                raise results[index]
+                raise error
+            results[index] = error
         if answer.error is not None:
             raise opened(answer, work.engine)
         return results
