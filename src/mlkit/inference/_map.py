@@ -9,7 +9,6 @@ from mlkit._arguments import one_of, whole
 from mlkit._optional import require
 from mlkit.errors import ConfigurationError, RowError
 from mlkit.inference._check import bucket_sizes
-from mlkit.inference._lanes import Lane, replicas
 from mlkit.inference._loaded import Loaded
 from mlkit.inference._model import Model
 from mlkit.inference._modes import Modes
@@ -361,6 +360,8 @@ def set_up(
         raise ConfigurationError(
             "map_batches(batch_size=...)", batch_size, "a number on several devices, without pad="
         )
+    from mlkit.inference._lanes import Lane
+
     lanes: list[Lane] = []
     for model, where in zip(_copies(fn, places), places, strict=True):
         fixed = made(model, where, ladder[-1], ladder[-1:] if exact else buckets)
@@ -388,6 +389,8 @@ def _copies(fn: Callable[[Any], Any], devices: list[Any]) -> list[Callable[[Any]
     if len(devices) == 1:
         return [fn]
     require("torch", extra="torch", feature="map_batches(device=[...])")
+    from mlkit.inference._lanes import replicas
+
     for device in devices:  # before anything is copied to it
         Model(len, device, owner="map_batches").check_device()
     return replicas(fn, devices)

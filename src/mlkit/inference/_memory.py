@@ -53,9 +53,9 @@ def release(error: BaseException) -> None:
     torch = sys.modules.get("torch")
     if torch is None:
         return
-    import gc
-
-    gc.collect()  # what failed may be part of a cycle
     for backend in (torch.cuda, getattr(torch, "xpu", None)):
         if backend is not None and backend.is_initialized():
+            import gc
+
+            gc.collect()  # what failed may be part of a cycle
             backend.empty_cache()

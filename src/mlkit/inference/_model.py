@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from threading import local
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, final
 
 from mlkit._optional import require
 from mlkit.errors import ConfigurationError
@@ -26,16 +26,19 @@ _NUMBERS = (bool, int, float, complex)
 _local = local()  # of each thread that stages: its streams
 
 
-class Staged(NamedTuple):
+@final
+class Staged:
     """A batch that is ready.
 
-    Attributes:
+    Args:
         batch: The batch, placed.
         copied: The CUDA event after which it is there; None if it is.
     """
 
-    batch: Any
-    copied: Any
+    __slots__ = ("batch", "copied")
+
+    def __init__(self, batch: Any, copied: Any) -> None:
+        self.batch, self.copied = batch, copied
 
 
 @final
@@ -95,7 +98,7 @@ class Model:
             parameter = next(iter(self.module.parameters()), None)
             if parameter is not None and parameter.device.type not in ("cpu", "meta"):
                 self.device = parameter.device
-        self._modes = PLAIN if modes == PLAIN else modes
+        self._modes = modes
         self._step: Callable[[Any], Any] | None = None if modes.compile is not None else fn
         if modes.graphs and not self.runs_behind:
             raise ConfigurationError(

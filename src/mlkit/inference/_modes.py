@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, final
 
 from mlkit._optional import require
 from mlkit.errors import ConfigurationError
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["PLAIN", "Modes"]
 
 
-class Modes(NamedTuple):
+@final
+class Modes:
     """The arguments, checked.
 
     Attributes:
@@ -23,9 +24,10 @@ class Modes(NamedTuple):
         graphs: Whether calls are captured as CUDA graphs.
     """
 
-    autocast: Any
-    compile: dict[str, Any] | None
-    graphs: bool
+    __slots__ = ("autocast", "compile", "graphs")
+
+    def __init__(self, autocast: Any, options: dict[str, Any] | None, *, graphs: bool) -> None:
+        self.autocast, self.compile, self.graphs = autocast, options, graphs
 
     @classmethod
     def chosen(cls, *, owner: str, autocast: object, compile: object, graphs: object) -> Modes:  # noqa: A002 - torch's word
@@ -50,7 +52,9 @@ class Modes(NamedTuple):
                 "False together with compile=",
                 hint="compile={'mode': 'reduce-overhead'} lets torch.compile capture graphs itself",
             )
-        return cls(_dtype(owner, autocast), options, graphs)
+        dtype = _dtype(owner, autocast)
+        plain = dtype is None and options is None and not graphs
+        return PLAIN if plain else cls(dtype, options, graphs=graphs)
 
     @property
     def settings(self) -> dict[str, Any]:

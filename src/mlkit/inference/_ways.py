@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, final
 
 from mlkit._arguments import whole
 from mlkit.errors import ConfigurationError
@@ -28,7 +28,8 @@ _WIDTHS = (
 )  # of exact batches; then 12, 16, 24, 32, 48, ...: a quarter of the entries is filling at worst
 
 
-class Ways(NamedTuple):
+@final
+class Ways:
     """The arguments that decide it, checked.
 
     Attributes:
@@ -39,11 +40,19 @@ class Ways(NamedTuple):
         planned: Whether rows are put together by what they cost.
     """
 
-    length: Callable[[Any], Any] | None
-    window: int | None
-    widths: tuple[int, ...]
-    exact: bool
-    planned: bool
+    __slots__ = ("exact", "length", "planned", "widths", "window")
+
+    def __init__(
+        self,
+        length: Callable[[Any], Any] | None,
+        window: int | None,
+        widths: tuple[int, ...],
+        *,
+        exact: bool,
+        planned: bool,
+    ) -> None:
+        self.length, self.window, self.widths = length, window, widths
+        self.exact, self.planned = exact, planned
 
     @classmethod
     def chosen(
