@@ -274,6 +274,23 @@ def test_an_exception_ends_the_run_as_failed(database, plain):
     assert stored(plain, run.info.run_id).info.status == "FAILED"
 
 
+def test_a_name_is_changed_and_a_status(database, plain):
+    use(database)
+    client = mlflow.MlflowClient()
+    run_id = client.create_run("0", run_name="first").info.run_id
+    client.update_run(run_id, name="second")
+    assert client.get_run(run_id).info.run_name == "second"
+    client.set_tag(run_id, "mlflow.runName", "third")
+    assert client.get_run(run_id).info.run_name == "third"
+    client.update_run(run_id, status="SCHEDULED")
+    assert client.get_run(run_id).info.status == "SCHEDULED"
+    client.set_terminated(run_id, "KILLED")
+    delivered()
+    theirs = stored(plain, run_id)
+    assert (theirs.info.status, theirs.info.run_name) == ("KILLED", "third")
+    assert theirs.data.tags["mlflow.runName"] == "third"
+
+
 def test_a_run_is_gone_on_with_by_its_id(database, plain):
     use(database)
     with mlflow.start_run() as run:

@@ -31,6 +31,7 @@ __all__ = ["StoreSink"]
 
 _PARENT = "mlflow.parentRunId"
 _LET_GO = "mlkit.let_go"
+_NAME = "mlflow.runName"
 
 
 @final
@@ -98,7 +99,10 @@ class StoreSink:
         ]
         if not self._run_id:
             self._make(next((one for one in calls if one["call"] == "create"), None))
-        self._send_plain([one for one in batch if one.kind in {"metric", "param"}])
+        plain = {"metric", "param", "tag"}
+        self._send_plain(
+            [one for one in batch if one.kind in plain and not one.key.startswith(CALL)]
+        )
         at = max((record.time for record in batch), default=0.0)
         with _waiting():
             self._upload([one for one in batch if one.kind == "artifact"])
@@ -184,6 +188,8 @@ class StoreSink:
             kind = call["call"]
             if kind == "tags":
                 self._tag(call["tags"], at)
+                if "run_name" in update:  # which is done last, and would be the older one
+                    update["run_name"] = call["tags"].get(_NAME, update["run_name"])
             elif kind == "delete_tag":
                 self._delete_tag(call["key"])
             elif kind == "metrics":

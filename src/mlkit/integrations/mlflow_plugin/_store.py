@@ -74,6 +74,7 @@ class _Store:
         self.local = Local(self.backend)
         self.experiments = Experiments(self.local.root, self.backend)
         self.stand_ins = StandIns()
+        self._infos: dict[str, Any] = {}
 
     # --- experiments -------------------------------------------------------------------------------------------
 
@@ -139,7 +140,9 @@ class _Store:
             "start_time": start_time,
         }
         made = self.local.create(label, name[:1000], given.get(_PARENT), call)
-        return self._from_journal(made)
+        run = self._from_journal(made)
+        self._infos[made] = run.info
+        return run
 
     def get_run(self, run_id: str) -> Any:
         """Return a run: of the journal, of MLflow, or of both together."""
@@ -160,16 +163,29 @@ class _Store:
         self, run_id: str, run_status: Any, end_time: int | None, run_name: str | None
     ) -> Any:
         """Write down how a run has ended, that it goes on, or what it is called."""
-        from mlflow.entities import RunStatus
+        from mlflow.entities import RunInfo, RunStatus
 
         run_id = self._here(run_id)
         said = None if run_status is None else RunStatus.to_string(run_status)
         call = {"call": "update", "status": said, "end_time": end_time, "run_name": run_name}
         self.local.note(run_id, call, status=said)
-        found = self._from_journal(run_id)
+        # To read the journal, with all its points, would make the end of a long training slow.
+        info = self._infos.get(run_id) or self._from_journal(run_id).info
+        info = self._infos[run_id] = RunInfo(
+            run_id=run_id,
+            experiment_id=info.experiment_id,
+            user_id=info.user_id,
+            status=said or info.status,
+            start_time=info.start_time,
+            end_time=end_time,
+            lifecycle_stage=info.lifecycle_stage,
+            artifact_uri=info.artifact_uri,
+            run_name=run_name or info.run_name,
+        )
         if said is not None and RunStatus.is_terminated(run_status):
+            self._infos.pop(run_id)
             self.local.end(run_id, said)
-        return found.info
+        return info
 
     def log_batch(
         self, run_id: str, metrics: list[Any], params: list[Any], tags: list[Any]
