@@ -150,6 +150,13 @@ async def a_batcher_answers_in_its_models_type(mean: Callable[[list[int]], list[
     async with Batcher(mean) as batcher:
         answer = await batcher.submit(1)
         assert_type(answer, float)
+        assert_type(batcher.call(1, key="one"), float)
+
+    async def remote(batch: list[int]) -> list[float]:
+        return [float(row) for row in batch]
+
+    async with Batcher(remote, target_latency=0.1) as batcher:
+        assert_type(await batcher.submit(1), float)
 
 
 @dataclass
