@@ -440,6 +440,34 @@ def test_rows_of_padded_leaves_in_a_tree_and_a_limit_of_rows(prefetch):
     assert 8 < max(seen) <= 16
 
 
+def test_progress_is_told_of_each_batch_and_of_each_row_once(tmp_path):
+    lengths = documents(300)
+    told = []
+
+    def job():
+        return map_batches(
+            total, rows_of(lengths), window=100, pad=0, progress=told.append, checkpoint=tmp_path / "c"
+        )  # fmt: skip
+
+    first = job()
+    next(first)
+    assert len(told) > 3
+    assert sum(told) == 100  # the first window has run
+    first.close()
+    told.clear()
+    assert len(list(job())) == 300
+    assert sum(told) == 300
+    told.clear()
+    list(map_batches(total, rows_of(lengths), exact=True, pad=0, progress=told.append))
+    assert sum(told) == 300
+    told.clear()
+    devices = ["cpu", "cpu"]
+    list(
+        map_batches(total, rows_of(lengths), window=50, pad=0, progress=told.append, device=devices)
+    )
+    assert sum(told) == 300
+
+
 def test_widths_are_kept_to():
     shapes = set()
 

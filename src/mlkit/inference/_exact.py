@@ -12,7 +12,7 @@ from mlkit.inference._tree import Padded, field_names, is_array, is_tensor
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mlkit.inference._collate import Pad
 
@@ -45,7 +45,7 @@ class Exact:
         self._runners: dict[tuple[int, ...], Runner] = {}  # which one is right for these widths
         self.failed = False
 
-    def run(self, rows: Sequence[Any], *, hasty: bool) -> list[Any]:
+    def run(self, rows: Sequence[Any], *, hasty: bool, done: Callable[[int], object]) -> list[Any]:
         """Return for each row its result or a `Failure`, in order; None after a failure if *hasty*."""
         results: list[Any] = [None] * len(rows)
         try:
@@ -60,6 +60,7 @@ class Exact:
                         results[place] = result
                         if self.failed and hasty and isinstance(result, Failure):
                             end = min(end, place)
+                    done(len(some))
             return results
         finally:
             del rows, results  # an error that somebody keeps also keeps this frame

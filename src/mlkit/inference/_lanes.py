@@ -28,7 +28,7 @@ class Lane(NamedTuple):
     def run(self, rows: list[Any], *, hasty: bool) -> list[Any]:
         """Return for each row its result or a `Failure`, in order."""
         if self.way is not None:
-            return self.way.run(rows, hasty=hasty)
+            return self.way.run(rows, hasty=hasty, done=_nobody)
         return self.runner.run(rows)
 
 
@@ -49,7 +49,13 @@ class Lanes:
         self._lanes = lanes
         self.failed = False
 
-    def run(self, rows: Sequence[Any], *, hasty: bool) -> list[Any]:
+    def run(
+        self,
+        rows: Sequence[Any],
+        *,
+        hasty: bool,
+        done: Callable[[int], object],  # noqa: ARG002 - it is for one thread
+    ) -> list[Any]:
         """Return for each row its result or a `Failure`, in order; None after a failure if *hasty*."""
         from concurrent.futures import ThreadPoolExecutor
         from contextvars import copy_context
@@ -79,6 +85,10 @@ class Lanes:
             return results
         finally:
             del rows, results  # an error that somebody keeps also keeps this frame
+
+
+def _nobody(_: int) -> None:
+    """Tell nobody: the lanes' threads are not the caller's."""
 
 
 def _share(lane: Lane, rows: list[Any], hasty: bool) -> list[Any]:  # noqa: FBT001 - from one call in this file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mlkit.inference._runner import Runner
 
@@ -20,8 +20,11 @@ class Way(Protocol):
         """Whether some rows of the last run may have failed."""
         ...
 
-    def run(self, rows: Sequence[Any], *, hasty: bool) -> list[Any]:
-        """Return for each row its result or a `Failure`, in order; None after a failure if *hasty*."""
+    def run(self, rows: Sequence[Any], *, hasty: bool, done: Callable[[int], object]) -> list[Any]:
+        """Return for each row its result or a `Failure`, in order; None after a failure if *hasty*.
+
+        *done* is told of rows that have run, in this thread; of fewer than all, if the way cannot tell.
+        """
         ...
 
 
@@ -40,6 +43,8 @@ class Steps:
     Attributes:
         name: What events call the job.
         hasty: Whether the job ends at its first bad row.
+        finished: What to tell how many rows have just run, or None.
+        told: How many rows of the last run it was told of.
     """
 
     def __init__(
@@ -53,10 +58,18 @@ class Steps:
         self._others = others
         self.name = runner.name
         self.hasty = False
+        self.finished: Callable[[int], object] | None = None
+        self.told = 0
 
     def run(self, rows: Sequence[Any]) -> list[Any]:
         """Return for each row its result or a `Failure`, in order."""
-        return self._way.run(rows, hasty=self.hasty)
+        self.told = 0
+        return self._way.run(rows, hasty=self.hasty, done=self._done)
+
+    def _done(self, n_rows: int) -> None:
+        if self.finished is not None:
+            self.told += n_rows
+            self.finished(n_rows)
 
     @property
     def failed(self) -> bool:

@@ -11,6 +11,7 @@ from mlkit._suggest import clip
 from mlkit.errors import DegradedWarning, OutputShapeError, RowError
 from mlkit.inference._rows import chunks
 from mlkit.inference._runner import Failure, Runner
+from mlkit.inference._steps import Steps
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from mlkit.inference._checkpoint import Checkpoint, Stored
     from mlkit.inference._rows import Chunk
     from mlkit.inference._sizes import Sizes
-    from mlkit.inference._steps import Steps
 
 __all__ = ["Job", "doubt"]
 
@@ -56,6 +56,9 @@ class Job:
 
     def results(self, finished: Callable[[int], object] | None) -> Iterator[Any]:
         """Yield one result per row, or what stands for it."""
+        steps = self._runner if isinstance(self._runner, Steps) else None
+        if steps is not None:
+            steps.finished = finished
         with self._checkpoint or nullcontext():
             batches = self.batches()
             try:
@@ -76,8 +79,9 @@ class Job:
                         if self._on_error == "return":
                             yield error
                         del error
-                    if finished is not None:
-                        finished(n_rows)
+                    told = 0 if steps is None else steps.told
+                    if finished is not None and n_rows > told:
+                        finished(n_rows - told)
             finally:
                 batches.close()
 

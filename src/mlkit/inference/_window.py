@@ -45,19 +45,21 @@ class Planner:
         self._runner, self._measure = runner, measure
         self._learned = learned_for(*runner.identity)
         self._hasty, self._end = False, 0
+        self._done: Callable[[int], object] | None = None
         self.failed = False
 
-    def run(self, rows: Sequence[Any], *, hasty: bool) -> list[Any]:
+    def run(self, rows: Sequence[Any], *, hasty: bool, done: Callable[[int], object]) -> list[Any]:
         """Return for each row its result or a `Failure`, in order.
 
         Args:
             rows: The rows.
             hasty: Whether nothing after a bad row is wanted: such a row has None.
+            done: Is told of each batch how many rows it had.
         """
         results: list[Any] = [None] * len(rows)
         try:
             self.failed = False
-            self._hasty, self._end = hasty, len(rows)
+            self._hasty, self._end, self._done = hasty, len(rows), done
             lengths = self._lengths(rows, results)
             self._settle(rows)
             todo = sorted(
@@ -70,6 +72,7 @@ class Planner:
                 todo = self._some(rows, lengths, todo, results)
             return results
         finally:
+            self._done = None
             del rows, results  # an error that somebody keeps also keeps this frame
 
     def _lengths(self, rows: Sequence[Any], results: list[Any]) -> list[int]:
@@ -164,6 +167,8 @@ class Planner:
         seconds = clock.monotonic() - start
         for place, result in zip(part, outcome, strict=True):
             results[place] = result
+        if self._done is not None:
+            self._done(len(part))
         broken = [place for place in part if runner.failed and isinstance(results[place], Failure)]
         if broken:
             self.failed = True
