@@ -16,7 +16,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from mlkit._digest import digest_bytes
+from mlkit._digest import digest, digest_bytes
 from mlkit.errors import ConfigurationError, MissingDependencyError, SinkRejectedError
 from mlkit.integrations.comet import CometSink
 from mlkit.testing import SinkContract, StoredRun
@@ -38,7 +38,7 @@ def _one_client():
 
 
 def archive_of(folder: Path, run_id: str) -> Path:
-    return folder / f"{digest_bytes(run_id.encode())[7:47]}.zip"
+    return folder / f"{digest([run_id, {}])[7:47]}.zip"
 
 
 def stored_in(path: Path) -> StoredRun:
@@ -86,7 +86,9 @@ def test_a_shipper_that_is_killed_while_it_writes_loses_nothing_and_doubles_noth
     code = "import sys; from mlkit.tracking import sync; sync(sys.argv[1], sinks=[sys.argv[2]])"
     shipper = subprocess.Popen([sys.executable, "-c", code, run.dir, uri])
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "c").glob("mlkit/*.part/*.zip")) and time.monotonic() < deadline:
+    while (
+        not list((tmp_path / "c").glob("mlkit/comet/*.part/*.zip")) and time.monotonic() < deadline
+    ):
         time.sleep(0.005)
     for pid in (
         *Path(f"/proc/{shipper.pid}/task/{shipper.pid}/children").read_text().split(),
@@ -103,7 +105,7 @@ def test_a_shipper_that_is_killed_while_it_writes_loses_nothing_and_doubles_noth
     losses = [(step, value) for name, step, value in stored.metrics if name == "loss"]
     assert losses == [(step // 2, 0.5) for step in range(600)]
     assert len(stored.metrics) == 1200
-    assert [path for path in (tmp_path / "c/mlkit").iterdir() if path.is_dir()] == []
+    assert [path for path in (tmp_path / "c/mlkit/comet").iterdir() if path.is_dir()] == []
 
 
 def test_times_states_and_what_comet_would_cut_are_kept(tmp_path):

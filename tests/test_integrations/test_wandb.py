@@ -114,7 +114,7 @@ def kill_all(process: subprocess.Popen) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("moment", ["kept", "being written", "written"])
+@pytest.mark.parametrize("moment", ["being written", "written"])
 def test_a_shipper_that_is_killed_loses_nothing_and_doubles_nothing(tmp_path, moment):
     with start_run("killed", root=tmp_path / "runs", shipper="none") as run:
         run.log_params({"lr": 0.1})
@@ -124,8 +124,7 @@ def test_a_shipper_that_is_killed_loses_nothing_and_doubles_nothing(tmp_path, mo
     code = "import sys; from mlkit.tracking import sync; sync(sys.argv[1], sinks=[sys.argv[2]])"
     shipper = subprocess.Popen([sys.executable, "-c", code, run.dir, uri])
     signs = {
-        "kept": "mlkit/*.jsonl",
-        "being written": "mlkit/*.part/wandb/*/*.wandb",
+        "being written": "mlkit/*/*.part/wandb/*/*.wandb",
         "written": "wandb/off*",
     }
     deadline = time.monotonic() + 60
@@ -143,7 +142,7 @@ def test_a_shipper_that_is_killed_loses_nothing_and_doubles_nothing(tmp_path, mo
     assert logged(stored, "loss") == [(step // 2, 0.5) for step in range(600)]
     assert logged(stored, "acc") == [(step // 2, step / 3) for step in range(600)]
     assert (stored.status, stored.params) == ("FINISHED", {"lr": "0.1"})
-    assert [path.name for path in (tmp_path / "w" / "mlkit").iterdir() if path.is_dir()] == []
+    assert [path for path in (tmp_path / "w" / "mlkit").rglob("*") if path.suffix == ".part"] == []
 
 
 def test_a_run_arrives_through_the_shipper_process_and_nothing_of_wandb_is_in_ours(tmp_path):
@@ -210,6 +209,26 @@ def test_a_run_that_goes_on_is_still_one_folder(tmp_path):
     stored = stored_in(second)
     assert logged(stored, "loss") == [(1, 0.5), (2, 0.25)]
     assert (stored.tags["stage"], stored.status) == ("done", "FINISHED")
+
+
+def test_two_sinks_of_one_folder_do_not_touch_each_others_runs(tmp_path):
+    uris = [
+        f"wandb:{tmp_path / 'w'}?mode=offline",
+        f"wandb:{tmp_path / 'w'}?mode=offline&project=other",
+    ]
+    run_id = None
+    for steps in (3, 2):
+        with start_run("digits", root=tmp_path / "runs", resume=run_id, shipper="none") as run:
+            for step in range(steps):
+                run.log_metric("loss", step / 4, step=step)
+        run_id = run.id
+        assert sync(run.dir, sinks=uris, timeout=100).complete
+    found = [inspect(folder) for folder in folders_of(tmp_path / "w", run.id)]
+    assert sorted(of_kind(records, "run")[-1]["project"] for records in found) == [
+        "digits",
+        "other",
+    ]
+    assert [len(of_kind(records, "history")) for records in found] == [5, 5]
 
 
 def test_a_thread_ships_without_a_trace_in_this_process(tmp_path):

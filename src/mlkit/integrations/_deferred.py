@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, final
 
+from mlkit._digest import digest, short
 from mlkit.errors import SinkUnavailableError
 from mlkit.integrations._client import acquire, release
 from mlkit.integrations._spool import Spool
@@ -51,6 +52,10 @@ class Deferred:
         """Whether the client gets everything at once."""
         self._folder, self._target = folder, target
         self._environment, self._options = environment, dict(options)
+        # Several sinks may share a folder: of several clients, or of one with several options.
+        self._label = target.partition(":")[0].rpartition(".")[2]
+        if options:
+            self._label += f"-{short(digest(dict(options)))}"
         self._begun = False  # the client has the run open
         self._spool: Spool | None = None
         self._client: Client | None = None
@@ -58,7 +63,7 @@ class Deferred:
     def open(self, run: RunInfo) -> None:
         """Find what is kept of a run."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        spool = Spool(self._folder / "mlkit" / f"{run.id}.jsonl")
+        spool = Spool(self._folder / "mlkit" / self._label / f"{run.id}.jsonl")
         spool.open(run)
         self._spool, self._begun = spool, False
 

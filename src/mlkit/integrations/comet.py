@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 from zipfile import ZipFile
 
-from mlkit._digest import digest_bytes
+from mlkit._digest import digest, digest_bytes
 from mlkit._optional import installed
 from mlkit.errors import MissingDependencyError
 from mlkit.integrations._deferred import Deferred
@@ -55,7 +55,7 @@ class CometSink:
 
     The client works in a process of its own, in its offline mode. It keeps what it is given in a temporary folder
     until the experiment ends, and of one that is killed leaves an empty archive. So the sink keeps the run
-    itself, in `FOLDER/mlkit/<run>.jsonl`, and the archive `FOLDER/<key>.zip` is written when the run ends or the
+    itself, in `FOLDER/mlkit`, and the archive `FOLDER/<key>.zip` is written when the run ends or the
     shipper does, complete before `send` returns, and replaced as a whole when there is more
     (then `comet upload --force-upload`). The key is of the run's id.
 
@@ -176,7 +176,8 @@ class _Experiment:
     def __init__(self, story: Follower, folder: Path, options: dict[str, str]) -> None:
         import comet_ml
 
-        self.key = digest_bytes(story.run["id"].encode()).removeprefix("sha256:")[:40]
+        # Of one run in two projects, two experiments.
+        self.key = digest([story.run["id"], options]).removeprefix("sha256:")[:40]
         quiet: dict[str, Any] = dict.fromkeys(
             (
                 "log_code", "log_graph", "auto_param_logging", "auto_metric_logging", "parse_args",

@@ -39,7 +39,7 @@ class WandbSink:
 
     The client works in a process of its own, which ends with the sink: nothing of it is in yours, and a run of W&B
     that you have begun yourself is another one. What the client cannot be relied on to keep when it is
-    killed, the sink keeps itself, in `FOLDER/mlkit/<run>.jsonl`. In the client's mode
+    killed, the sink keeps itself, in `FOLDER/mlkit`. In the client's mode
 
     - `offline` the run's folder `FOLDER/wandb/offline-run-<start>-<run>` is written when the run ends, or when the
       shipper does, and replaced as a whole when there is more. It is complete before `send` returns.
@@ -172,8 +172,9 @@ class _Writer:
         beside.mkdir(parents=True)
         place = Path(folder) / "wandb"
         place.mkdir(exist_ok=True)
-        stale, first = [], 0
-        for old in place.glob(f"offline-run-*-{_run_id(story)}"):
+        ours, stale, first = path.with_suffix(".folders"), [], 0
+        names = ours.read_text("utf-8").splitlines() if ours.exists() else []
+        for old in [place / name for name in names if (place / name).exists()]:
             synced = list(old.glob("*.wandb.synced"))
             # `wandb sync` appends to what W&B has of a run: what was uploaded must not come again.
             first += sum(_rows_in(marker.with_suffix(""))[0] for marker in synced)
@@ -186,6 +187,8 @@ class _Writer:
         found, whole = _rows_in(next(made.glob("*.wandb")))
         if found != story.rows - first or not whole:
             raise OSError(f"{made} has {found} of {story.rows - first} rows, or no end")
+        with ours.open("a", encoding="utf-8") as file:
+            file.write(f"{made.name}\n")
         for old in stale:
             old.rename(beside / f"old-{old.name}")
         made.rename(place / made.name)
