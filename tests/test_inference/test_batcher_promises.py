@@ -24,7 +24,10 @@ from mlkit.errors import (
     QueueFullError,
 )
 from mlkit.inference import Batcher
+from mlkit.inference._bell import Bell
+from mlkit.inference._gathering import Gathering
 from mlkit.inference._pace import Pace
+from mlkit.inference._requests import Request, Waiting
 from mlkit.testing import virtual_time
 
 
@@ -623,6 +626,84 @@ def test_quantiles_are_those_of_the_sorted_values(values):
         assert sum(value <= quantile for value in values) >= share * n - 1e-9
         assert sum(value < quantile for value in values) < share * n
     assert (found.n, found.longest) == (n, max(values))
+
+
+# --- the parts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_free_device_waits_for_the_callers_it_just_answered_and_no_longer():
+    gathering = Gathering(64, 1.0)
+    gathering.sealed(3, 0.0)
+    gathering.answered(2, 3, {"loop"})  # two rows came meanwhile; three callers have their answers
+    assert not gathering.complete(3)
+    assert gathering.complete(5)  # all are back: nothing to wait for
+    assert gathering.rows_until(2, 100) == 4
+    gathering.settled("loop")
+    assert gathering.complete(3)  # they had their time
+    gathering.sealed(3, 0.0)
+    gathering.arrived(0.5)  # came while the batch ran, soon after it had left
+    gathering.answered(1, 3, {None})
+    assert not gathering.complete(3)
+    assert gathering.complete(4)
+    assert gathering.seconds_left(10.0) == 1.0
+    assert gathering.seconds_left(11.0) == 0.0
+
+
+def test_a_ring_at_the_very_end_of_a_wait_is_not_kept_for_the_next():
+    class Late:
+        """A lock that somebody else holds, and rings under, when the wait is over."""
+
+        def __init__(self):
+            self.lock = threading.Lock()
+            self.bell = None
+
+        def acquire(self):
+            if self.bell is not None:
+                self.bell.notify()
+            return self.lock.acquire()
+
+        def release(self):
+            self.lock.release()
+
+    lock = Late()
+    lock.acquire()
+    bell = Bell(lock)
+    lock.bell = bell
+    assert bell.wait(0.001)
+    lock.bell = None
+    assert not bell.wait(0.001)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["push", "remove", "pop"]), st.integers(0, 50))))
+def test_rows_leave_by_priority_and_then_in_order_whatever_was_taken_out(steps):
+    waiting, model = Waiting(), []
+    for number, (step, choice) in enumerate(steps):
+        if step == "push":
+            request = Request(number, None, None)
+            request.priority = choice % 3 - 1
+            waiting.push(request)
+            model.append(request)
+        elif step == "remove" and model:
+            waiting.remove(model.pop(choice % len(model)))
+        elif step == "pop":
+            model.sort(key=lambda request: -request.priority)
+            n_rows = choice % 4
+            assert waiting.pop_many(n_rows) == model[:n_rows]
+            del model[:n_rows]
+        assert waiting.n_rows == len(model)
+        assert waiting.ahead(0) == sum(request.priority >= 0 for request in model)
+
+
+def test_rows_that_are_taken_out_do_not_pile_up_behind_a_device_that_is_stuck():
+    waiting = Waiting()
+    watched = []
+    for _ in range(1000):
+        request = Request(0, None, None)
+        waiting.push(request)
+        waiting.remove(request)
+        watched.append(weakref.ref(request))
+        del request
+    assert sum(each() is not None for each in watched) < 50
 
 
 # --- bad results ---------------------------------------------------------------------------------------------------
