@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +25,7 @@ from mlkit.errors import (
     RowError,
 )
 from mlkit.inference import Loaded, map_batches
-from mlkit.testing import EngineContract
+from mlkit.testing import EngineContract, record_events
 
 
 class Threads:
@@ -349,6 +352,60 @@ def test_a_checkpoint_is_continued_here_and_there(first, then, tmp_path):
         one[:2] if isinstance(one, tuple) else one for one in whole
     ]
     assert len(list((tmp_path / "ran").iterdir())) == n_ran
+
+
+KILLED = """
+import os, pickle, signal, sys
+import numpy as np
+from concurrent.futures import ThreadPoolExecutor
+from mlkit.inference import map_batches
+
+class Session:
+    def __init__(self, work):
+        self.work, self.pool = work, ThreadPoolExecutor(2)
+    def slots(self):
+        return 2
+    def submit(self, task):
+        return self.pool.submit(self.work, task).result
+    def close(self):
+        pass
+
+class Engine:
+    name, dumps = "threads", staticmethod(pickle.dumps)
+    def check(self):
+        pass
+    def open(self, work):
+        return Session(work)
+    def dataset(self, work, rows):
+        return NotImplemented
+
+results = map_batches(
+    np.negative, range(5_000), batch_size=8, engine=Engine(), checkpoint=sys.argv[1], name="job"
+)
+for place, _ in enumerate(results):
+    if place == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("place", [0, 700])
+def test_a_driver_that_is_killed_goes_on_where_it_was(place, tmp_path):
+    path = tmp_path / "job.ckpt"
+    done = subprocess.run([sys.executable, "-c", KILLED, path, str(place)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with record_events("inference.job") as events:
+        results = list(
+            map_batches(
+                np.negative,
+                range(5_000),
+                batch_size=8,
+                engine=Threads(),
+                checkpoint=path,
+                name="job",
+            )
+        )
+    assert results == [-i for i in range(5_000)]
+    assert place < events[0].fields["rows"] < 5_000
 
 
 def noted(folder, batch):

@@ -220,3 +220,12 @@ def test_a_client_that_cannot_be_used_is_refused_at_the_call(client):
         map_batches(np.negative, range(3), engine=engine)
     with pytest.raises(ConfigurationError, match=r"a distributed\.Client"):
         dask("tcp://127.0.0.1:1")
+
+
+def test_a_client_that_is_closed_meanwhile_is_said(client):
+    other = distributed.Client(client.scheduler.address)
+    results = map_batches(np.negative, range(100_000), batch_size=8, engine=dask(other))
+    next(results)
+    other.close()
+    with pytest.raises(EngineError, match="engine dask"):
+        list(results)
