@@ -292,6 +292,15 @@ def test_a_module_runs_with_the_threads_of_its_worker():
         map_batches(model.train(), rows, engine=Threads())
 
 
+def test_an_estimator_is_pickled_with_its_method():
+    linear = pytest.importorskip("sklearn.linear_model")
+    x = np.arange(20.0).reshape(10, 2)
+    model = linear.LinearRegression().fit(x, x.sum(axis=1))
+    for fn in (model.predict, Loaded(lambda: model.predict)):
+        results = list(map_batches(fn, list(x), batch_size=4, engine=Threads()))
+        assert np.allclose(results, x.sum(axis=1))
+
+
 def test_what_the_rows_raise_comes_after_the_results_of_those_before():
     def rows():
         yield from range(100)
