@@ -10,8 +10,7 @@ from mlkit.integrations._recording import Options, Recording, late
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
-
-    from accelerate.tracking import GeneralTracker as _Base
+    from typing import Any as _Base  # Accelerate has no types
 
     from mlkit.tracking import Run, Sink
 else:

@@ -98,7 +98,10 @@ class StoreSink:
             if record.kind == "tag" and record.key.startswith(CALL)
         ]
         if not self._run_id:
-            self._make(next((one for one in calls if one["call"] == "create"), None))
+            create = next((one for one in calls if one["call"] == "create"), None)
+            if create is None and all(record.kind == "status" for record in batch):
+                return  # read between the journal's first record and its second, which says how to make the run
+            self._make(create)
         plain = {"metric", "param", "tag"}
         self._send_plain(
             [one for one in batch if one.kind in plain and not one.key.startswith(CALL)]
