@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Lane", "Lanes", "replicas"]
 
+_FIRST = 32
+
 
 class Lane(NamedTuple):
     """One device.
@@ -64,8 +66,8 @@ class Lanes:
         results: list[Any] = [None] * len(rows)
         n = len(self._lanes)
         try:
-            # The first batch alone settles what all rows must look like.
-            begin = 0 if first.example else min(first.limit, len(rows))
+            # The first rows alone settle what all rows must look like.
+            begin = 0 if first.example else min(first.limit, len(rows), _FIRST)
             if begin:
                 results[:begin] = self._lanes[0].run(list(rows[:begin]), hasty=hasty)
             for lane in self._lanes[1:]:
