@@ -649,6 +649,15 @@ def test_a_free_device_waits_for_the_callers_it_just_answered_and_no_longer():
     assert gathering.seconds_left(11.0) == 0.0
 
 
+def test_rows_that_come_evenly_are_no_sign_of_company():
+    gathering = Gathering(64, 1.0)
+    gathering.sealed(5, 0.0)
+    for tenth in range(50):
+        gathering.arrived(tenth / 10)  # in five seconds; only the first second counts as a miss
+    gathering.answered(50, 5, {None})
+    assert gathering.complete(1)
+
+
 def test_a_ring_at_the_very_end_of_a_wait_is_not_kept_for_the_next():
     class Late:
         """A lock that somebody else holds, and rings under, when the wait is over."""

@@ -20,8 +20,9 @@ class Gathering:
     - An event loop whose callers were just answered, or have begun to submit, is given two turns: the tasks that it
       woke come back with their next row in the meantime. Without this, a closed loop of callers runs in two halves.
       It need not turn once as many rows have come as callers were answered.
-    - A batch that was cut off too early shows: rows arrive while it runs, shortly after it left. So the next one waits
-      until there are as many as that one had plus those it missed.
+    - A batch that was cut off too early shows: the rows that arrive while it runs come mostly shortly after it left. So
+      the next one waits until there are as many as that one had plus those it missed. Rows that come evenly over the
+      time of a batch are no such sign, and nothing is gained by waiting for more of them.
 
     None of them holds a row for longer than `max_wait` on a free device.
 
@@ -34,12 +35,21 @@ class Gathering:
         misses_until: Until when a row that comes would have belonged to the batch that left last.
     """
 
-    __slots__ = ("_expected", "due", "full", "max_wait", "misses_until", "since", "unsettled")
+    __slots__ = (
+        "_expected",
+        "_missed",
+        "due",
+        "full",
+        "max_wait",
+        "misses_until",
+        "since",
+        "unsettled",
+    )
 
     def __init__(self, full: int, max_wait: float) -> None:
         self.full = full
         self.max_wait = max_wait
-        self._expected = 0
+        self._expected = self._missed = 0
         self.misses_until = float("-inf")
         self.unsettled: set[Hashable] = set()
         self.due = 0
@@ -48,7 +58,7 @@ class Gathering:
     def arrived(self, now: float) -> None:
         """Note that a row came."""
         if now <= self.misses_until:
-            self._expected += 1
+            self._missed += 1
 
     def rows_until(self, n_rows: int, most: int) -> int:
         """Return the next number of rows above *n_rows*, at most *most*, that may complete a batch, less one."""
@@ -85,6 +95,11 @@ class Gathering:
             loops: The loops of its callers, with None for those without.
         """
         self.misses_until = float("-inf")
+        if 2 * self._missed < n_waiting:
+            self._expected = 0
+        else:
+            self._expected += self._missed
+        self._missed = 0
         if self.max_wait:
             self.unsettled.update(loops)
             self.unsettled.discard(None)
