@@ -423,6 +423,25 @@ def test_a_server_that_is_killed_in_the_middle_is_not_noticed(servers):
     assert sorted(timings)[-2] < 0.5  # all but the machine's own hiccup
 
 
+def test_a_server_that_dies_just_after_it_was_asked_stops_nothing(servers):
+    proxy = servers.proxy("dies")
+    use(proxy)
+    mlflow.set_experiment("before")
+    servers.kill("dies")
+    mlflow.set_experiment("after")
+    with mlflow.start_run() as run:
+        mlflow.log_metric("a", 1.0)
+    servers.start("dies")
+    delivered()
+    there = servers.stored("dies", run.info.run_id)
+    assert there.points == [("a", 0, 1.0)]
+    client = mlflow.MlflowClient(f"http://127.0.0.1:{proxy.server_port}")
+    assert (
+        client.get_run(there.id).info.experiment_id
+        == client.get_experiment_by_name("after").experiment_id
+    )
+
+
 def test_nested_runs_and_experiments_made_during_an_outage_find_each_other(servers):
     proxy = servers.proxy("nested", "refuse")
     use(proxy)

@@ -23,7 +23,6 @@ _PREFIX = "mlkit+"
 _OURS = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 _ANSWER_WITHIN = 2.0
 _UP_FOR, _DOWN_FOR = 2.0, 5.0  # seconds for which an answer about the server's health holds
-_AWAY = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 
 
 def is_ours(run_id: object) -> bool:
@@ -120,10 +119,25 @@ class Backend:
             )
         try:
             return call()
-        except MlflowException as error:
-            if error.error_code in _AWAY or "Max retries exceeded" in str(error.message):
-                self._trouble, self._checked = clip(error.message, 200), current().monotonic()
+        except MlflowException:
+            self._checked = -1e9  # it may have died since it was asked
             raise
+
+    def attempt(self, what: str, call: Callable[[], T], otherwise: Callable[[], T]) -> T:
+        """Do *call*, or, if the server does not answer, or stops answering on the way, *otherwise*.
+
+        Raises:
+            MlflowException: Whatever the call raises though the server answers.
+        """
+        from mlflow.exceptions import MlflowException
+
+        if self.is_up():
+            try:
+                return self.guard(what, call)
+            except MlflowException:
+                if self.is_up():
+                    raise
+        return otherwise()
 
     def learn(self, ours: str, theirs: str) -> None:
         """Remember which run of MLflow is one of ours."""

@@ -83,11 +83,12 @@ class _Store:
         from mlflow.utils.validation import _validate_experiment_name
 
         _validate_experiment_name(name)
-        if not self.backend.is_up():
-            return self.experiments.create(name, artifact_location, tags or [])
-        made = str(self.backend.call("create_experiment", name, artifact_location, tags))
-        self.experiments.learn(self.backend.call("get_experiment", made))
-        return made
+        store = self.backend.store
+        return self.backend.attempt(
+            "create_experiment",
+            lambda: str(store.create_experiment(name, artifact_location, tags)),
+            lambda: self.experiments.create(name, artifact_location, tags or []),
+        )
 
     def get_experiment(self, experiment_id: str) -> Any:
         """Return an experiment."""
@@ -101,12 +102,17 @@ class _Store:
 
     def get_experiment_by_name(self, experiment_name: str) -> Any:
         """Return an experiment, or None if there is none as far as is known."""
-        if not self.backend.is_up():
-            return self.experiments.by_name(experiment_name)
-        found = self.backend.call("get_experiment_by_name", experiment_name)
-        if found is not None:
-            self.experiments.learn(found)
-        return self._seen(found)
+        store = self.backend.store
+
+        def ask() -> Any:
+            found = store.get_experiment_by_name(experiment_name)
+            if found is not None:
+                self.experiments.learn(found)
+            return self._seen(found)
+
+        return self.backend.attempt(
+            "get_experiment_by_name", ask, lambda: self.experiments.by_name(experiment_name)
+        )
 
     # --- runs --------------------------------------------------------------------------------------------------
 
@@ -307,16 +313,6 @@ class _Store:
         model_type: str | None = None,
     ) -> Any:
         """Make a model in MLflow, or, while that is away, one that stands in for it."""
-        if source_run_id is not None and not self.backend.is_up():
-            run_id = self._here(source_run_id)
-            return self.stand_ins.create(
-                experiment_id=experiment_id,
-                name=name,
-                run_id=run_id,
-                tags=tags,
-                params=params,
-                model_type=model_type,
-            )
         arguments = {
             "experiment_id": experiment_id,
             "name": name,
@@ -325,7 +321,21 @@ class _Store:
             "params": params,
             "model_type": model_type,
         }
-        return self._pass_on("create_logged_model", arguments)
+        if source_run_id is None:
+            return self._pass_on("create_logged_model", arguments)
+        here = self._here(source_run_id)
+        return self.backend.attempt(
+            "create_logged_model",
+            lambda: self._pass_on("create_logged_model", arguments),
+            lambda: self.stand_ins.create(
+                experiment_id=experiment_id,
+                name=name,
+                run_id=here,
+                tags=tags,
+                params=params,
+                model_type=model_type,
+            ),
+        )
 
     def get_logged_model(self, model_id: str, allow_deleted: bool = False) -> Any:  # noqa: FBT001, FBT002 - MLflow's signature
         """Return a model."""
