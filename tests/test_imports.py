@@ -15,6 +15,7 @@ BLOCKS = ("registry", "repro", "inference", "resilience", "flags", "tracking", "
 EXTRAS = (
     "hypothesis", "matplotlib", "mlflow", "opentelemetry", "prometheus_client", "sklearn", "starlette", "structlog", "torch",
     "tqdm", "uvicorn", "dask", "distributed", "pyspark", "ray",
+    "accelerate", "lightning", "lightning_utilities", "pytorch_lightning", "transformers",
 )  # fmt: skip
 
 
