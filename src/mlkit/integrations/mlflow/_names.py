@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mlkit._digest import digest_bytes, short
@@ -22,6 +23,7 @@ _VALID_KEY = re.compile(r"[/\w.\- :]+")
 _MARKED_KEY = re.compile(r".*-[0-9a-f]{12}", re.DOTALL)
 
 
+@lru_cache(4096)  # a batch has a thousand points of a few names
 def safe_key(key: str) -> str:
     """Return a name that MLflow takes: *key* itself if it is one, else one that no other key is given."""
     if _is_key(key) and not _MARKED_KEY.fullmatch(key):
