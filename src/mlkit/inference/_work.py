@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mlkit.inference._map import Setup
 
-__all__ = ["Partition", "Work", "opened", "place"]
+__all__ = ["Partition", "Work", "forget", "opened", "place"]
 
 _KEPT = 2  # models that a process holds on to; a worker may serve two jobs in turn
 
@@ -53,6 +53,12 @@ def _turns(key: str) -> SimpleQueue[_Held]:
         while len(_models) > _KEPT:
             del _models[next(iter(_models))]
     return turns
+
+
+def forget(key: str) -> None:
+    """Let go of the model of the work with this key in this process."""
+    with _lock:
+        _models.pop(key, None)
 
 
 @final
@@ -111,8 +117,12 @@ class Work:
 
     def forget(self) -> None:
         """Let go of the model in this process; the next task would load it again."""
-        with _lock:
-            _models.pop(self.key, None)
+        forget(self.key)
+
+    @property
+    def n_bytes(self) -> int:
+        """How many bytes it has, pickled."""
+        return len(self._packed)
 
     def partition(self, number: int) -> Partition:
         """Return what runs the rows of one part of a dataset.

@@ -96,7 +96,7 @@ class DaskEngine:
         return cloudpickle.dumps  # type: ignore[no-any-return]
 
     def open(self, work: Work) -> _Session:
-        """Give *work* to all workers, those to come included, and return the session."""
+        """Hand *work* to the scheduler and return the session."""
         self.check()
         return _Session(self._client, work)
 
@@ -123,10 +123,9 @@ class _Session:
         self._futures: dict[str, Any] = {}
         self._n_sent, self._closed = 0, False
         self._n_slots, self._asked = 1, -_inf
-        try:
-            client.register_plugin(_plugin(self._job, work))
-        except Exception as error:
-            raise _broken(error, "its workers do not take the model") from error
+        # A task, so that Dask brings its result to each worker once, makes it again if all who had it died, and drops
+        # it if this client goes away.
+        self._held = self._submitted(work.n_bytes, _same, work, "work")
 
     def slots(self) -> int:
         """Return how many worker processes there are."""
@@ -141,12 +140,9 @@ class _Session:
 
     def submit(self, task: bytes) -> Callable[[], bytes]:
         """Send a task to the scheduler."""
-        key = f"{self._job}-{self._n_sent}"
+        key = str(self._n_sent)
         self._n_sent += 1
-        try:
-            future = _submitted(self._client, self._job, task, key)
-        except Exception as error:
-            raise _broken(error, "the scheduler takes no task") from error
+        future = self._submitted(len(task), _answer, self._held, task, key)
         self._futures[key] = future
         del task
 
@@ -175,20 +171,24 @@ class _Session:
 
     async def _let_go(self, futures: list[Any]) -> None:
         with suppress(Exception):  # whatever has broken by now was said by the answers
-            if futures:
-                await self._client.cancel(futures)
-            await self._client.unregister_worker_plugin(self._job)
+            await self._client.cancel([*futures, self._held])
+            await self._client.run(_forget, self._work.key, on_error="ignore")
 
+    def _submitted(self, n_bytes: int, function: Callable[..., Any], *args: Any) -> Any:
+        from contextlib import nullcontext
 
-def _submitted(client: Any, job: str, task: bytes, key: str) -> Any:
-    from contextlib import nullcontext
+        from dask import config
 
-    from dask import config
-
-    # One batch of images is more than Dask would like to see in a graph, and cannot be made smaller.
-    limit = {"distributed.admin.large-graph-warning-threshold": 2 * len(task)}
-    with config.set(limit) if len(task) > _WARNED_ABOUT // 2 else nullcontext():
-        return client.submit(_answer, job, task, key=key, pure=False)
+        *arguments, key = args
+        # One batch of images is more than Dask would like to see in a graph, and cannot be made smaller.
+        limit = {"distributed.admin.large-graph-warning-threshold": 2 * n_bytes}
+        try:
+            with config.set(limit) if n_bytes > _WARNED_ABOUT // 2 else nullcontext():
+                return self._client.submit(
+                    function, *arguments, key=f"{self._job}-{key}", pure=False
+                )
+        except Exception as error:
+            raise _broken(error, "the scheduler takes no task") from error
 
 
 def _broken(error: Exception, what: str) -> EngineError:
@@ -196,40 +196,18 @@ def _broken(error: Exception, what: str) -> EngineError:
     return EngineError("dask", f"{what}: {words}")
 
 
-# In each worker process: the works of the jobs that are under way.
-_works: dict[str, Work] = {}
+def _same(work: Work) -> Work:
+    return work
 
 
-def _plugin(job: str, work: Work) -> Any:
-    from distributed import WorkerPlugin
-
-    class Plugin(WorkerPlugin):  # type: ignore[misc]
-        """Brings the work to each worker, and to those that come later or come back."""
-
-        name = job
-
-        def setup(self, worker: Any) -> None:  # noqa: ARG002 - Dask's signature
-            _hold(job, work)
-
-        def teardown(self, worker: Any) -> None:  # noqa: ARG002 - as above
-            _drop(job)
-
-    return Plugin()
+def _answer(work: Work, task: bytes) -> bytes:
+    return work(task, threads=_threads())
 
 
-# Functions, because the class above is pickled by value: it would get a copy of a global dict.
-def _hold(job: str, work: Work) -> None:
-    _works[job] = work
+def _forget(key: str) -> None:
+    from mlkit.inference._work import forget
 
-
-def _drop(job: str) -> None:
-    work = _works.pop(job, None)
-    if work is not None and all(other.key != work.key for other in _works.values()):
-        work.forget()
-
-
-def _answer(job: str, task: bytes) -> bytes:
-    return _works[job](task, threads=_threads())
+    forget(key)
 
 
 def _threads() -> int | None:
