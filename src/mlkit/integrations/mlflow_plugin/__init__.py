@@ -1,6 +1,8 @@
 """A tracking store for MLflow that writes into a journal first: `mlflow.set_tracking_uri("mlkit+http://host:5000")`.
 
-Needs MLflow: `pip install 'mlkit-blocks[mlflow]'`. MLflow finds the plug-in by its entry points, for the schemes `mlkit+http`,
+Needs MLflow: `pip install 'mlkit-blocks[mlflow]'`.
+
+MLflow finds the plug-in by its entry points, for the schemes `mlkit+http`,
 `mlkit+https` and `mlkit+sqlite`; what stands behind `mlkit+` is the address of the store that is wrapped.
 
 MLflow imports this module whenever it is imported itself, so it is small, and nothing in it may fail.
