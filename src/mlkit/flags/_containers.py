@@ -150,7 +150,7 @@ def _of_arrow(values: Any) -> Opened | None:
     pa: Any = sys.modules.get("pyarrow")
     if pa is None:
         try:
-            import pyarrow as pa  # type: ignore[import-untyped, no-redef]
+            import pyarrow as pa  # type: ignore[no-redef]
         except ImportError:
             return None
     if not isinstance(values, (pa.Array, pa.ChunkedArray)):
