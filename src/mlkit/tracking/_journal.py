@@ -44,9 +44,13 @@ class Journal:
         prefix: What is put before the names of metrics.
     """
 
+    run_id: str
+    params: dict[str, Any]
+    closed: bool
+
     def __init__(self, run_id: str, folder: Path, durability: str, prefix: str = "") -> None:
         self.run_id = run_id
-        self.params: dict[str, Any] = {}
+        self.params = {}
         """What the run's params are, as far as this process knows."""
         self.closed = False
         """Whether `close` was called."""

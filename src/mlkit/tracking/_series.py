@@ -29,7 +29,13 @@ class Series:
 
     __slots__ = ("definition", "epoch", "last", "length", "number", "pack", "step")
 
+    number: int
     pack: Callable[..., bytes]
+    length: int
+    definition: bytes
+    epoch: int
+    step: int
+    last: int
 
     def __init__(self, number: int, keys: tuple[str, ...], prefix: str) -> None:
         self.number = number
@@ -62,8 +68,10 @@ class SeriesTable:
 
     __slots__ = ("_numbers", "_prefix", "known")
 
+    known: dict[tuple[str, ...], Series]
+
     def __init__(self, prefix: str) -> None:
-        self.known: dict[tuple[str, ...], Series] = {}
+        self.known = {}
         self._prefix = prefix
         self._numbers = itertools.count(1)
 

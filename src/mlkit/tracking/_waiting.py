@@ -31,6 +31,8 @@ class Waiting:
 
     __slots__ = ("_folder", "_journal", "_keys", "_shipper", "_sinks", "journals")
 
+    journals: list[Journal]
+
     def __init__(
         self, folder: Folder, sinks: Sequence[str], shipper: Shipper, journal: Journal
     ) -> None:

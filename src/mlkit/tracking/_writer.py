@@ -37,15 +37,21 @@ class Writer:
         "epoch", "lost", "news", "path", "records",
     )  # fmt: skip
 
+    path: Path | None
+    epoch: int
+    records: int
+    lost: int
+    news: list[tuple[str, dict[str, str | float]]]
+
     def __init__(self, folder: Path, durability: str) -> None:
-        self.path: Path | None = None
+        self.path = None
         self.epoch = 0
         """The number of the file, counted from 1; 0 while there is none to write to."""
         self.records = 0
         """Records that were written to files it can still see."""
         self.lost = 0
         """Records that could not be written."""
-        self.news: list[tuple[str, dict[str, str | float]]] = []
+        self.news = []
         """What is to be told, once no lock is held."""
         self._folder = folder
         self._sync_every = _SYNC_EVERY.get(durability)
