@@ -233,8 +233,6 @@ def test_a_row_of_tensors_in_a_model_of_pydantic():
 
     rows = [Sample(tokens=torch.arange(i), weight=i) for i in range(1, 6)]
     got = list(
-        map_batches(
-            lambda b: b.tokens[0].sum(1) * b.weight, rows, pad={"tokens": 0}, batch_size=2
-        )
+        map_batches(lambda b: b.tokens[0].sum(1) * b.weight, rows, pad={"tokens": 0}, batch_size=2)
     )
     assert [float(one) for one in got] == [sum(range(i)) * i for i in range(1, 6)]

@@ -10,16 +10,13 @@ from mlkit.integrations._recording import Options, Recording, late
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
-    from typing import Any as _Base  # Accelerate has no types
 
     from mlkit.tracking import Run, Sink
-else:
-    _Base = object
 
 __all__ = ["RunTracker"]
 
 
-class RunTracker(_Base):  # type: ignore[misc]
+class RunTracker:  # a GeneralTracker once it is asked for, see the end; Accelerate has no types
     """Lets an `Accelerator` log into a run of `mlkit.tracking`: `Accelerator(log_with=RunTracker("churn"))`.
 
     The run is begun by `init_trackers` and ended by `end_training`; without that it ends with the program, as failed or
@@ -72,7 +69,6 @@ class RunTracker(_Base):  # type: ignore[misc]
         shipper: Literal["process", "thread", "none"] = "process",
         timeout: float = 10.0,
     ) -> None:
-        super().__init__()
         options = Options(
             name=name, root=root, sinks=sinks, durability=durability, tags=tags, shipper=shipper
         )
