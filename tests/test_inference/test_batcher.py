@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mlkit.inference._batcher
+import mlkit.inference._online.batcher
 from mlkit import telemetry
 from mlkit._clock import current
 from mlkit.errors import (
@@ -762,14 +762,14 @@ def test_a_batcher_that_was_not_started_says_so():
 
 def test_a_call_that_races_the_start_is_told_that_there_was_none(monkeypatch):
     batcher = Batcher(upper)
-    real = mlkit.inference._batcher.refusal
+    real = mlkit.inference._online.batcher.refusal
 
     def start_meanwhile(*args, **options):
         batcher.start()
         return real(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mlkit.inference._batcher, "refusal", start_meanwhile)
+        patch.setattr(mlkit.inference._online.batcher, "refusal", start_meanwhile)
         with pytest.raises(BatcherClosedError, match="not started"):
             batcher.call("a")
     with batcher:

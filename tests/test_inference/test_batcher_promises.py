@@ -24,10 +24,10 @@ from mlkit.errors import (
     QueueFullError,
 )
 from mlkit.inference import Batcher
-from mlkit.inference._bell import Bell
-from mlkit.inference._gathering import Gathering
-from mlkit.inference._pace import Pace
-from mlkit.inference._requests import Request, Waiting
+from mlkit.inference._online.bell import Bell
+from mlkit.inference._online.gathering import Gathering
+from mlkit.inference._online.pace import Pace
+from mlkit.inference._online.requests import Request, Waiting
 from mlkit.testing import virtual_time
 
 
@@ -618,7 +618,7 @@ def test_latency_is_measured_from_arrival_to_outcome():
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=300))
 def test_quantiles_are_those_of_the_sorted_values(values):
-    from mlkit.inference._stats import _quantiles
+    from mlkit.inference._online.stats import _quantiles
 
     found = _quantiles(list(map(float, values)))
     n = len(values)

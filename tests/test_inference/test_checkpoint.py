@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mlkit.errors import CheckpointError, ConfigurationError, OutputShapeError, RowError
 from mlkit.inference import map_batches
-from mlkit.inference._columns import Payload, UnstorableError, decode, encode
+from mlkit.inference._offline.columns import Payload, UnstorableError, decode, encode
 from mlkit.testing import record_events
 
 
@@ -343,7 +343,7 @@ def test_damage_that_no_kill_makes_never_costs_what_is_stored_before_it(tmp_path
 def test_a_file_made_to_mislead_is_refused(tmp_path, results, monkeypatch):
     path = tmp_path / "scores.ckpt"
     with monkeypatch.context() as patch:
-        patch.setattr("mlkit.inference._checkpoint.encode", lambda *_: results)
+        patch.setattr("mlkit.inference._offline.checkpoint.encode", lambda *_: results)
         drained(path, numbers(3))
     with pytest.raises(CheckpointError, match="cannot be read"):
         drained(path, numbers(3))

@@ -285,7 +285,9 @@ def test_a_module_runs_with_the_threads_of_its_worker():
 
     rows = list(np.arange(40, dtype=np.float32))
     model = Threaded().eval()
+    ours = torch.get_num_threads()
     results = list(map_batches(model, rows, batch_size=8, engine=Threads(threads=3)))
+    assert torch.get_num_threads() == ours
     assert [type(result) for result in results] == [np.float32] * 40
     assert [float(result) for result in results] == [2.0 * i + 3 for i in range(40)]
     with pytest.raises(ConfigurationError, match="evaluation mode"):
@@ -561,7 +563,7 @@ def _leaves():
 
 @given(st.data())
 def test_packing_changes_nothing(data):
-    from mlkit.inference._packing import packed, unpacked
+    from mlkit.inference._engines.packing import packed, unpacked
 
     leaves = _leaves()
     row = leaves | st.dictionaries(st.sampled_from("abc"), leaves)
@@ -574,7 +576,7 @@ def test_packing_changes_nothing(data):
 
 
 def test_columns_of_results():
-    from mlkit.inference._tables import added
+    from mlkit.inference._engines.tables import added
 
     bad = RowError(1, ValueError("x"))
     assert added([bad, {"a": 1}, bad, {"a": 2}], "return") == (

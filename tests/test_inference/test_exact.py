@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlkit.errors import ConfigurationError, DegradedWarning, RowError
 from mlkit.inference import map_batches
-from mlkit.inference._exact import same_bits
+from mlkit.inference._offline.exact import same_bits
 from mlkit.testing import record_events
 
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlkit.errors import ConfigurationError, OutputShapeError, RowError
 from mlkit.inference import map_batches
-from mlkit.inference._memory import release
+from mlkit.inference._batch.memory import release
 
 torch.set_num_threads(1)
 
@@ -218,7 +218,7 @@ def test_several_devices_with_windows_exactness_and_errors(network):
 
 def test_the_reading_thread_also_collates(network, monkeypatch):
     stacked = []
-    import mlkit.inference._runner as module
+    import mlkit.inference._batch.runner as module
 
     plain = module.stack
 

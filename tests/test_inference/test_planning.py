@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mlkit.errors import ConfigurationError, OutputShapeError, RowError
 from mlkit.inference import map_batches
-from mlkit.inference._cost import Cost, Learned, best_size, fit
-from mlkit.inference._plan import cut, spread
+from mlkit.inference._offline.cost import Cost, Learned, best_size, fit
+from mlkit.inference._offline.plan import cut, spread
 from mlkit.testing import record_events, virtual_time
 
 lengths_of_rows = st.lists(st.integers(0, 40), max_size=60)

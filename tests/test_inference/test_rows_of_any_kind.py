@@ -170,7 +170,7 @@ def test_an_estimator_gets_the_columns_it_was_fitted_on(data, with_pandas, monke
     truth = model.predict(frame).tolist()
     rows = [{"id": i, "c": c, "a": a, "b": b} for i, (a, b, c) in enumerate(x.tolist())]
     if not with_pandas:
-        monkeypatch.setattr("mlkit.inference._estimator.installed", lambda _: False)
+        monkeypatch.setattr("mlkit.inference._batch.estimator.installed", lambda _: False)
         model.feature_names_in_ = model.feature_names_in_[:]
         monkeypatch.setattr(
             type(model), "_check_feature_names", lambda *_, **__: None, raising=False

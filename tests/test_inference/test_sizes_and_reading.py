@@ -213,7 +213,7 @@ class Terminal:
 @pytest.mark.parametrize("tty", [False, True])
 def test_a_terminal_has_a_bar_unless_told_otherwise(monkeypatch, tty):
     pytest.importorskip("tqdm")
-    monkeypatch.setattr("mlkit.inference._progress._QUICK", 0)
+    monkeypatch.setattr("mlkit.inference._offline.progress._QUICK", 0)
     screen = Terminal(tty)
     monkeypatch.setattr(sys, "stderr", screen)
     list(map_batches(lambda b: b, range(5), progress=False))
@@ -226,8 +226,8 @@ def test_no_bar_without_tqdm_for_quick_jobs_or_without_a_standard_error(monkeypa
     screen = Terminal(tty=True)
     monkeypatch.setattr(sys, "stderr", screen)
     list(map_batches(lambda b: b, range(5)))  # over before anybody would read it
-    monkeypatch.setattr("mlkit.inference._progress._QUICK", 0)
-    monkeypatch.setattr("mlkit.inference._progress.installed", lambda _: False)
+    monkeypatch.setattr("mlkit.inference._offline.progress._QUICK", 0)
+    monkeypatch.setattr("mlkit.inference._offline.progress.installed", lambda _: False)
     list(map_batches(lambda b: b, range(5)))
     assert screen.text == ""
     monkeypatch.setattr(sys, "stderr", None)

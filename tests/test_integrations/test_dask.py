@@ -105,7 +105,7 @@ def test_torch_is_given_the_threads_of_the_worker(client):
 
 def test_the_workers_forget_the_model_when_the_job_is_over(client):
     def loaded():
-        from mlkit.inference import _work
+        from mlkit.inference._engines import work as _work
 
         return list(_work._models)
 

@@ -6,16 +6,16 @@ is optional.
 
 from __future__ import annotations
 
-from mlkit.inference._batcher import Batcher
-from mlkit.inference._collate import collate
-from mlkit.inference._engine import Engine, Session
-from mlkit.inference._loaded import Loaded
-from mlkit.inference._map import map_batches
-from mlkit.inference._split import split
-from mlkit.inference._stats import BatcherStats, Quantiles
-from mlkit.inference._tree import Padded
-from mlkit.inference._vectorize import Vectorized, vectorize
-from mlkit.inference._work import Partition, Work
+from mlkit.inference._batch.collate import collate
+from mlkit.inference._batch.split import split
+from mlkit.inference._batch.tree import Padded
+from mlkit.inference._batch.vectorize import Vectorized, vectorize
+from mlkit.inference._engines.engine import Engine, Session
+from mlkit.inference._engines.loaded import Loaded
+from mlkit.inference._engines.work import Partition, Work
+from mlkit.inference._offline.map import map_batches
+from mlkit.inference._online.batcher import Batcher
+from mlkit.inference._online.stats import BatcherStats, Quantiles
 
 __all__ = [
     "Batcher",

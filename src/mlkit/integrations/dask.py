@@ -12,7 +12,7 @@ from mlkit._clock import current
 from mlkit._optional import require
 from mlkit._suggest import clip
 from mlkit.errors import ConfigurationError, EngineError, RowError
-from mlkit.inference import _tables as tables
+from mlkit.inference._engines import tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -205,7 +205,7 @@ def _answer(work: Work, task: bytes) -> bytes:
 
 
 def _forget(key: str) -> None:
-    from mlkit.inference._work import forget
+    from mlkit.inference._engines.work import forget
 
     forget(key)
 

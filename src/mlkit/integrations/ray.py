@@ -9,7 +9,7 @@ from mlkit._arguments import number, whole
 from mlkit._optional import require
 from mlkit._suggest import clip
 from mlkit.errors import EngineError
-from mlkit.inference import _tables as tables
+from mlkit.inference._engines import tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable

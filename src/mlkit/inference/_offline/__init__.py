@@ -1,0 +1,1 @@
+"""Rows that are there already: read, put together, run and delivered in order."""

@@ -1,0 +1,599 @@
+"""Batches online: callers hand in one row each, one thread runs the model on as many as there are."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextvars import copy_context
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final, overload
+
+from mlkit._arguments import seconds, whole
+from mlkit._clock import current
+from mlkit.errors import ConfigurationError
+from mlkit.inference._batch.check import is_coroutine_function
+from mlkit.inference._batch.runner import Failure, Runner
+from mlkit.inference._online.awaited import Awaited
+from mlkit.inference._online.bell import Bell
+from mlkit.inference._online.delivery import deliver
+from mlkit.inference._online.process import forks
+from mlkit.inference._online.queue import LONGEST_WAIT, Queue
+from mlkit.inference._online.reasons import echo, error_for, refusal, still_runs, too_late
+from mlkit.inference._online.requests import PENDING, Failed, Request
+from mlkit.inference._online.stats import as_samples
+from mlkit.inference._online.warm_up import WarmUp
+from mlkit.telemetry import register
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable, Coroutine, Hashable, Iterable
+    from types import TracebackType
+    from typing import NoReturn, Self
+
+    from mlkit._clock import Clock
+    from mlkit.errors import InferenceError
+    from mlkit.inference._batch.collate import Pad
+    from mlkit.inference._online.stats import BatcherStats
+    from mlkit.telemetry import Sample
+
+__all__ = ["Batcher"]
+
+_USUAL = 0  # the priority of most rows; told by identity, which is quick and lets no False pass
+_Row = TypeVar("_Row")
+_Result = TypeVar("_Result")
+
+
+@final
+class Batcher(Generic[_Row, _Result]):
+    """Answer many callers, each with one row, by few calls of a model on batches of rows.
+
+    Callers `await submit(row)` in any number of event loops, or block on `call(row)` in any number of threads, all at
+    once. One thread of its own runs the model. A batch is put together when that thread is free, not before: it takes
+    what waits, first come, first served, and it waits for more only while more is to be expected, at most *max_wait*
+    seconds. Every accepted row gets exactly one outcome: the result for that row, or an error.
+
+    - The model raises: the batch is run again in halves until the rows that break it stand alone. Each of their callers
+      gets the error that the model raised for its row; all others get their results.
+    - Rows that do not fit together (another shape, dtype or keys) run in separate batches, so that a row's outcome does
+      not depend on its company.
+    - The model raises something that is no `Exception` (`KeyboardInterrupt`, `SystemExit`, `CancelledError`): every
+      caller of the batch gets an `InferenceError` from it, and the batcher goes on.
+    - Memory runs out: the batch is halved (or lowered to the next bucket), the smaller size kept, and a larger one tried
+      again later. This runs rows again also without *isolate*.
+    - A caller is cancelled, or its deadline passes: its row is dropped if it does not run yet, and nobody else notices.
+    - Rows of equal keys that are there at the same time run once, for all their callers.
+
+    Thread-safe. Not usable in a forked child, where its thread does not exist: calls there raise `BatcherClosedError`.
+    Cannot be pickled. Use it with `with` or `async with`, or call `start` and `close`.
+
+    Args:
+        fn: Takes a batch of rows collated as by `mlkit.inference.collate` and returns one output per row, in order, cut
+            as by `mlkit.inference.split`. A plain function, a callable object, or a torch module in evaluation mode,
+            which runs in `torch.inference_mode` on the device of its parameters, with arrays for numpy rows; or an
+            async function, which runs in an event loop of the batcher's own thread. It may see a row more than once.
+            It runs in a copy of the context in which `start` was called, not in those of the callers.
+        max_batch_size: The most rows per call, at least 1.
+        max_wait: The longest that a free device holds back a waiting row for company, in seconds. 0 never waits.
+        max_queue: The most rows that may wait; more are rejected with `QueueFullError`.
+        target_latency: A latency objective in seconds, from the arrival of a row to its outcome. Batches are then as
+            large as run in half of it, by the times of the batches so far, and the wait for company is cut to what it
+            leaves; a backlog of more than two such batches makes them larger again, up to *max_batch_size*. By default
+            there is none.
+        buckets: Batch sizes to keep to, e.g. `[1, 8, 32]`: a smaller batch is filled up to the next one by repeating
+            its last row, and the surplus is cut off. With a single bucket, rows of one shape always make batches of
+            one shape, so that for a model that treats rows alike a row's bits do not depend on its company. The largest must reach
+            *max_batch_size*.
+        pad: Fills up sequences of different lengths, see `mlkit.inference.collate`. They reach *fn* as `Padded`.
+        collate: Your own function from a list of rows to a batch.
+        device: Run on this torch device: tensors and arrays are moved there, through pinned memory on CUDA, and outputs
+            back to where the rows were.
+        isolate: Whether *fn* may be run again to find the bad rows of a failed batch. If not, all its callers get an
+            `InferenceError` from the model's error.
+        name: What metrics and events call it; by default the name of *fn*.
+        clock: The clock for `max_wait` and deadlines; by default the context's at `start`.
+
+    Raises:
+        ConfigurationError: If an argument is wrong.
+
+    Examples:
+        >>> import numpy as np
+        >>> with Batcher(lambda batch: batch.sum(axis=1)) as batcher:
+        ...     float(batcher.call(np.array([1.0, 2.0])))
+        3.0
+
+    Note:
+        Late binding is how Triton's dynamic batcher works; the two turns of the event loop before a batch leaves keep
+        callers in a closed loop together, which greedy dispatch splits into alternating halves. Handing over a row is
+        O(1); a batch wakes each event loop once.
+    """
+
+    @overload
+    def __init__(
+        self: Batcher[Any, _Result],
+        fn: Callable[[Any], list[_Result] | Coroutine[Any, Any, list[_Result]]],
+        *,
+        max_batch_size: int = ...,
+        max_wait: float = ...,
+        max_queue: int = ...,
+        target_latency: float | None = ...,
+        buckets: Iterable[int] | None = ...,
+        pad: Pad = ...,
+        collate: Callable[[list[Any]], Any] | None = ...,
+        device: object = ...,
+        isolate: bool = ...,
+        name: str | None = ...,
+        clock: Clock | None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Batcher[Any, Any],
+        fn: Callable[[Any], Any],
+        *,
+        max_batch_size: int = ...,
+        max_wait: float = ...,
+        max_queue: int = ...,
+        target_latency: float | None = ...,
+        buckets: Iterable[int] | None = ...,
+        pad: Pad = ...,
+        collate: Callable[[list[Any]], Any] | None = ...,
+        device: object = ...,
+        isolate: bool = ...,
+        name: str | None = ...,
+        clock: Clock | None = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        fn: Callable[[Any], Any],
+        *,
+        max_batch_size: int = 32,
+        max_wait: float = 0.002,
+        max_queue: int = 1024,
+        target_latency: float | None = None,
+        buckets: Iterable[int] | None = None,
+        pad: Pad = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+        device: object = None,
+        isolate: bool = True,
+        name: str | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._awaited = Awaited(fn) if is_coroutine_function(fn) else None
+        self._runner = Runner(
+            fn if self._awaited is None else self._awaited,
+            owner="Batcher",
+            name=name,
+            limit=("max_batch_size", max_batch_size),
+            buckets=buckets,
+            pad=pad,
+            collate=collate,
+            device=device,
+            isolate=isolate,
+            group=True,
+        )
+        self._largest = self._runner.limit  # which sinks when memory runs out
+        if target_latency is not None:
+            target_latency = seconds("Batcher(target_latency=...)", target_latency)
+        self._queue = Queue(
+            self._runner.name,
+            largest=self._largest,
+            max_wait=seconds("Batcher(max_wait=...)", max_wait, zero=True),
+            max_queue=whole("Batcher(max_queue=...)", max_queue, low=1),
+            buckets=self._runner.buckets,
+            target=target_latency,
+        )
+        self._given_clock = clock
+        self._clock = current(clock)
+        self._lock = threading.Lock()  # start against close; taken before the queue's, never after
+        self._thread: threading.Thread | None = None
+        self._pid: int | None = None
+        self._forks = -1  # how often mlkit's first process had been forked at `start`
+        self._entered = False  # the device thread has its torch settings
+        self._running_loop: Callable[[], AbstractEventLoop] = self._find_running_loop
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What metrics and events call it."""
+        return self._runner.name
+
+    def start(self) -> Self:
+        """Start the thread that runs the model; a second call does nothing.
+
+        The thread runs in a copy of this context, with torch's number of threads as it is at the first batch.
+
+        Returns:
+            The batcher.
+
+        Raises:
+            BatcherClosedError: If it was closed, or started in another process.
+            ConfigurationError: If *device* is not there; asked now, as the answer may start the device's driver.
+            RuntimeError: If the system has no thread to give; the batcher may be started later.
+        """
+        if self._forked():
+            raise refusal(self.name, self._pid, closed=self._queue.closing)
+        with self._lock:
+            if self._queue.closing:
+                raise refusal(self.name, self._pid, closed=True)
+            if self._thread is None:
+                self._runner.leave_thread()
+                self._clock = current(self._given_clock)
+                self._queue.go_by(self._clock)
+                context = copy_context()
+                thread = threading.Thread(
+                    target=context.run, args=(self._run,), name=f"mlkit-{self.name}", daemon=True
+                )
+                thread.start()  # may fail, and then nothing has happened
+                self._thread, self._pid = thread, os.getpid()
+                self._forks = forks.n
+                register(self)
+        return self
+
+    def warm_up(self, row: _Row, *, sizes: Iterable[int] | None = None) -> dict[int, float]:
+        """Run the model on batches of *row* alone, so that no caller pays for what only first calls do.
+
+        Blocks until all have run; in an event loop, `await asyncio.to_thread(batcher.warm_up, row)`. Rows that wait
+        run afterwards. Each size runs twice, and how long the second run took is what deadlines and the latency
+        objective go by until callers come.
+
+        Args:
+            row: A row such as callers will send. Where rows come in several shapes, call it with one of each.
+            sizes: Rows per batch; by default the *buckets*, or, if there are none, 1 and *max_batch_size*.
+
+        Returns:
+            For each size the seconds that its second batch took.
+
+        Raises:
+            BatcherClosedError: If the batcher is closed, not started, or was started in another process.
+            ConfigurationError: If a size is no whole number from 1 to the largest batch.
+            Exception: What the model raised for a batch of one row.
+            InferenceError: From what it raised for a larger batch; running out of memory is such an error as well.
+
+        Examples:
+            >>> with Batcher(lambda batch: batch * 2, buckets=[1, 8, 32]) as batcher:
+            ...     list(batcher.warm_up(1.0))
+            [1, 8, 32]
+        """
+        largest = max(self._runner.buckets or (self._largest,))
+        asked = (self._runner.buckets or (1, self._largest)) if sizes is None else sizes
+        where = "warm_up(sizes=...)"
+        each = sorted({whole(where, size, low=1, high=largest) for size in asked})
+        warm_up = WarmUp(row, each)
+        inside = get_ident() == self._queue.device
+        if self._forks != forks.n or inside or not self._queue.warm_up(warm_up):
+            raise self._refusal()
+        return warm_up.wait(self._clock)
+
+    def close(self, *, drain: bool = True, timeout: float | None = None) -> BatcherStats:
+        """Take no more rows and stop the thread; blocks until it has ended. May be called again.
+
+        Called from inside the model function it does not block: the thread ends when it has done what is left.
+        Does nothing in a forked child. Not for a handler set by `signal.signal`, which may interrupt a thread that
+        holds the batcher's lock.
+
+        Args:
+            drain: Whether to run the rows that wait. If not, their callers get `BatcherClosedError`. The batch that
+                runs is finished in either case.
+            timeout: The seconds after which to give up. Whoever then still waits gets `BatcherClosedError`, also for a
+                row that runs; the model cannot be stopped, and what it returns later is dropped. By default there is
+                no limit.
+
+        Returns:
+            The counts at the end. If `n_running` is not 0, the model still runs.
+
+        Raises:
+            ConfigurationError: If *timeout* is no number of seconds.
+        """
+        if timeout is not None:
+            timeout = seconds("close(timeout=...)", timeout, zero=True)
+        if self._forked():
+            return (
+                self.stats()
+            )  # the thread to stop lives in the parent, and the lock may be held for ever
+        with self._lock:
+            thread = self._thread
+            self._stop(drain=drain)
+        if thread is not None and self._queue.device != get_ident():
+            if self._queue.wait_until_over(timeout):
+                thread.join()
+            else:
+                self._stop(drain=False)
+                self._turn_away(
+                    self._queue.running(), lambda _: still_runs(self.name, timeout or 0.0)
+                )
+        return self.stats()
+
+    async def aclose(self, *, drain: bool = True, timeout: float | None = None) -> BatcherStats:  # noqa: ASYNC109 - as close
+        """Close without blocking the event loop.
+
+        Args:
+            drain: As for `close`.
+            timeout: As for `close`.
+
+        Returns:
+            As `close`.
+        """
+        from asyncio import to_thread
+
+        return await to_thread(self.close, drain=drain, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self.start()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None:
+        await self.aclose()
+
+    # --- callers -------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        row: _Row,
+        *,
+        deadline: float | None = None,
+        priority: int = 0,
+        key: Hashable = None,
+    ) -> _Result:
+        """Return the model's result for *row*.
+
+        Args:
+            row: The row.
+            deadline: Seconds from now after which the answer is of no use. A row that has not begun by then never runs.
+            priority: Rows of a larger priority run first; rows of the same in the order they came. A 64-bit integer.
+            key: What only rows with the same result have in common: text, bytes, a number or a tuple of these. While a
+                row of the same key waits or runs, this one shares its run and its result, which is then one object for
+                several callers. None shares nothing.
+
+        Returns:
+            The result; made of arrays or tensors, it is a view into its batch.
+
+        Raises:
+            QueueFullError: At once, if *max_queue* rows wait already.
+            OverloadedError: At once, if the device is busy and, by the batches so far, *deadline* will have passed
+                before the result is there.
+            DeadlineExceededError: At the deadline.
+            BatcherClosedError: If the batcher is closed, not started, or was started in another process.
+            CollateError: If the row cannot be put into a batch.
+            OutputShapeError: If the model did not return one output per row.
+            InferenceError: If an error is not this row's alone; its cause is the model's error.
+            Exception: What the model raised for this row.
+        """
+        loop = self._running_loop()
+        request = Request(row, loop, loop.create_future())
+        if priority is not _USUAL or deadline is not None or key is not None:
+            self._ask(request, "submit(deadline=...)", deadline, priority, key)
+        if self._forks != forks.n or not self._queue.push(request):
+            raise self._refusal()
+        timer = None
+        try:
+            if deadline is not None:
+                timer = loop.call_later(request.allowed, self._expire, request)
+            outcome = await request.signal
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if request.waits:  # this task was cancelled
+                self._queue.withdraw(request, expired=False)
+        if type(outcome) is Failed:
+            try:
+                raise outcome.error
+            finally:
+                del outcome, request  # the error refers to this frame by its traceback
+        return outcome  # type: ignore[no-any-return]
+
+    def call(
+        self,
+        row: _Row,
+        *,
+        timeout: float | None = None,
+        priority: int = 0,
+        key: Hashable = None,
+    ) -> _Result:
+        """Return the model's result for *row*, blocking this thread.
+
+        Args:
+            row: The row.
+            timeout: As the *deadline* of `submit`.
+            priority: As for `submit`.
+            key: As for `submit`.
+
+        Returns:
+            The result.
+
+        Raises:
+            Exception: As `submit`.
+        """
+        request = Request(row, None, Bell())
+        self._ask(request, "call(timeout=...)", timeout, priority, key)
+        if self._forks != forks.n or not self._queue.push(request):
+            raise self._refusal()
+        late = False
+        try:
+            with request.signal:
+                while request.outcome is PENDING:
+                    left = None
+                    if request.expires is not None:
+                        left = request.expires - self._clock.monotonic()
+                        if left <= 0:
+                            late = True
+                            break
+                        left = min(left, LONGEST_WAIT)
+                    self._clock.wait(request.signal, left)
+        finally:
+            if request.waits:
+                self._queue.withdraw(request, expired=late)
+        outcome = request.outcome
+        if outcome is PENDING:
+            raise too_late(self.name, request.allowed)
+        if type(outcome) is Failed:
+            try:
+                raise outcome.error
+            finally:
+                del outcome, request
+        return outcome  # type: ignore[no-any-return]
+
+    def stats(self) -> BatcherStats:
+        """Return what it has done so far, all figures of the same moment."""
+        # Whoever held the lock in a forked child is in the parent.
+        return self._queue.stats(self._runner, locked=not self._forked())
+
+    def samples(self) -> list[Sample]:
+        """Return the figures of `stats` for `mlkit.telemetry.collect`, labelled with the batcher's name."""
+        return as_samples(self._queue.stats(self._runner, locked=False), self.name)
+
+    def _ask(
+        self, request: Request, argument: str, limit: float | None, priority: int, key: Hashable
+    ) -> None:
+        """Put what the caller asked for into *request*."""
+        if type(priority) is not int or priority:  # a plain 0, as nearly always, needs no look
+            request.priority = whole("priority", priority, low=-(2**63), high=2**63 - 1)
+            request.plain = False
+        if limit is not None:
+            request.allowed = seconds(argument, limit, zero=True)
+            request.expires = self._clock.monotonic() + request.allowed
+            request.plain = False
+        if key is not None:
+            if not _is_plain_key(key):
+                raise ConfigurationError("key", key, "text, bytes, a number or a tuple of these")
+            request.key, request.plain = key, False
+
+    def _refusal(self) -> InferenceError:
+        """Return why no row is taken from this thread, or from none."""
+        process, closing = self._pid, self._queue.closing
+        if process == os.getpid() and not closing and get_ident() != self._queue.device:
+            process = None  # `start` came meanwhile
+        return refusal(self.name, process, closed=closing)
+
+    def _expire(self, request: Request) -> None:
+        """Answer a row whose deadline has come, running or not. Runs in its loop."""
+        self._queue.withdraw(request, expired=True)
+        if not request.signal.done():
+            request.signal.set_result(Failed(too_late(self.name, request.allowed)))
+
+    def _find_running_loop(self) -> AbstractEventLoop:
+        from asyncio import get_running_loop  # loaded by whoever runs a loop
+
+        self._running_loop = get_running_loop
+        return get_running_loop()
+
+    def _forked(self) -> bool:
+        return self._pid is not None and self._pid != os.getpid()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Batcher owns a thread and cannot be pickled; make one in each process")
+
+    def __repr__(self) -> str:
+        state = "new" if self._pid is None else "closed" if self._queue.closing else "running"
+        return f"<Batcher {self.name!r} {state}, max_batch_size={self._largest}>"
+
+    # --- the device thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._queue.device = get_ident()
+        try:
+            while self._work():
+                pass
+        finally:
+            self._stop(drain=False)  # nobody waits for a thread that is no more
+            try:
+                if self._awaited is not None:
+                    self._awaited.close()
+            finally:
+                self._queue.over()
+
+    def _work(self) -> bool:
+        """Wait for something to do and do it; return False once closed and drained.
+
+        In a frame of its own: what an idle thread still names stays in memory, perhaps in the device's.
+        """
+        batch, late, warm_up = self._queue.take()
+        if late:
+            self._turn_away(late, lambda request: too_late(self.name, request.allowed))
+        if not self._entered and (batch or warm_up is not None):
+            self._runner.enter_thread()
+            self._entered = True
+        if batch:
+            self._serve(batch)
+        elif warm_up is not None:
+            warm_up.run(self._runner, self._clock, self._queue.observe)
+        goes_on = bool(batch or late or warm_up is not None)
+        # An error that a caller keeps also keeps this frame; the neighbours' data must not stay with it.
+        del batch, late, warm_up
+        return goes_on
+
+    def _serve(self, batch: list[Request]) -> None:
+        rows = [request.row for request in batch]
+        outcomes: list[Any]
+        failed = 0
+        try:
+            outcomes = self._runner.run(rows)
+            if self._runner.failed:
+                failed = self._give_errors(outcomes)
+        except BaseException as error:  # noqa: BLE001 - a thread that dies here leaves every caller waiting
+            outcomes = [Failure(error, len(batch))] * len(batch)
+            failed = self._give_errors(outcomes)
+        # Only then the outcomes: a blocking caller may look at any time, and whoever has an answer must find it counted.
+        loops = {request.loop for request in batch}
+        shared = self._queue.ran(batch, failed, loops)
+        if shared:
+            batch = [*batch, *[request for _, request in shared]]
+            outcomes = [*outcomes, *[self._again(outcomes[place]) for place, _ in shared]]
+            loops = {request.loop for request in batch}
+        deliver(batch, outcomes, loops, self._queue.settle, self._queue.forget)
+        del rows, outcomes, batch, shared  # as in `_work`
+
+    def _give_errors(self, outcomes: list[Any]) -> int:
+        """Put the error of each failure in its place; return how many there are."""
+        seen: set[int] = set()
+        failed = 0
+        for place, outcome in enumerate(outcomes):
+            if isinstance(outcome, Failure):
+                outcomes[place] = Failed(error_for(self.name, outcome, seen))
+                failed += 1
+        return failed
+
+    def _again(self, outcome: Any) -> Any:
+        """Return *outcome* for one more caller: the same result, or an error of its own."""
+        return Failed(echo(self.name, outcome.error)) if type(outcome) is Failed else outcome
+
+    def _turn_away(
+        self, requests: list[Request], error: Callable[[Request], BaseException]
+    ) -> None:
+        """Answer callers whose rows will not run, or run too long, each with an error of its own."""
+        if requests:
+            outcomes = [Failed(error(request)) for request in requests]
+            loops = {request.loop for request in requests}
+            deliver(requests, outcomes, loops, None, self._queue.forget)
+
+    def _stop(self, *, drain: bool) -> None:
+        """Take no more rows; unless *drain*, answer those who wait."""
+        dropped, warm_ups = self._queue.close(drain=drain)
+        for request in dropped:
+            request.row = None
+        self._turn_away(dropped, lambda _: refusal(self.name, self._pid, closed=True))
+        for warm_up in warm_ups:
+            warm_up.fail(refusal(self.name, self._pid, closed=True))
+
+
+def _is_plain_key(key: object) -> bool:
+    """Return whether *key* is made of built-in values: comparing others would run a user's code within a lock."""
+    if type(key) is tuple:
+        return all(map(_is_plain_key, key))
+    return key is None or type(key) in (str, bytes, int, float, bool)
