@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit._arguments import whole
 from mlkit.errors import ConfigurationError
-from mlkit.repro._batch_op import breaking_op
 from mlkit.repro._batches import Batches, at_size
 from mlkit.repro._generators import loaded_torch
 from mlkit.repro._seeding import isolated
@@ -207,6 +206,10 @@ def _report(
         for fixed in kept
         if fixed > 1
     }
+    from mlkit.repro._batch_op import (
+        breaking_op,
+    )  # with all that follows operations, for who needs it
+
     return InvarianceReport(
         stable,
         size_matters=other_size is not None,

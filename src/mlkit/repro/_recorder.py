@@ -15,7 +15,6 @@ from mlkit.repro._divergence import Divergence
 from mlkit.repro._fingerprint import fingerprint
 from mlkit.repro._generators import loaded_torch
 from mlkit.repro._steps import kind_of
-from mlkit.repro._trace import hasher, tracing, users_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,13 +37,16 @@ class TraceRecorder:
     Constant memory: each operation is one line of the file. Not thread-safe; operations of other threads are not seen.
     """
 
-    __slots__ = ("_content", "_count", "_file", "_keep", "_noting")
+    __slots__ = ("_content", "_count", "_file", "_keep", "_line", "_noting")
 
     def __init__(self, file: TextIO, keep: int | None) -> None:
+        from mlkit.repro._trace import hasher, users_line
+
         self._file, self._keep = file, keep
         self._count = 0
         self._noting = False
         self._content = hasher(kept=True)
+        self._line = users_line
 
     def note(self, name: str, value: object) -> None:
         """Write down a value that is no operation of torch: a batch of NumPy arrays, the order of files, a metric.
@@ -95,7 +97,7 @@ class TraceRecorder:
 
         call, self._count = self._count, self._count + 1
         kept = _plain_values(values, limit=None if call == self._keep else _SMALL)
-        self._file.write(json.dumps([op, module, kind, content, users_line(), kept]) + "\n")
+        self._file.write(json.dumps([op, module, kind, content, self._line(), kept]) + "\n")
 
 
 @contextmanager
@@ -131,6 +133,8 @@ def record(path: str | os.PathLike[str], *, keep: int | None = None) -> Iterator
     """
     import json
     from pathlib import Path
+
+    from mlkit.repro._trace import tracing
 
     wanted = None if keep is None else whole("record(keep=...)", keep)
     with Path(path).open("w", encoding="ascii") as file:
