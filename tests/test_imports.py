@@ -17,6 +17,7 @@ EXTRAS = (
     "hypothesis", "matplotlib", "mlflow", "opentelemetry", "prometheus_client", "sklearn", "starlette", "structlog", "torch",
     "tqdm", "uvicorn", "dask", "distributed", "pyspark", "ray",
     "accelerate", "lightning", "lightning_utilities", "pytorch_lightning", "transformers",
+    "comet_ml", "pandas", "polars", "pyarrow", "tensorboard", "trackio", "wandb",
 )  # fmt: skip
 
 
