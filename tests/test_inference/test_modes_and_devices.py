@@ -1,5 +1,6 @@
 """Precision, compiling, several devices, batches that are made ahead; and what only a CUDA device can show."""
 
+import asyncio
 import gc
 import threading
 import weakref
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlkit.errors import ConfigurationError, OutputShapeError, RowError
-from mlkit.inference import map_batches
+from mlkit.inference import Batcher, map_batches
 from mlkit.inference._batch.memory import release
 
 torch.set_num_threads(1)
@@ -52,6 +53,23 @@ def test_autocast_is_for_plain_functions_of_tensors_too():
     assert got[0].dtype == torch.bfloat16
 
 
+def test_a_batcher_casts_in_the_thread_that_runs_the_model(network):
+    rows = features(10)
+    full = np.stack(list(map_batches(network, rows)))
+    with Batcher(network, autocast="bfloat16") as batcher:
+        half = np.stack([batcher.call(row) for row in rows])
+    assert half.dtype == np.float32
+    assert np.allclose(half, full, rtol=0.05, atol=0.05)
+    assert not np.array_equal(half, full)
+
+    async def model(batch):
+        await asyncio.sleep(0)
+        return network(batch)
+
+    with Batcher(model, autocast="bfloat16", device="cpu") as batcher:
+        assert np.array_equal(np.stack([batcher.call(row) for row in rows]), half)
+
+
 # --- compiling
 
 
@@ -75,6 +93,11 @@ def test_a_module_is_compiled_once_and_the_compiled_one_runs(network, monkeypatc
     assert made == [(network, {"dynamic": False})]
     assert ran == [True] * 5
 
+    with Batcher(network, compile={"dynamic": False}) as batcher:
+        assert np.allclose([batcher.call(row) for row in rows[:3]], got[:3])
+    assert made == [(network, {"dynamic": False})] * 2
+    assert ran == [True] * 8
+
 
 @pytest.mark.parametrize(
     ("options", "words"),
@@ -94,6 +117,20 @@ def test_a_module_is_compiled_once_and_the_compiled_one_runs(network, monkeypatc
 def test_wrong_arguments_are_refused_at_the_call(network, options, words):
     with pytest.raises(ConfigurationError, match=words):
         map_batches(network, [], **options)
+
+
+def test_wrong_modes_of_a_batcher_are_refused(network):
+    async def model(batch):
+        return network(batch)
+
+    with pytest.raises(ConfigurationError, match=r"Batcher\(autocast=...\)"):
+        Batcher(network, autocast="float99")
+    with pytest.raises(ConfigurationError, match="where the device is not CUDA"):
+        Batcher(network, graphs=True)
+    with pytest.raises(
+        ConfigurationError, match=r"Batcher\(compile=...\).*async function: .*model"
+    ):
+        Batcher(model, compile=True)
 
 
 def test_the_precision_is_part_of_the_job(network, tmp_path):

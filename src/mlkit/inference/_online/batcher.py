@@ -12,6 +12,8 @@ from mlkit._arguments import seconds, whole
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError
 from mlkit.inference._batch.check import is_coroutine_function
+from mlkit.inference._batch.model import name_of
+from mlkit.inference._batch.modes import Modes
 from mlkit.inference._batch.runner import Failure, Runner
 from mlkit.inference._online.awaited import Awaited
 from mlkit.inference._online.bell import Bell
@@ -26,7 +28,7 @@ from mlkit.telemetry import register
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Coroutine, Hashable, Iterable
+    from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
     from types import TracebackType
     from typing import NoReturn, Self
 
@@ -87,6 +89,9 @@ class Batcher(Generic[_Row, _Result]):
         collate: Your own function from a list of rows to a batch.
         device: Run on this torch device: tensors and arrays are moved there, through pinned memory on CUDA, and outputs
             back to where the rows were.
+        autocast: As for `map_batches`.
+        compile: As for `map_batches`; not for an async function. `warm_up` keeps compiling away from callers.
+        graphs: As for `map_batches`; not for an async function.
         isolate: Whether *fn* may be run again to find the bad rows of a failed batch. If not, all its callers get an
             `InferenceError` from the model's error.
         name: What metrics and events call it; by default the name of *fn*.
@@ -120,6 +125,9 @@ class Batcher(Generic[_Row, _Result]):
         pad: Pad = ...,
         collate: Callable[[list[Any]], Any] | None = ...,
         device: object = ...,
+        autocast: object = ...,
+        compile: bool | Mapping[str, Any] = ...,
+        graphs: bool = ...,
         isolate: bool = ...,
         name: str | None = ...,
         clock: Clock | None = ...,
@@ -137,6 +145,9 @@ class Batcher(Generic[_Row, _Result]):
         pad: Pad = ...,
         collate: Callable[[list[Any]], Any] | None = ...,
         device: object = ...,
+        autocast: object = ...,
+        compile: bool | Mapping[str, Any] = ...,
+        graphs: bool = ...,
         isolate: bool = ...,
         name: str | None = ...,
         clock: Clock | None = ...,
@@ -153,11 +164,20 @@ class Batcher(Generic[_Row, _Result]):
         pad: Pad = None,
         collate: Callable[[list[Any]], Any] | None = None,
         device: object = None,
+        autocast: object = False,
+        compile: bool | Mapping[str, Any] = False,  # noqa: A002 - torch's word
+        graphs: bool = False,
         isolate: bool = True,
         name: str | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._awaited = Awaited(fn) if is_coroutine_function(fn) else None
+        modes = Modes.chosen(owner="Batcher", autocast=autocast, compile=compile, graphs=graphs)
+        if self._awaited is not None and (graphs or compile):
+            which, given = ("graphs", graphs) if graphs else ("compile", compile)
+            raise ConfigurationError(
+                f"Batcher({which}=...)", given, f"False for an async function: {name_of(fn)}"
+            )
         self._runner = Runner(
             fn if self._awaited is None else self._awaited,
             owner="Batcher",
@@ -169,6 +189,7 @@ class Batcher(Generic[_Row, _Result]):
             device=device,
             isolate=isolate,
             group=True,
+            modes=modes,
         )
         self._largest = self._runner.limit  # which sinks when memory runs out
         if target_latency is not None:
