@@ -24,6 +24,7 @@ __all__ = ["WandbSink"]
 _MODES = ("online", "offline", "disabled")
 _STEP = "mlkit/step"
 _OURS = "mlkit"
+_START = "%Y%m%d_%H%M%S"
 _EXIT = {"RUNNING": 0, "FINISHED": 0, "KILLED": 137}
 _MAX_NAME, _MAX_TAG = 128, 64
 # What would make our client a part of a run that the training process has begun by itself.
@@ -187,11 +188,12 @@ class _Writer:
         found, whole = _rows_in(next(made.glob("*.wandb")))
         if found != story.rows - first or not whole:
             raise OSError(f"{made} has {found} of {story.rows - first} rows, or no end")
-        with ours.open("a", encoding="utf-8") as file:
-            file.write(f"{made.name}\n")
         for old in stale:
             old.rename(beside / f"old-{old.name}")
-        made.rename(place / made.name)
+        name = _free_name(place, made.name)
+        with ours.open("a", encoding="utf-8") as file:
+            file.write(f"{name}\n")
+        made.rename(place / name)
         shutil.rmtree(beside, ignore_errors=True)
 
     def push(self, spool: str, folder: str, options: dict[str, str], ended: bool) -> None:  # noqa: FBT001 - as above
@@ -296,6 +298,18 @@ class _Live:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, place)
         self.run.save(escape(str(place)), base_path=str(files), policy="now")
+
+
+def _free_name(place: Path, name: str) -> str:
+    """Return *name*, or that of a later second if another sink has begun a run of this id in the same one."""
+    from datetime import datetime, timedelta
+
+    kind, start, rest = name.removeprefix("offline-").split("-", 2)
+    moment = datetime.strptime(start, _START)  # noqa: DTZ007 - a part of a name
+    while (place / name).exists():
+        moment += timedelta(seconds=1)
+        name = f"offline-{kind}-{moment.strftime(_START)}-{rest}"
+    return name
 
 
 def _run_id(story: Follower) -> str:
