@@ -29,6 +29,8 @@ def _forget_trackers() -> None:
     """Drop the settings of trackers: a developer's own, and those that a client leaves for its subprocesses."""
     for name in [name for name in os.environ if name.startswith(_TRACKERS)]:
         del os.environ[name]
+    # Transformers imports Comet's client, which would then follow MLflow's runs.
+    os.environ["COMET_DISABLE_AUTO_LOGGING"] = "1"
 
 
 _forget_trackers()
