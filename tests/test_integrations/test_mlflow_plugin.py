@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -50,7 +51,8 @@ def servers(tmp_path_factory):
 @pytest.fixture(scope="module")
 def template(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "template.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    with contextlib.chdir(path.parent):  # where the default experiment keeps its artifacts for good
+        mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
 
 
