@@ -64,7 +64,7 @@ def lose(name: str, mode: str, calls: int, server: MlflowServer) -> list[int]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         command = [python, "-m", "benchmarks.tracking_peers", name, mode, str(calls), place, uri]
         with subprocess.Popen(
-            command, cwd=ROOT, env=clean(place), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            command, cwd=place, env=clean(place), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             start_new_session=True, bufsize=0,
         ) as process:  # fmt: skip
             returned = _calls_returned(process, calls)

@@ -94,7 +94,7 @@ def observe(dies: float, returns: float, ends: float) -> dict:
             command = [sys.executable, "-m", "benchmarks.tracking_outage"]
             process = subprocess.Popen(
                 [*command, "--train", name, str(place), server.uri, str(ends)],
-                cwd=ROOT, env=clean(str(place)), text=True, start_new_session=True,
+                cwd=place, env=clean(str(place)), text=True, start_new_session=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             workers[name] = (process, place)

@@ -315,7 +315,7 @@ def measure_in(
         raise RuntimeError(f"{PEERS[name].module} is not installed")
     command = [python, "-m", "benchmarks.tracking_peers", name, mode, str(calls), place, server]
     with subprocess.Popen(
-        command, cwd=ROOT, env=clean(place), text=True, start_new_session=True,
+        command, cwd=place, env=clean(place), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         try:
@@ -330,10 +330,10 @@ def measure_in(
 
 
 def clean(place: str) -> dict[str, str]:
-    """Return an environment in which a tracker finds nothing of its owner, and phones nobody."""
+    """Return an environment in which a tracker in *place* finds nothing of its owner, and phones nobody."""
     kept = {key: value for key, value in os.environ.items() if "PROXY" not in key.upper()}
     return {
-        **kept, "HOME": place, "DO_NOT_TRACK": "1", "WANDB_ERROR_REPORTING": "false",
+        **kept, "PYTHONPATH": str(ROOT), "HOME": place, "DO_NOT_TRACK": "1", "WANDB_ERROR_REPORTING": "false",
         "COMET_LOGGING_CONSOLE": "error", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1",
         "DVC_NO_ANALYTICS": "1", "AIM_TRACKING_DISABLED": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
