@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from contextlib import closing
+from contextlib import chdir, closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -142,7 +142,8 @@ class Servers:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
         self.template = place / "template.db"
-        mlflow.MlflowClient(f"sqlite:///{self.template}").search_experiments()
+        with chdir(place):  # where the default experiment keeps its artifacts for good
+            mlflow.MlflowClient(f"sqlite:///{self.template}").search_experiments()
         assert self.process.stdout.readline() == "ready\n"
         self.running: dict[str, int] = {}
         self.proxies: list[Proxy] = []
