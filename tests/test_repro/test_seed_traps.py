@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import textwrap
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from mlkit.errors import ConfigurationError
 from mlkit.repro import (
     Keyed,
     KeyedSampler,
+    Manifest,
     Seeds,
     audit,
     batch_invariance,
@@ -464,3 +466,42 @@ def test_seeding_switches_nothing():
     with isolated(8):
         rng_state().restore()
     assert switches() == before
+
+
+def test_normal_draws_of_torch_depend_on_the_processors_instructions_and_a_manifest_says_which(
+    tmp_path,
+):
+    code = """
+        import sys, torch
+        from mlkit.repro import Manifest
+        torch.manual_seed(0)
+        print(torch.randn(64).numpy().tobytes().hex())
+        Manifest.capture().save(sys.argv[1])
+    """
+    drawn, manifests = set(), []
+    for capability in ("default", "avx2"):
+        path = tmp_path / f"{capability}.json"
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), path],
+            env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        drawn.add(done.stdout)
+        manifests.append(Manifest.load(path))
+    if len(drawn) == 1:
+        pytest.skip("this processor has no other instructions")
+    assert any("cpu_capability" in str(change) for change in manifests[0].diff(manifests[1]))
+
+
+def test_memory_that_is_not_filled_by_choice_stays_so():
+    naive = torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        with deterministic():
+            assert torch.empty(64).isnan().all()  # what the switch alone makes torch pay for
+            torch.utils.deterministic.fill_uninitialized_memory = False
+        with deterministic():
+            assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+    assert torch.are_deterministic_algorithms_enabled() == naive
