@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, urlencode
@@ -11,6 +10,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 from mlkit._digest import digest_bytes, short
 from mlkit._suggest import did_you_mean, listing
 from mlkit.errors import ConfigurationError
+from mlkit.tracking._sink import checked_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -72,15 +72,12 @@ def folder_and_options(
     Raises:
         ConfigurationError: If that is no folder, or an option is unknown or no text.
     """
-    from pathlib import Path
-
     given: dict[str, str] = {}
     if isinstance(folder, str):
         folder, _, query = folder.partition("?")
         given = dict(parse_qsl(query, keep_blank_values=True))
         folder = folder.replace("%3F", "?").replace("%25", "%")
-    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
-        raise ConfigurationError(f"{where}(folder)", folder, "the path of a folder")
+    path = checked_folder(where, folder)
     for name, value in options.items():
         if value is not None:
             given[name] = value
@@ -93,7 +90,7 @@ def folder_and_options(
             )  # fmt: skip
         if not isinstance(value, str) or not value:
             raise ConfigurationError(f"{where}({name}=...)", value, "a text that is not empty")
-    return Path(os.fspath(folder)).absolute(), given
+    return path, given
 
 
 def address_of(scheme: str, folder: Path, options: Mapping[str, str]) -> str:

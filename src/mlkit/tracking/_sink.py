@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from mlkit.tracking._records import Record, RunInfo
 
-__all__ = ["JsonlSink", "Sink", "make_sinks", "maker", "sink_key"]
+__all__ = ["JsonlSink", "Sink", "checked_folder", "make_sinks", "maker", "sink_key"]
 
 ENTRY_POINTS = "mlkit.sinks"
 
@@ -97,11 +97,7 @@ class JsonlSink:
     folder: Path
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
-            raise ConfigurationError("JsonlSink(folder)", folder, "the path of a folder")
-        from pathlib import Path
-
-        self.folder = Path(folder).absolute()
+        self.folder = checked_folder("JsonlSink", folder)
         """Where the files go."""
         self._file = -1
         self._known: set[str] = set()
@@ -173,6 +169,15 @@ def _line(record: Record) -> bytes:
         fields["step"] = record.step
     fields["time"] = record.time
     return json.dumps(fields, allow_nan=False).encode("ascii") + b"\n"
+
+
+def checked_folder(where: str, folder: object) -> Path:
+    """Return the absolute path of a folder that the constructor *where* was given, or refuse what is none."""
+    if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
+        raise ConfigurationError(f"{where}(folder)", folder, "the path of a folder")
+    from pathlib import Path
+
+    return Path(os.fspath(folder)).absolute()
 
 
 def make_sinks(where: str, sinks: object) -> list[Sink]:

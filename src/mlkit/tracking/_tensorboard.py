@@ -6,7 +6,8 @@ import os
 from struct import Struct
 from typing import TYPE_CHECKING, final
 
-from mlkit.errors import ConfigurationError, SinkUnavailableError
+from mlkit.errors import SinkUnavailableError
+from mlkit.tracking._sink import checked_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,11 +55,7 @@ class TensorboardSink:
     folder: Path
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        if not isinstance(folder, (str, os.PathLike)) or not os.fspath(folder):
-            raise ConfigurationError("TensorboardSink(folder)", folder, "the path of a folder")
-        from pathlib import Path
-
-        self.folder = Path(folder).absolute()
+        self.folder = checked_folder("TensorboardSink", folder)
         """Where the runs' folders go."""
         self._file = -1
         self._known: set[str] = set()
