@@ -34,7 +34,7 @@ def test_public_names_are_exactly_all(name: str) -> None:
     module = importlib.import_module(f"mlkit.{name}")
     public = {
         key
-        for key in dir(module)
+        for key in {*vars(module), *dir(module)}
         if not key.startswith("_")
         and key not in {"TYPE_CHECKING", "annotations"}
         and not inspect.ismodule(value := getattr(module, key))
@@ -84,11 +84,12 @@ def test_every_public_thing_says_what_it_is(name: str) -> None:
     assert not silent
 
 
-def test_the_facade_is_one_list_three_times() -> None:
-    tree = ast.parse((ROOT / "src/mlkit/__init__.py").read_text(encoding="utf-8"))
+def late_names(path: Path, package: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return where the names that load late come from: as type checkers read it, and as the table says."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     conditional = next(node for node in tree.body if isinstance(node, ast.If))
     typed = {
-        alias.name: statement.module.removeprefix("mlkit.")
+        alias.name: statement.module.removeprefix(f"{package}.")
         for statement in conditional.body
         if isinstance(statement, ast.ImportFrom) and statement.module
         for alias in statement.names
@@ -98,9 +99,27 @@ def test_the_facade_is_one_list_three_times() -> None:
         for node in conditional.orelse
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_MODULES"
     )
+    return typed, table
+
+
+def test_the_facade_is_one_list_three_times() -> None:
+    typed, table = late_names(ROOT / "src/mlkit/__init__.py", "mlkit")
     assert typed == table
     assert sorted([*table, "__version__"]) == mlkit.__all__
     assert set(mlkit.__all__) <= set(dir(mlkit))
+
+
+@pytest.mark.parametrize(
+    "block", ["flags", "inference", "models", "repro", "resilience", "tracking"]
+)
+def test_what_a_block_loads_late_is_one_list_too(block: str) -> None:
+    typed, table = late_names(ROOT / f"src/mlkit/{block}/__init__.py", f"mlkit.{block}")
+    assert typed == table
+    module = importlib.import_module(f"mlkit.{block}")
+    assert set(table) <= set(module.__all__) == set(dir(module))
+    with pytest.raises(AttributeError, match=f"did you mean '{module.__all__[0]}'"):
+        getattr(module, module.__all__[0] + "s")
+    assert not hasattr(module, "_repr_html_")
 
 
 def test_the_facade_gives_what_the_blocks_have() -> None:

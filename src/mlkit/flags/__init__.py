@@ -6,6 +6,7 @@ answers for one of them, a `ModelFlag` names a model version, and a `Rollout` br
 
 from __future__ import annotations
 
+from mlkit._lazy import lazy
 from mlkit.flags._document import Change, Problem, Snapshot
 from mlkit.flags._flag import Details, Flag
 from mlkit.flags._flags import Flags
@@ -75,14 +76,4 @@ else:  # were it visible to type checkers, they would accept any misspelt name (
         "find_stale": "_stale",
         "verify_audit": "_audit",
     }
-
-    def __getattr__(name: str) -> object:
-        if name in _MODULES:
-            from importlib import import_module
-
-            value = globals()[name] = getattr(import_module(f"mlkit.flags.{_MODULES[name]}"), name)
-            return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-
-    def __dir__() -> list[str]:
-        return __all__
+    __getattr__, __dir__ = lazy(__name__, _MODULES)

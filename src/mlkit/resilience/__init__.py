@@ -15,6 +15,7 @@ Examples:
 
 from __future__ import annotations
 
+from mlkit._lazy import lazy
 from mlkit.resilience._ambient import deadline, remaining
 from mlkit.resilience._backoff import full_jitter
 from mlkit.resilience._breaker import Breaker, BreakerStats, seconds
@@ -93,15 +94,4 @@ else:  # were it visible to type checkers, they would accept any misspelt name (
         "stale": "_tiers",
         "tier": "_tiers",
     }
-
-    def __getattr__(name: str) -> object:
-        if name in _MODULES:
-            from importlib import import_module
-
-            module = import_module(f"mlkit.resilience.{_MODULES[name]}")
-            value = globals()[name] = getattr(module, name)
-            return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-
-    def __dir__() -> list[str]:
-        return __all__
+    __getattr__, __dir__ = lazy(__name__, _MODULES)
