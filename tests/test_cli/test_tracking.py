@@ -134,7 +134,7 @@ def test_the_exit_status_says_whether_anything_is_left(left, tmp_path, capsys):
 
 def test_a_run_at_work_is_left_to_its_own_shipper(tmp_path, capsys):
     with start_run("x", root=tmp_path / "runs", sinks=[f"jsonl:{tmp_path}/out"], shipper="thread") as run:  # fmt: skip
-        assert run.flush(timeout=30).complete
+        assert run.flush(timeout=60).complete
         assert main(["tracking", "sync", str(tmp_path / "runs")]) == 0
         assert "its own shipper is at work" in capsys.readouterr().out
 

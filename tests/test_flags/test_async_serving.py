@@ -76,7 +76,7 @@ def test_loading_lets_other_tasks_go_on():
 
         def load(uri):
             began.set()
-            assert go.wait(10)
+            assert go.wait(60)
             return uri
 
         rollout = made(load=load)
@@ -96,7 +96,7 @@ def test_who_is_cancelled_while_loading_holds_no_model():
 
         def load(uri):
             began.set()
-            assert go.wait(10)
+            assert go.wait(60)
             return uri
 
         rollout = made(load=load, unload=unloaded.append)
@@ -107,10 +107,10 @@ def test_who_is_cancelled_while_loading_holds_no_model():
         with pytest.raises(asyncio.CancelledError):
             await asking
         go.set()
-        await asyncio.wait_for(_until(lambda: rollout.models.take_loaded("m:/1")[0]), 10)
+        await asyncio.wait_for(_until(lambda: rollout.models.take_loaded("m:/1")[0]), 60)
         rollout.models.give_back("m:/1")
         await rollout.aclose()
-        await asyncio.wait_for(_until(lambda: unloaded == ["m:/1"]), 10)
+        await asyncio.wait_for(_until(lambda: unloaded == ["m:/1"]), 60)
         return rollout.evidence
 
     asyncio.run(main())

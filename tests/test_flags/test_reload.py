@@ -396,7 +396,7 @@ def test_a_forked_child_goes_on_watching(path):
     assert process.stdout.readline() == "child 1\n"
     replace(path, text(f=2))
     assert process.stdout.readline() == "status 0\n"
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     process.stdout.close()
 
 
@@ -655,7 +655,7 @@ def test_listeners_are_told_outside_every_lock(path):
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        thread.join(10)
+        thread.join(60)
         seen.append((change.keys, flags.digest == change.after, done))
 
     flags.on_change(listener)

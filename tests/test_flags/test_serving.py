@@ -256,7 +256,7 @@ def test_a_shadow_that_fails_hangs_or_differs_harms_nobody():
     def call(model):
         if model == "m:/2":
             began.set()
-            gate.wait(10)
+            gate.wait(60)
             raise ValueError("secret text")
         return model
 
@@ -265,7 +265,7 @@ def test_a_shadow_that_fails_hangs_or_differs_harms_nobody():
         for n in range(40):
             with rollout.serve(n) as served:
                 assert served.run(call) == "m:/1"
-            began.wait(10)
+            began.wait(60)
         assert rollout.shadowing.n_dropped >= 20
         gate.set()
         rollout.close()

@@ -71,7 +71,7 @@ class Site:
             handler.wfile.write(data)
             handler.wfile.flush()
             if hang:
-                self.released.wait(20)
+                self.released.wait(60)
             handler.close_connection = True
 
         self.respond = respond
@@ -782,7 +782,7 @@ def test_a_function_for_headers_may_use_the_flags(site):
     made[0] = Flags.from_url(site.url, headers=headers)
     done = threading.Event()
     threading.Thread(target=lambda: (made[0].reload(), done.set()), daemon=True).start()
-    assert done.wait(20)
+    assert done.wait(60)
 
 
 def test_it_pickles_as_its_source(site, tmp_path):

@@ -284,7 +284,7 @@ def test_a_child_forked_during_a_reading_can_read_and_note() -> None:
     statuses: list[int] = []
     forking = threading.Thread(target=fork)
     forking.start()
-    forking.join(30)
+    forking.join(60)
     reader._lock.release()
     assert statuses == [0]
 

@@ -42,7 +42,7 @@ class Gate:
     def __call__(self, batch):
         self.batches.append(list(batch))
         self.entered.release()
-        assert self.open.acquire(timeout=20)
+        assert self.open.acquire(timeout=60)
         return [row.upper() for row in batch]
 
 
@@ -159,7 +159,7 @@ def test_closing_without_a_drain_answers_those_who_share_a_run_too():
         assert [type(result) for result in results] == [str, *[BatcherClosedError] * 3]
         assert len(set(map(id, results))) == 4
 
-    asyncio.run(asyncio.wait_for(main(), 20))
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_rows_whose_time_is_up_leave_their_places_to_the_next():
@@ -252,7 +252,7 @@ def taught(clock, seconds, **options):
 
     def model(batch):
         entered.release()
-        assert hold.wait(20)
+        assert hold.wait(60)
         clock.advance(seconds)
         return batch
 
@@ -541,7 +541,7 @@ def test_closing_in_time_says_what_was_left():
     assert (left.n_running, left.n_waiting, left.n_cancelled, left.n_done) == (1, 0, 1, 0)
     assert "closed" in errors[0]
     gate.open.release()
-    end = batcher.close(timeout=20.0)
+    end = batcher.close(timeout=60)
     assert (end.n_running, end.n_done) == (0, 1)
     with pytest.raises(ConfigurationError, match="timeout"):
         batcher.close(timeout=-1)
@@ -574,7 +574,7 @@ def test_a_drain_gives_every_caller_its_result_and_then_the_counts():
         tasks = [asyncio.create_task(batcher.submit("a")) for _ in range(7)]
         await asyncio.to_thread(gate.entered.acquire)
         gate.open.release(99)
-        stats = await batcher.aclose(timeout=20.0)
+        stats = await batcher.aclose(timeout=60)
         return await asyncio.gather(*tasks), stats
 
     results, stats = asyncio.run(main())
@@ -591,7 +591,7 @@ def test_latency_is_measured_from_arrival_to_outcome():
 
         def model(batch):
             entered.release()
-            assert hold.acquire(timeout=20)
+            assert hold.acquire(timeout=60)
             clock.advance(2.0)
             return batch
 

@@ -188,7 +188,7 @@ def _quietly(model, n, batch_size, n_devices):
 
 def test_each_device_has_its_own_copy_and_its_own_thread(network):
     seen = {}
-    barrier = threading.Barrier(2, timeout=20)
+    barrier = threading.Barrier(2, timeout=60)
 
     class Watched(torch.nn.Module):
         def __init__(self):

@@ -137,7 +137,7 @@ def test_prefetch_reads_while_the_model_runs_and_no_further_than_it_says(prefetc
     def rows():
         for i in itertools.count():
             if i >= 4:
-                running.wait(10)  # what follows can be read only while the model runs
+                running.wait(60)  # what follows can be read only while the model runs
             read.append(threading.current_thread())
             if len(read) == 4 + 4 * prefetch:
                 far.set()
@@ -147,7 +147,7 @@ def test_prefetch_reads_while_the_model_runs_and_no_further_than_it_says(prefetc
 
     def model(batch):
         running.set()
-        assert far.wait(10)
+        assert far.wait(60)
         seen.append(len(read))
         return batch
 

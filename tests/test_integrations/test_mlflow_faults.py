@@ -307,7 +307,7 @@ def orchestrate(training, proxies, servers):
     go_on()
     (deliveries,) = hear()
     go_on()
-    assert training.wait(30) == 0
+    assert training.wait(60) == 0
     return run_id, worst, p99, deliveries
 
 

@@ -59,7 +59,7 @@ def session(tmp_path_factory):
         gateway.shutdown()
         process = gateway.proc
         process.stdin.close()
-        process.wait(30)
+        process.wait(60)
         SparkContext._gateway = SparkContext._jvm = None
     for name in set(os.environ) - set(environment):
         del os.environ[name]

@@ -271,7 +271,7 @@ def test_disabled_keeps_the_run_and_starts_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with start_run("digits", root=tmp_path / "runs", shipper="none") as run:
         run.log_metric("loss", 0.5)
-    assert sync(run.dir, sinks=[f"wandb:{tmp_path / 'w'}"], timeout=10).complete
+    assert sync(run.dir, sinks=[f"wandb:{tmp_path / 'w'}"], timeout=60).complete
     assert not (tmp_path / "w" / "wandb").exists()
 
 

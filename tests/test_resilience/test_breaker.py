@@ -407,13 +407,13 @@ def test_a_listener_may_use_the_breaker_it_hears_about():
 
 def test_user_code_runs_in_parallel_through_one_breaker():
     """pybreaker holds its lock during the call (issues 3 and 55)."""
-    inside = threading.Barrier(8, timeout=30)
+    inside = threading.Barrier(8, timeout=60)
     guarded = Policy(breaker=Breaker(slow=60.0))(lambda: inside.wait())
     threads = [threading.Thread(target=guarded) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert not any(thread.is_alive() for thread in threads)
     assert not inside.broken
 
@@ -423,7 +423,7 @@ def test_no_verdict_is_lost_between_threads():
     barrier = threading.Barrier(8)
 
     def call():
-        barrier.wait(30)
+        barrier.wait(60)
         for n in range(500):
             breaker.settle(breaker.acquire(), n % 4 != 0)
 
@@ -431,7 +431,7 @@ def test_no_verdict_is_lost_between_threads():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert (breaker.stats().calls, breaker.stats().failures) == (4000, 1000)
 
 
@@ -447,7 +447,7 @@ def test_at_most_n_probes_are_admitted_whoever_asks():
                 barrier, tickets = threading.Barrier(8), []
 
                 def ask():
-                    barrier.wait(30)
+                    barrier.wait(60)
                     for _ in range(20):
                         ticket = breaker.acquire()
                         if ticket is not None:
@@ -455,7 +455,7 @@ def test_at_most_n_probes_are_admitted_whoever_asks():
 
                 threads = [clock.thread(ask) for _ in range(8)]
                 for thread in threads:
-                    thread.join(30)
+                    thread.join(60)
                 assert len(tickets) == 3
                 assert len(set(map(id, tickets))) == 3
     finally:
@@ -495,7 +495,7 @@ def test_no_verdict_is_lost_between_threads_in_a_window_in_seconds():
     barrier = threading.Barrier(8)
 
     def call():
-        barrier.wait(30)
+        barrier.wait(60)
         for n in range(500):
             breaker.settle(breaker.acquire(), n % 4 != 0)
 
@@ -506,7 +506,7 @@ def test_no_verdict_is_lost_between_threads_in_a_window_in_seconds():
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
     finally:
         sys.setswitchinterval(interval)
     assert breaker.stats()[2:4] == (4000, 1000)

@@ -277,7 +277,7 @@ class TestProvenance:
         results, barrier = [], threading.Barrier(8)
 
         def own(n):
-            barrier.wait(30)
+            barrier.wait(60)
             for _ in range(50):
                 with provenance() as p:
                     chain(n)
@@ -287,7 +287,7 @@ class TestProvenance:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
         assert all(seen == ("a" if n <= 9 else "constant") for n, seen in results)
         with provenance() as shared:
             contexts = [contextvars.copy_context() for _ in range(8)]
@@ -295,7 +295,7 @@ class TestProvenance:
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(30)
+                thread.join(60)
         assert shared.tier_counts == {"constant": 8}
 
 
@@ -410,7 +410,7 @@ class TestAsync:
 
             chain = fallback(tier(submit, policy=None), constant(0))
             for _ in range(3):
-                assert await asyncio.wait_for(chain(), 5) == 0
+                assert await asyncio.wait_for(chain(), 60) == 0
             assert not running.done()
             running.cancel()
 

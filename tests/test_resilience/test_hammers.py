@@ -45,7 +45,7 @@ def hammer():
         barrier, results, errors = threading.Barrier(THREADS), [], []
 
         def run():
-            barrier.wait(30)
+            barrier.wait(60)
             try:
                 results.append(work())
             except Exception as error:
@@ -58,7 +58,7 @@ def hammer():
         else:
             threads = [clock.thread(run) for _ in range(THREADS)]
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
         assert not any(thread.is_alive() for thread in threads), "a thread hangs"
         return results, errors
 
@@ -243,7 +243,7 @@ def test_a_forked_child_waits_for_no_thread_that_it_does_not_have():
         over.set()
         sys.setswitchinterval(interval)
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
@@ -269,14 +269,14 @@ def test_a_forked_child_has_none_of_the_calls_and_threads_of_its_parent():
         policy.call(over.wait)
     other = threading.Thread(target=plain.call, args=(lambda: (begun.set(), over.wait()),))
     other.start()
-    begun.wait(30)
+    begun.wait(60)
     try:
         assert child_works()
         with pytest.raises(BulkheadFullError):  # here they are still there
             plain.call(int)
     finally:
         over.set()
-        other.join(30)
+        other.join(60)
     assert plain.call(child_works)
     assert plain.call(int) == 0
 

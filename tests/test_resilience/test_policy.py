@@ -301,7 +301,7 @@ class TestBudget:
         barrier = threading.Barrier(8)
 
         def spend():
-            barrier.wait(30)
+            barrier.wait(60)
             for _ in range(50):
                 spent.append(budget.spend())
 
@@ -309,7 +309,7 @@ class TestBudget:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
         assert spent.count(True) == 100
 
 
@@ -393,7 +393,7 @@ class TestLimits:
                 running[0] -= 1
 
         def many():
-            barrier.wait(30)
+            barrier.wait(60)
             for _ in range(20):
                 try:
                     policy.call(work)
@@ -404,7 +404,7 @@ class TestLimits:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
         assert most[0] <= 3
 
     @given(

@@ -392,7 +392,7 @@ def test_a_killed_process_leaves_a_storage_that_works(tmp_path):
         for _ in range(5):
             child.stdout.readline()
         child.send_signal(signal.SIGKILL)
-        child.wait(30)
+        child.wait(60)
         child.stdout.close()
         storage = FileStorage(tmp_path)
         old = storage.read("ranker")

@@ -552,7 +552,7 @@ class TestInside:
         wrong, barrier = [], threading.Barrier(6)
 
         def work(x):
-            barrier.wait(30)
+            barrier.wait(60)
             for _ in range(100):
                 answer = outer.explain(x)
                 if answer.path() != ("o", "i" if x else "constant") or len(answer.inner["o"]) != 1:

@@ -79,7 +79,7 @@ def together(n, work, start=None):
     barrier, results = threading.Barrier(n), []
 
     def run():
-        barrier.wait(30)
+        barrier.wait(60)
         results.append(work())
 
     starter = start or (lambda target: threading.Thread(target=target, daemon=True))
@@ -88,7 +88,7 @@ def together(n, work, start=None):
         if not thread.ident:
             thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     return results
 
 

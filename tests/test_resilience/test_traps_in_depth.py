@@ -656,7 +656,7 @@ def test_trap_01_a_lock_is_held_while_the_store_is_asked():
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert not inside.broken, "they asked the store one after another"
 
     def ours(store):

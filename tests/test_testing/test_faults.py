@@ -64,7 +64,7 @@ def test_plans_are_the_contexts_own_and_nest():
     with faults({"site": [value("outer")] * 2}):
         thread = threading.Thread(target=lambda: seen.append(work(1)))
         thread.start()
-        thread.join(30)
+        thread.join(60)
         with faults({"site": [value("inner")]}):
             seen.append(work(1))
         seen.append(work(1))
@@ -104,7 +104,7 @@ def test_each_fault_is_met_once_whoever_calls():
     plan, hits, barrier = FaultPlan({"site": [fail(OSError)] * 100}), [], threading.Barrier(8)
 
     def many():
-        barrier.wait(30)
+        barrier.wait(60)
         with faults(plan):
             for _ in range(25):
                 hits.append(outcome(lambda: work(1)))
@@ -113,7 +113,7 @@ def test_each_fault_is_met_once_whoever_calls():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert (hits.count(OSError), hits.count(1)) == (100, 100)
     assert plan.calls == {"site": 200}
 

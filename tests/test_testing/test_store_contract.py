@@ -56,7 +56,7 @@ class ComparesBeforeItSwaps(Double):
     def promote(self, name, version, *, expect=..., **settings):
         if expect not in (..., None):
             assert self.store.aliases(name)["champion"] == expect
-            self.meeting.wait(20)
+            self.meeting.wait(60)
         return self.store.promote(name, version, **settings)
 
 

@@ -142,7 +142,7 @@ def test_a_dead_sink_delays_no_other(tmp_path, memory_sink):
 def test_the_thread_delivers_while_the_run_goes_on(tmp_path, memory):
     with start_run("live", root=tmp_path, sinks=[memory], shipper="thread") as run:
         run.log_metric("loss", 1)
-        assert run.flush(timeout=30)[:4] == (2, 2, 0, 0)
+        assert run.flush(timeout=60)[:4] == (2, 2, 0, 0)
         assert "loss" in memory.keys
         run.log_metric("loss", 2)
     assert run.close()[:4] == (4, 4, 0, 0)
@@ -186,7 +186,7 @@ def test_a_sink_object_is_for_the_run_and_not_for_those_nested_in_it(tmp_path, m
             child.log_metric("a", 1)
         memory = memory_sink(f"memory:{number}")
         again = start_run("n", root=tmp_path, resume=run.id, sinks=[memory], shipper="thread")
-        delivery = again.close(timeout=30)
+        delivery = again.close(timeout=60)
         assert [info.id for info in memory.opened] == [run.id]
         assert delivery[:4] == (4 + 3, 4, 3, 0)
         assert "a scheme among" in delivery.reason
@@ -219,7 +219,7 @@ def test_a_truthful_report_without_a_shipper(tmp_path):
     run = start_run("none", root=tmp_path, sinks=[f"jsonl:{tmp_path}/out"], shipper="none")
     run.log_metrics({"a": 1, "b": 2})
     start = time.monotonic()
-    delivery = run.close(timeout=30)
+    delivery = run.close(timeout=60)
     assert time.monotonic() - start < 5  # nobody is at work, so that waiting is no use
     assert delivery[:5] == (4, 0, 4, 0, 0)
     assert "sync" in delivery.reason
@@ -272,10 +272,10 @@ def test_a_folder_that_goes_away_does_not_disturb_the_threads(tmp_path, memory):
 
     with record_events("tracking.") as events:
         run = start_run("gone", root=tmp_path, sinks=[memory], shipper="thread")
-        run.flush(timeout=30)
+        run.flush(timeout=60)
         shutil.rmtree(run.dir)
         run.log_metric("loss", 1)
-        assert run.close(timeout=30).lost == 3
+        assert run.close(timeout=60).lost == 3
     assert events[-1].kind == "tracking.delivery.incomplete"
 
 
@@ -379,7 +379,7 @@ def test_a_nested_run_that_is_slow_to_begin_is_delivered(tmp_path, monkeypatch):
         monkeypatch.setattr("mlkit.tracking._journal.Journal.open", slowly)
         with run.child("slow") as child:
             child.log_metric("loss", 1)
-        assert run.close(timeout=15).complete
+        assert run.close(timeout=60).complete
     assert len(lines(tmp_path / "out", child)) == 3
 
 
@@ -418,12 +418,12 @@ def test_nobody_waits_for_a_backend_that_refuses_the_run_for_good(tmp_path, memo
     with start_run("x", root=tmp_path, sinks=[good, bad], shipper="thread") as run:
         run.log_metric("loss", 1)
         inner = run.child("inner") if nested else None
-        delivery = run.flush(timeout=30)  # the run goes on, so its shipper does, too
+        delivery = run.flush(timeout=60)  # the run goes on, so its shipper does, too
         assert delivery.sinks["memory:bad"][:4] == (2 + nested, 0, 2 + nested, 0)
         assert "deleted" in delivery.reason
         if inner:
             inner.close()
-        run.close(timeout=30)
+        run.close(timeout=60)
     assert time.monotonic() - start < 10
     assert len(good.held) == 3
 
@@ -434,9 +434,9 @@ def test_who_resumes_a_run_that_was_refused_waits_for_the_new_attempt(tmp_path, 
             raise SinkRejectedError("the experiment was deleted")
 
     run = start_run("x", root=tmp_path, sinks=[Refusing()], shipper="thread")
-    assert run.close(timeout=30).pending == 2
+    assert run.close(timeout=60).pending == 2
     (marker,) = run.dir.glob("sinks/*/given_up")
     good = memory_sink()
     with start_run("x", root=tmp_path, resume=run.id, sinks=[good], shipper="thread") as again:
         assert not marker.exists()
-        assert again.flush(timeout=30).delivered == 3
+        assert again.flush(timeout=60).delivered == 3

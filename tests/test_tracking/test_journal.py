@@ -315,7 +315,7 @@ def test_a_listener_may_wait_for_one_who_logs(tmp_path):
         if event.kind == "tracking.journal.failed":
             other = threading.Thread(target=run.log_metric, args=("b", 1), daemon=True)
             other.start()
-            other.join(5)
+            other.join(60)
             waited.append(other.is_alive())
 
     run = start_run("told", root=tmp_path)

@@ -304,7 +304,7 @@ def test_the_last_line_says_where_it_is_and_what_was_delivered(tmp_path, memory,
     run = start_run("x", root=tmp_path, sinks=[memory], shipper="thread")
     run.log_metrics({"good": 1, "bad": 2})
     run.child("inner").close()
-    run.close("FAILED", timeout=30)
+    run.close("FAILED", timeout=60)
     run.close()
     told = capsys.readouterr().err
     assert told.count("\n") == 1  # once, and not for nested runs
@@ -400,7 +400,7 @@ def test_a_journal_that_fails_while_it_listens_does_not_go_round_and_round(tmp_p
 
 def test_status_names_those_who_are_at_work(tmp_path):
     with start_run("x", root=tmp_path, sinks=[f"jsonl:{tmp_path}/out"], shipper="thread") as run:
-        run.flush(timeout=30)
+        run.flush(timeout=60)
         (one,) = status(run.dir)
         assert (one.status, len(one.writers), list(one.shipping)) == ("RUNNING", 1, list(one.delivery.sinks))  # fmt: skip
     (one,) = status(run.dir)

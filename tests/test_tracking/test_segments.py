@@ -52,7 +52,7 @@ def test_a_long_run_is_in_several_files_and_reads_as_one(tmp_path, memory):
     assert len(files(run)) > 10
     assert max(path.stat().st_size for path in files(run)) < 800
     assert [point.step for point in read(run.dir).metrics["loss"]] == list(range(200))
-    assert run.close(timeout=30).complete
+    assert run.close(timeout=60).complete
     losses = [one.value for one in memory.held.values() if one.key == "loss"]
     assert losses == [1 / (step + 1) for step in range(200)]
     assert list(memory.held.values())[-1].value == "FINISHED"  # it never took the writer for dead
@@ -93,7 +93,7 @@ def test_nobody_waits_for_a_file_that_has_just_begun(tmp_path, memory, monkeypat
     start = time.monotonic()
     with start_run("x", root=tmp_path, sinks=[memory], shipper="thread") as run:
         run.log_metric("a", 1)
-        assert run.flush(timeout=30).complete
+        assert run.flush(timeout=60).complete
     assert time.monotonic() - start < 10
 
 
@@ -163,7 +163,7 @@ def test_a_process_killed_while_it_changes_files_loses_nothing(tmp_path):
 @pytest.mark.usefixtures("short_segments")
 def test_what_every_sink_has_may_go_and_the_rest_stays(tmp_path, memory, memory_sink):
     run = record(tmp_path / "r", sinks=[f"jsonl:{tmp_path}/out"], shipper="thread")
-    assert run.close(timeout=30).complete
+    assert run.close(timeout=60).complete
     before, held = facts(run.dir), (tmp_path / "out" / f"{run.id}.jsonl").read_bytes()
     points = sum(len(points) for points in read(run.dir).metrics.values())
     size = sum(path.stat().st_size for path in files(run))
@@ -205,7 +205,7 @@ def test_what_some_sink_has_not_stays(tmp_path, memory, capsys):
     assert victim.read_bytes() == damaged
     with start_run("x", root=tmp_path, sinks=[f"jsonl:{tmp_path}/o"], shipper="thread") as run:
         run.log_points({"a": range(20)}, steps=range(20))
-        assert run.flush(timeout=30).complete
+        assert run.flush(timeout=60).complete
         live = [path.stat().st_ino for path in files(run)][-1]
         prune(run.dir)
         assert files(run)[-1].stat().st_ino == live  # somebody writes to it

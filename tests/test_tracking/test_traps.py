@@ -81,7 +81,7 @@ def test_after_an_outage_at_most_one_batch_is_sent_again(tmp_path, memory_sink):
         memory.send = send
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("threading.excepthook", lambda _: None)
-            sync(run.dir, sinks=[memory], timeout=30)
+            sync(run.dir, sinks=[memory], timeout=60)
     assert len(set(sent)) == 502
     assert len(sent) <= 502 + 6 * 50
 
