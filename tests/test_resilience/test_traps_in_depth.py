@@ -642,13 +642,13 @@ def test_trap_24_a_store_that_is_down_takes_the_service_with_it():
 def test_trap_01_a_lock_is_held_while_the_store_is_asked():
     """A slow store must not make calls wait for one another."""
 
-    def check(make):
+    def check(make, patience=60.0):
         inside = threading.Barrier(4)
 
         class Slow(dict):
             def get(self, key, default=None):
                 with suppress(threading.BrokenBarrierError):
-                    inside.wait(0.5)
+                    inside.wait(patience)
                 return super().get(key, default)
 
         acquire = make(Slow())
@@ -681,4 +681,4 @@ def test_trap_01_a_lock_is_held_while_the_store_is_asked():
         return acquire
 
     check(ours)
-    catches(check, naive)
+    catches(lambda naive: check(naive, patience=0.5), naive)
