@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -90,16 +91,39 @@ def test_images_and_tables_are_artifacts(tmp_path):
     tracker.log_images({"../a b": floats, "one": [image.new("RGB", (2, 2))]}, step=3)
     tracker.log_images({"gray": torch.zeros(4, 5), "hwc": np.zeros((4, 5, 3), np.uint8)})
     tracker.log_table("t", columns=["a", "b"], data=[[1, 2], [3, 4]], step=1)
+    tracker.log_table("u", data=[["A"], [7, None, "x"]])
     tracker.log_table("f", dataframe=pandas.DataFrame({"x": [0.5]}))
     tracker.finish()
     data = read(tracker.tracker.dir)
     assert sorted(data.artifacts) == [
         "images/_a_b/3-0.png", "images/_a_b/3-1.png", "images/gray/0-0.png", "images/hwc/0-0.png",
         "images/one/3-0.png", "tables/f/0.json", "tables/t/1.json",
+        "tables/u/0.json",
     ]  # fmt: skip
     second = image.open(data.artifact("images/_a_b/3-1.png"))
     assert (second.size, second.getpixel((0, 0))) == ((5, 4), (255, 0, 0))
     assert "[[1, 2], [3, 4]]" in data.artifact("tables/t/1.json").read_text()
+    uneven = json.loads(data.artifact("tables/u/0.json").read_text())
+    assert uneven["columns"] == ["0", "1", "2"]
+    assert uneven["data"] == [["A", None, None], [7, None, "x"]]
+
+
+def test_making_a_tracker_sets_nothing_up_and_accelerate_finds_it(tmp_path):
+    from accelerate import Accelerator
+    from accelerate.state import PartialState
+
+    from mlkit.integrations.accelerate import RunTracker
+
+    PartialState._reset_state()
+    tracker = RunTracker("late", root=tmp_path)
+    assert PartialState._shared_state == {}  # a process group may be configured still
+    accelerator = Accelerator(log_with=tracker)
+    assert list(tmp_path.iterdir()) == []
+    accelerator.init_trackers("any", {"lr": 0.1})
+    assert accelerator.get_tracker("mlkit") is tracker
+    assert accelerator.get_tracker("mlkit", unwrap=True) is tracker.tracker
+    accelerator.end_training()
+    assert read(tracker.tracker.dir).status == "FINISHED"
 
 
 def test_what_is_no_number_is_a_warning_and_a_server_that_is_away_is_nothing(tmp_path):

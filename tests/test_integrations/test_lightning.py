@@ -9,6 +9,7 @@ import sys
 import textwrap
 import warnings
 from argparse import Namespace
+from collections import UserDict, UserList
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,11 +199,13 @@ class Optimiser:
     betas: tuple[float, float] = (0.9, 0.99)
 
 
-class Lazy(dict):
-    """As OmegaConf's: a mapping whose interpolation may fail."""
+class Lazy(UserDict):
+    """As OmegaConf's: a mapping of which one interpolation may fail."""
 
-    def items(self):
-        raise ValueError("interpolation to missing key")
+    def __getitem__(self, key):
+        if key == "to":
+            raise ValueError("interpolation to missing key")
+        return super().__getitem__(key)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,8 @@ class Lazy(dict):
         ({"w": torch.zeros(2, 3), "x": np.float32(0.5), "z": torch.tensor(7)}, {"w": "torch.Tensor (2, 3) torch.float32", "x": 0.5, "z": 7}),
         ({"o": object(), "f": [object()]}, {"o": "builtins.object", "f": ["builtins.object"]}),
         ({"big": 1 << 5000, "dtype": torch.float16}, {"big": hex(1 << 5000), "dtype": "torch.float16"}),
-        ({"lazy": Lazy()}, {"lazy": "{}"}),
+        (Lazy(lr=0.1, to=None, of=UserList([1, Lazy(to=2)])), {"lr": 0.1, "to": "(ValueError)", "of": [1, {"to": "(ValueError)"}]}),
+        ({"b": np.bool_(1), "i": np.longlong(5), "c": np.cdouble(9 + 4j), "r": range(3)}, {"b": True, "i": 5, "c": "(9+4j)", "r": "range(0, 3)"}),
     ],
 )  # fmt: skip
 def test_hyperparameters_of_every_form(given, expected, tmp_path):
@@ -226,10 +230,12 @@ def test_hyperparameters_of_every_form(given, expected, tmp_path):
     assert read(logger.log_dir).params == expected
 
 
-def test_only_rank_zero_logs_unless_all_shall(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["lightning", "pytorch_lightning"])
+def test_only_rank_zero_logs_unless_all_shall(name, tmp_path, monkeypatch):
     from lightning_utilities.core.rank_zero import rank_zero_only
 
-    _, RunLogger = package_and_logger("lightning")
+    _, RunLogger = package_and_logger(name)
+    dummy = sys.modules[RunLogger.__mro__[2].__module__].DummyExperiment
     zero = RunLogger("iris", root=tmp_path / "runs")
     every = RunLogger("iris", root=tmp_path / "runs", ranks="all", run_id="job-7")
     for rank in (0, 1):
@@ -237,7 +243,10 @@ def test_only_rank_zero_logs_unless_all_shall(tmp_path, monkeypatch):
         for logger in (pickle.loads(pickle.dumps(zero)), pickle.loads(pickle.dumps(every))):
             logger.log_hyperparams({"lr": 0.1})
             logger.log_metrics({"loss": rank}, 3)
-            assert (logger.experiment is None) == (rank == 1 and logger.version == zero.version)
+            silent = rank == 1 and logger.version == zero.version
+            assert isinstance(logger.experiment, dummy) == silent
+            if silent:  # user code may call whatever it would on the run
+                assert logger.experiment.set_tags({"a": "b"}) is None
             logger.finalize("success")
     assert {key: len(points) for key, points in read(zero.log_dir).metrics.items()} == {"loss": 1}
     data = read(every.log_dir)
@@ -283,6 +292,20 @@ def test_two_spawned_processes_train_into_one_run(tmp_path, monkeypatch):
     assert (data.id, data.status) == (logger.version, "FINISHED")
     assert [point.step for point in data.metrics["loss"]] == [0, 1, 2]  # once, not once a rank
     assert len(data.metrics["after"]) == 1
+
+
+def test_metrics_of_hyperparameters_have_a_step(tmp_path):
+    _, RunLogger = package_and_logger("lightning")
+    logger = RunLogger("iris", root=tmp_path / "runs")
+    logger.log_hyperparams({"lr": 0.1}, {"hp_metric": 0.5}, 3)
+    logger.log_hyperparams(params={"depth": 2}, metrics={"score": 0.5})
+    logger.finalize("success")
+    data = read(logger.log_dir)
+    assert data.params == {"lr": 0.1, "depth": 2}
+    assert {key: points[0].step for key, points in data.metrics.items()} == {
+        "hp_metric": 3,
+        "score": 0,
+    }
 
 
 def test_importing_the_module_imports_no_lightning():

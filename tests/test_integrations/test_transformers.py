@@ -138,6 +138,38 @@ def test_without_a_with_the_next_training_says_that_the_last_one_failed(tmp_path
     assert (read(first.dir).status, read(callback.run.dir).status) == ("FAILED", "FINISHED")
 
 
+def test_a_checkpoint_of_another_experiment_is_gone_on_with_in_a_run_of_its_own(tmp_path):
+    from mlkit.integrations.transformers import RunCallback
+
+    first = RunCallback("bert", root=tmp_path / "runs")
+    trainer_of(tmp_path, first, epochs=1).train()
+    other = RunCallback("finetuned", root=tmp_path / "runs")
+    trainer_of(tmp_path, other).train(resume_from_checkpoint=True)
+    assert other.run.id != first.run.id
+    assert steps(read(other.run.dir), "loss") == [6, 8]
+
+
+def test_attempts_with_smaller_batches_are_one_run(tmp_path):
+    from mlkit.integrations.transformers import RunCallback
+
+    callback = RunCallback("bert", root=tmp_path / "runs")
+    trainer = trainer_of(tmp_path, callback, auto_find_batch_size=True)
+    forward = trainer.model.forward
+
+    def small(input_ids=None, **inputs):
+        if len(input_ids) > 3:
+            raise RuntimeError("CUDA out of memory.")
+        return forward(input_ids=input_ids, **inputs)
+
+    trainer.model_init, trainer.model.forward = None, small
+    trainer.args.per_device_eval_batch_size = 2
+    trainer.train()
+    (folder,) = find_runs(tmp_path / "runs")
+    data = read(folder)
+    assert (data.status, data.id) == ("FINISHED", callback.run.id)
+    assert steps(data, "loss") == [2, 4, 6, 8, 10, 12]
+
+
 def test_each_trial_is_a_run_of_its_own(tmp_path):
     from transformers.trainer_callback import TrainerControl, TrainerState
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 __all__ = ["flat_numbers", "hyperparameters"]
@@ -49,12 +50,45 @@ def _parts(value: object) -> dict[Any, Any] | None:
 
     try:
         if isinstance(value, Mapping):
-            return dict(value.items())
+            return _read(value, list(value))
         if isinstance(value, (Namespace, SimpleNamespace)):
             return dict(vars(value))
         if is_dataclass(value) and not isinstance(value, type):
             return {field.name: getattr(value, field.name) for field in fields(value)}
-    except Exception:  # noqa: BLE001 - an interpolation that does not resolve, say
+    except Exception:  # noqa: BLE001 - a user's object
+        return None
+    return None
+
+
+def _read(value: Any, keys: Sequence[Any]) -> dict[Any, Any]:
+    """Return what *value* has under *keys*; what cannot be read does not take the rest along."""
+    found: dict[Any, Any] = {}
+    for key in keys:
+        try:
+            found[key] = value[key]
+        except Exception as error:  # noqa: BLE001 - an interpolation that does not resolve, say
+            found[key] = _unread(value, key, error)
+    return found
+
+
+def _unread(value: Any, key: Any, error: Exception) -> Any:
+    """Return how OmegaConf writes a value that cannot be resolved, or else the name of the error."""
+    raw: Callable[..., Any] | None
+    raw = getattr(getattr(sys.modules.get("omegaconf"), "OmegaConf", None), "to_container", None)
+    try:
+        return raw(value, resolve=False)[key] if raw is not None else f"({type(error).__name__})"
+    except Exception:  # noqa: BLE001 - it is none of OmegaConf's
+        return f"({type(error).__name__})"
+
+
+def _items(value: Any) -> list[Any] | None:
+    """Return what *value* is a list of, or None if it is one thing."""
+    try:
+        if isinstance(value, (set, frozenset)):
+            return list(value)
+        if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, range)):
+            return list(_read(value, range(len(value))).values())
+    except Exception:  # noqa: BLE001 - a user's object
         return None
     return None
 
@@ -62,8 +96,8 @@ def _parts(value: object) -> dict[Any, Any] | None:
 def _leaf(value: Any, depth: int) -> Any:
     if type(value) in _PLAIN:
         return hex(value) if isinstance(value, int) and value.bit_length() > _MAX_BITS else value
-    if depth < _MAX_DEPTH and isinstance(value, (list, tuple, set, frozenset)):
-        items = [_leaf(item, depth + 1) for item in value]
+    if depth < _MAX_DEPTH and (listed := _items(value)) is not None:
+        items = [_leaf(item, depth + 1) for item in listed]
         return sorted(items, key=repr) if isinstance(value, (set, frozenset)) else items
     if depth < _MAX_DEPTH and (inner := _parts(value)) is not None:
         return {_name(key)[:_MAX_NAME]: _leaf(one, depth + 1) for key, one in inner.items()}

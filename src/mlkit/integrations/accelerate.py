@@ -140,8 +140,8 @@ class RunTracker:  # a GeneralTracker once it is asked for, see the end; Acceler
 
         Args:
             table_name: Its name.
-            columns: Names of the columns.
-            data: The rows.
+            columns: Names of the columns; those without have their number as text.
+            data: The rows, the missing cells of a short one null.
             dataframe: The table instead, as a data frame.
             step: When.
             kwargs: Not used.
@@ -154,8 +154,7 @@ class RunTracker:  # a GeneralTracker once it is asked for, see the end; Acceler
             return
         table = dataframe
         if table is None:
-            names = [str(one) for one in columns or ()]
-            table = [dict(zip(names, row, strict=True)) for row in data or ()]
+            table = _rows([str(one) for one in columns or ()], [list(row) for row in data or ()])
         self._recording.run.log_table(table, f"tables/{_file(table_name)}/{step or 0}.json")
 
     def finish(self) -> None:
@@ -179,6 +178,13 @@ def _file(name: str) -> str:
         "".join(char if char.isalnum() or char in "-_." else "_" for char in name).strip(".")
         or "unnamed"
     )
+
+
+def _rows(names: list[str], rows: list[list[Any]]) -> list[dict[str, Any]]:
+    """Return rows as dicts that all have the same names."""
+    width = max([len(names), *map(len, rows)])
+    names = [*names, *(str(place) for place in range(len(names), width))]
+    return [dict(zip(names, [*row, *[None] * (width - len(row))], strict=True)) for row in rows]
 
 
 def _images(images: Any) -> list[Any]:

@@ -120,9 +120,9 @@ class RunLogger(_Base):  # type: ignore[misc]
         return self._recording.run
 
     @property
-    def experiment(self) -> Run | None:
-        """The run, as Lightning calls it; None on a rank that does not log."""
-        return self.run if self._logs() else None
+    def experiment(self) -> Run:
+        """The run, as Lightning calls it; on a rank that does not log Lightning's dummy, which takes any call."""
+        return self.run if self._logs() else _dummy(type(self))
 
     @property
     def name(self) -> str:
@@ -153,6 +153,7 @@ class RunLogger(_Base):  # type: ignore[misc]
         self,
         params: Mapping[str, Any] | Namespace,
         metrics: Mapping[str, Any] | None = None,
+        step: int | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> None:
@@ -161,7 +162,8 @@ class RunLogger(_Base):  # type: ignore[misc]
         Args:
             params: A mapping, a `Namespace`, a dataclass or an OmegaConf, nested or not. What has no text of its own is
                 kept as the name of its type.
-            metrics: Numbers to log at step 0, as TensorBoard's logger takes them.
+            metrics: Numbers to log besides, as TensorBoard's logger takes them.
+            step: When these were measured; by default 0.
             args: Not used.
             kwargs: Not used.
         """
@@ -170,7 +172,7 @@ class RunLogger(_Base):  # type: ignore[misc]
         if self._rank() == 0:
             self._recording.params(params)
             if metrics:
-                self._recording.metrics(metrics, 0, self._prefix)
+                self._recording.metrics(metrics, step or 0, self._prefix)
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log one point of each metric.
@@ -247,6 +249,14 @@ class RunLogger(_Base):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_callback": None}
+
+
+def _dummy(kind: type[Any]) -> Any:
+    """Return what stands for an experiment in the package that *kind* derives from; there are two of them."""
+    modules = (sys.modules.get(one.__module__) for one in kind.__mro__)
+    return next(
+        module.DummyExperiment() for module in modules if hasattr(module, "DummyExperiment")
+    )
 
 
 def _base() -> type[Any]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mlkit._arguments import one_of
 from mlkit._optional import require
+from mlkit.errors import TrackingError
 from mlkit.integrations._recording import Options, Recording, late, status_of
+from mlkit.tracking import read
 
 if TYPE_CHECKING:
     import os
@@ -38,8 +40,9 @@ class RunCallback(_Base):  # type: ignore[misc]
 
     The training arguments and the model's config are the run's params, what the trainer logs its metrics, with the
     trainer's own steps. A run is begun by `train` and ended when that returns. `train(resume_from_checkpoint=...)` goes on
-    with the run that the checkpoint is of, if it is in *root*. Evaluation after a training belongs to its run. Each trial of
-    a search for hyperparameters is a run of its own; `run` is the latest.
+    with the run that the checkpoint is of, if it is in *root* and of this experiment. Evaluation after a training belongs to its run. Each trial of
+    a search for hyperparameters is a run of its own; `run` is the latest. Which run a checkpoint is of is noted in its state
+    as `mlkit`; with `restore_callback_states_from_checkpoint` Transformers says that it ignores that.
 
     The trainer tells its callbacks of no exception. Used as a context manager around `train`, the callback ends the run as
     failed, or killed if it is interrupted; otherwise that happens when the next training begins, or the program ends.
@@ -91,7 +94,7 @@ class RunCallback(_Base):  # type: ignore[misc]
         self._options, self._timeout = options, timeout
         self._experiment, self._checkpoints = experiment, checkpoints
         self._recording = self._make(run_id, options)
-        self._run_id, self._training = run_id, False
+        self._run_id, self._training, self._logged = run_id, False, False
         self._run: Run | None = None
 
     @property
@@ -113,10 +116,13 @@ class RunCallback(_Base):  # type: ignore[misc]
         del control
         if not state.is_world_process_zero:
             return
-        if self._training:  # nobody has said that the one before has ended
-            self._recording.end("FAILED")
-        self._recording = self._next(args, state)
-        self._training = True
+        # A smaller batch is tried, after the first one was too large for the memory.
+        again = self._training and not self._logged and args.auto_find_batch_size
+        if not again:
+            if self._training:  # nobody has said that the one before has ended
+                self._recording.end("FAILED")
+            self._recording = self._next(args, state)
+        self._training, self._logged = True, False
         self._run = self._recording.run
         model = kwargs.get("model")
         config: Any = getattr(model, "config", None)
@@ -225,9 +231,16 @@ class RunCallback(_Base):  # type: ignore[misc]
         options = Options(**{**self._options, "name": name or getattr(args, "run_name", None)})
         run_id, noted = self._run_id, _noted(state)
         self._run_id = None  # it was for the first training
-        if run_id is None and noted and Path(self._recording.root, noted).is_dir():
+        if run_id is None and noted and self._is_ours(noted):
             run_id = noted
         return self._make(run_id, options)
+
+    def _is_ours(self, run_id: str) -> bool:
+        """Return whether a run is there, and of this experiment: nobody has asked for it by its id."""
+        try:
+            return read(Path(self._recording.root, run_id)).experiment == self._experiment
+        except TrackingError:
+            return False
 
     def _make(self, run_id: str | None, options: Options) -> Recording:
         return Recording(
@@ -237,6 +250,7 @@ class RunCallback(_Base):  # type: ignore[misc]
     def _record(self, metrics: Mapping[str, Any], step: int) -> None:
         """Log *metrics*; those that come when no training is on belong to the latest run, and end with the call."""
         self._recording.metrics(metrics, step)
+        self._logged = True
         self._run = self._recording.run
         if not self._training:
             self._recording.end("FAILED" if sys.exc_info()[1] else "FINISHED")
