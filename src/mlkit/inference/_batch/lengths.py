@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
     from mlkit.inference._batch.collate import Pad
 
-__all__ = ["check_widths", "length_of", "longest_leaf", "padded_lengths", "structure", "width_for"]
+__all__ = [
+    "check_widths",
+    "longest_leaf",
+    "padded_lengths",
+    "structure",
+    "whole_length",
+    "width_for",
+]
 
 _NUMBERS = (bool, int, float, complex)
 
@@ -25,9 +32,9 @@ def padded_lengths(row: Any, pad: Pad) -> tuple[int, ...]:
     """Return the lengths of the leaves of *row* that *pad* fills up, in the order of the leaves."""
     if isinstance(pad, Mapping):
         if type(row) is dict and len(pad) == 1:  # as most rows are
-            leaf = row.get(next(iter(pad)))
-            if leaf is not None and hasattr(leaf, "__len__"):
-                return (len(leaf),)
+            leaf: Any = row.get(next(iter(pad)))
+            if hasattr(leaf, "ndim") and leaf.ndim:
+                return (leaf.shape[0],)
     elif (is_array(row) or is_tensor(row)) and row.ndim:
         return (len(row),)
     found: list[int] = []
@@ -37,11 +44,16 @@ def padded_lengths(row: Any, pad: Pad) -> tuple[int, ...]:
 
 def longest_leaf(pad: Pad) -> Callable[[Any], int]:
     """Return the function from a row to the length of the longest leaf that *pad* fills up; 0 if it has none."""
-    anything = not isinstance(pad, Mapping)
+    named = isinstance(pad, Mapping)
+    name = next(iter(pad)) if isinstance(pad, Mapping) and len(pad) == 1 else None
 
     def longest(row: Any) -> int:
-        if anything and hasattr(row, "ndim"):  # the row itself is the leaf, as nearly always
-            return len(row) if row.ndim else 0
+        # The row itself is the leaf, or has it by its name, as nearly always.
+        leaf = row
+        if named:
+            leaf = row.get(name) if type(row) is dict else None
+        if hasattr(leaf, "ndim"):
+            return leaf.shape[0] if leaf.ndim else 0
         return max(padded_lengths(row, pad), default=0)
 
     return longest
@@ -66,20 +78,15 @@ def _walk(row: Any, path: str, pad: Pad, found: list[int]) -> None:
             _walk(getattr(row, name), join_path(path, name), pad, found)
 
 
-def length_of(row: Any, measure: Callable[[Any], Any]) -> int:
-    """Return the length of *row*, or raise a `ValueError` that says what *measure* made of it."""
-    length = measure(row)
-    if type(length) is not int:
-        try:
-            exact = int(length)
-        except (TypeError, ValueError, OverflowError):  # NaN and infinity too
-            raise ValueError(_wrong(length)) from None
-        if exact != length:
-            raise ValueError(_wrong(length))
-        length = exact
-    if length < 0:
+def whole_length(length: Any) -> int:
+    """Return what was measured as the length of a row, or raise a `ValueError` that says what is wrong with it."""
+    try:
+        exact = int(length)
+    except (TypeError, ValueError, OverflowError):  # NaN and infinity too
+        raise ValueError(_wrong(length)) from None
+    if exact != length or exact < 0:
         raise ValueError(_wrong(length))
-    return length
+    return exact
 
 
 def _wrong(length: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from itertools import combinations
+from itertools import product
 from typing import Any, NamedTuple, final
 from weakref import WeakKeyDictionary
 
@@ -15,7 +15,12 @@ _ROUNDS = 4  # of weighing measurements anew by how far off they are
 _TRUSTED = (
     0.1  # a measurement that is this far above the fit counts less: the machine did something else
 )
-_PLAIN = (0.0, 0.01, 0.0, 0.01)  # how much rows and squares must explain to be taken for costs
+_PLAIN = (
+    1e-9,
+    0.01,
+    1e-9,
+    0.01,
+)  # how much rows and squares must explain to be taken for costs; never singular
 _FIRST = 4096  # entries in a batch before anything ran
 _STEP = 4  # how much larger than any batch that ran a batch may be
 _ENOUGH = 4  # batches of about one size, for a word about that size
@@ -198,19 +203,16 @@ def _not_negative(parts: Any, target: Any) -> Any:
 
     gram, right = parts.T @ parts, parts.T @ target
     gram += np.diag(_PLAIN) * len(parts)
-    best, least = None, float("inf")
-    for size in range(1, 5):
-        for chosen in combinations(range(4), size):
-            some = list(chosen)
-            try:
-                part = np.linalg.solve(gram[np.ix_(some, some)], right[some])
-            except np.linalg.LinAlgError:
-                continue
-            if not (np.isfinite(part).all() and (part >= 0).all()):
-                continue
-            full = np.zeros(4)
-            full[some] = part
-            error = float(full @ gram @ full - 2 * right @ full)
-            if error < least - 1e-12:
-                best, least = full, error
-    return best
+    # One equation for each choice, solved in one go: an unknown that is not chosen is alone in a row, and 0.
+    chosen = np.array(list(product((0.0, 1.0), repeat=4)))[1:]
+    grams = gram * chosen[:, :, None] * chosen[:, None, :]
+    grams[:, range(4), range(4)] += 1 - chosen
+    try:
+        every = np.linalg.solve(grams, (right * chosen)[:, :, None])[:, :, 0]
+    except np.linalg.LinAlgError:
+        return None
+    every = every[np.isfinite(every).all(axis=1) & (every >= 0).all(axis=1)]
+    if not len(every):
+        return None
+    errors = ((every @ gram - 2 * right) * every).sum(axis=1)
+    return every[errors.argmin()]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from itertools import groupby
+from collections import Counter
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,42 +54,36 @@ def cut(
 
 def _cheapest(lengths: Sequence[int], cost: Cost) -> list[int]:
     """Return where the batches of the cheapest partition end."""
-    before = [0]  # rows up to each distinct length; rows of one length are never parted
-    prices: list[float] = []
-    for length, some in groupby(lengths):
-        before.append(before[-1] + sum(1 for _ in some))
-        prices.append(cost.per_row(length))
+    counts = Counter(lengths)  # in the order of the lengths; rows of one length are never parted
+    before = [0, *accumulate(counts.values())]  # rows up to each distinct length
     total = [0.0]  # the least cost of the rows up to there
     origin = [0]  # where the last batch of it begins
-    hull: list[
-        int
-    ] = []  # which beginnings are worth it for some price, the later ones for higher prices
+    # Which beginnings are worth it for some price, the later ones for higher prices.
+    hull: list[int] = []
     first = 0
-    for place, price in enumerate(prices):
-        while len(hull) - first >= 2 and _beaten(hull[-2], hull[-1], place, before, total):
-            hull.pop()
+    for place, price in enumerate(map(cost.per_row, counts)):
+        rows, least = before[place], total[place]
+        while len(hull) - first >= 2:
+            a, b = hull[-2:]
+            left = (total[b] - total[a]) * (rows - before[b])
+            if left < (least - total[b]) * (before[b] - before[a]):
+                break
+            hull.pop()  # between a and the new one it is never best
         hull.append(place)
-        while first + 1 < len(hull) and (
-            total[hull[first + 1]] - before[hull[first + 1]] * price
-            <= total[hull[first]] - before[hull[first]] * price
-        ):
-            first += 1
         begin = hull[first]
+        while first + 1 < len(hull):
+            later = hull[first + 1]
+            if total[later] - before[later] * price > total[begin] - before[begin] * price:
+                break
+            begin, first = later, first + 1
         total.append(total[begin] + cost.start + (before[place + 1] - before[begin]) * price)
         origin.append(begin)
     ends: list[int] = []
-    place = len(prices)
+    place = len(counts)
     while place:
         ends.append(before[place])
         place = origin[place]
     return ends[::-1]
-
-
-def _beaten(a: int, b: int, c: int, before: list[int], total: list[float]) -> bool:
-    """Return whether beginning at *b* is never best beside *a* and *c*, `a < b < c`."""
-    left = (total[b] - total[a]) * (before[c] - before[b])
-    right = (total[c] - total[b]) * (before[b] - before[a])
-    return left >= right
 
 
 def _piece(n: int, most: int, buckets: Sequence[int]) -> int:

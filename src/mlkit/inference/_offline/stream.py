@@ -67,8 +67,9 @@ class Job:
                         doubt(self._runner, results)
                     n_rows = len(results)
                     results.reverse()
-                    while not self._failed and results:
-                        yield results.pop()  # no name here keeps it alive meanwhile
+                    if not self._failed:
+                        while results:
+                            yield results.pop()  # no name here keeps it alive meanwhile
                     while results:
                         if not isinstance(results[-1], Failure):
                             yield results.pop()

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current
-from mlkit.inference._batch.lengths import length_of, structure
+from mlkit.inference._batch.lengths import structure, whole_length
 from mlkit.inference._batch.runner import Failure, Runner
 from mlkit.inference._offline.cost import learned_for
 from mlkit.inference._offline.plan import cut, spread
@@ -62,10 +62,9 @@ class Planner:
             self._hasty, self._end, self._done = hasty, len(rows), done
             lengths = self._lengths(rows, results)
             self._settle(rows)
-            todo = sorted(
-                (place for place, length in enumerate(lengths) if length >= 0),
-                key=lengths.__getitem__,
-            )
+            todo = sorted(range(len(rows)), key=lengths.__getitem__)
+            if self.failed:
+                todo = [place for place in todo if lengths[place] >= 0]
             if not self._learned.n_seen and len(todo) >= _SAMPLE:
                 todo = self._probed(rows, lengths, todo, results)
             while todo:
@@ -78,9 +77,13 @@ class Planner:
     def _lengths(self, rows: Sequence[Any], results: list[Any]) -> list[int]:
         """Return the length of each row, -1 for one that has none and is given its failure."""
         lengths: list[int] = []
+        measure = self._measure
         for place, row in enumerate(rows):
             try:
-                lengths.append(length_of(row, self._measure))
+                length = measure(row)
+                if type(length) is not int or length < 0:
+                    length = whole_length(length)
+                lengths.append(length)
             except Exception as error:  # noqa: BLE001 - it is given to the row that it belongs to
                 results[place] = Failure(error, 1)
                 self.failed = True
@@ -144,7 +147,9 @@ class Planner:
 
     def _wanted(self, part: list[int]) -> list[int]:
         """Return the places that a job which ends at its first bad row still asks for."""
-        return [place for place in part if place < self._end] if self._hasty else part
+        if self._hasty and self.failed:
+            return [place for place in part if place < self._end]
+        return part
 
     def _batch(
         self, rows: Sequence[Any], part: list[int], lengths: list[int], results: list[Any]
@@ -169,7 +174,9 @@ class Planner:
             results[place] = result
         if self._done is not None:
             self._done(len(part))
-        broken = [place for place in part if runner.failed and isinstance(results[place], Failure)]
+        broken: list[int] = []
+        if runner.failed:
+            broken = [place for place in part if isinstance(results[place], Failure)]
         if broken:
             self.failed = True
             self._end = min(self._end, *broken) if self._hasty else self._end
