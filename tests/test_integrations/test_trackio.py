@@ -197,3 +197,53 @@ def test_the_address_says_all_and_a_wrong_call_says_what_is_wrong(tmp_path, monk
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(MissingDependencyError, match=r"mlkit-blocks\[trackio\]"):
         TrackioSink("t")
+
+
+THREADED = """
+import os, signal, sys
+from mlkit.tracking import start_run
+
+root, uri = sys.argv[1:]
+run = start_run("threaded", root=root, run_id="threaded-1", sinks=[uri], shipper="thread")
+for step in range(300):
+    run.log_metrics({"loss": step / 3, "acc": 0.5}, step=step)
+assert run.flush(60).complete
+assert not {"comet_ml", "trackio"} & set(sys.modules), "the client is in the training process"
+for task in os.listdir("/proc/self/task"):
+    for client in open(f"/proc/self/task/{task}/children").read().split():
+        os.kill(int(client), signal.SIGKILL)
+for step in range(300, 600):
+    run.log_metrics({"loss": step / 3, "acc": 0.5}, step=step)
+assert run.flush(60).complete
+run.log_metrics({"loss": 200.0, "acc": 0.5}, step=600)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_thread_that_ships_has_the_client_elsewhere_and_may_lose_it(tmp_path, folder):
+    uri = f"trackio:{folder}"
+    command = [sys.executable, "-c", THREADED, str(tmp_path / "runs"), uri]
+    training = subprocess.run(command, capture_output=True, text=True)
+    assert (training.returncode, training.stderr) == (-signal.SIGKILL, "")
+    delivery = sync(tmp_path / "runs" / "threaded-1", timeout=100)
+    assert (delivery.complete, delivery.acked) == (True, 1203)  # and how it ended
+    stored = stored_in(folder, "threaded", "threaded-1")
+    losses = sorted((step, value) for name, step, value in stored.metrics if name == "loss")
+    assert losses == [(step, step / 3) for step in range(601)]
+    assert len(stored.metrics) == 1202
+
+
+def test_runs_of_one_process_ship_from_threads_at_once(tmp_path, folder):
+    uri = f"trackio:{folder}"
+    place = tmp_path / "runs"
+    runs = [start_run("together", root=place, sinks=[uri], shipper="thread") for _ in range(3)]
+    for step in range(50):
+        for number, run in enumerate(runs):
+            run.log_metrics({"loss": float(number)}, step=step)
+    for number, run in enumerate(runs):
+        run.log_params({"number": number})
+        assert run.close(timeout=60).complete
+    for number, run in enumerate(runs):
+        stored = stored_in(folder, "together", run.id)
+        assert sorted(stored.metrics) == [("loss", step, number) for step in range(50)]
+        assert (stored.params, stored.status) == ({"number": str(number)}, "FINISHED")

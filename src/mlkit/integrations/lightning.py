@@ -253,10 +253,11 @@ class RunLogger(_Base):  # type: ignore[misc]
 
 def _dummy(kind: type[Any]) -> Any:
     """Return what stands for an experiment in the package that *kind* derives from; there are two of them."""
-    modules = (sys.modules.get(one.__module__) for one in kind.__mro__)
-    return next(
-        module.DummyExperiment() for module in modules if hasattr(module, "DummyExperiment")
-    )
+    for one in kind.__mro__:
+        module: Any = sys.modules.get(one.__module__)
+        if hasattr(module, "DummyExperiment"):
+            return module.DummyExperiment()
+    raise RuntimeError(f"{kind.__qualname__} derives from no logger of Lightning")
 
 
 def _base() -> type[Any]:

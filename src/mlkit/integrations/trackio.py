@@ -66,7 +66,7 @@ class TrackioSink:
         if not installed("trackio"):
             raise MissingDependencyError(feature="TrackioSink", module="trackio", extra="trackio")
         self._client: Client | None = None
-        self._run = ""
+        self._run: tuple[str, dict[str, Any]] = "", {}
         self._params: dict[str, str] = {}
 
     @property
@@ -92,8 +92,8 @@ class TrackioSink:
         self.folder.mkdir(parents=True, exist_ok=True)
         client = self._connected()
         project = self._options.get("project") or run.experiment
-        self._params = client.call("open", project, run._asdict(), timeout=_TIMEOUT)
-        self._run = run.id
+        self._run = project, run._asdict()
+        self._params = client.call("open", *self._run, timeout=_TIMEOUT)
 
     def send(self, batch: Sequence[Record]) -> None:
         """Store the records that Trackio does not have.
@@ -119,7 +119,7 @@ class TrackioSink:
             if record.kind == "param" and params.setdefault(record.key, text) != text:
                 raise SinkRejectedError(f"param {clip(record.key)!r} has two values")
             others.append((record.kind, record.key, text, record.path))
-        self._client.call("send", self._run, points, others, timeout=_TIMEOUT)
+        self._client.call("send", *self._run, points, others, timeout=_TIMEOUT)
         self._params = params
 
     def close(self) -> None:
@@ -157,9 +157,17 @@ class _Store:
         stored = self._runs[run["id"]] = _StoredRun(project, run)
         return stored.params()
 
-    def send(self, run: str, points: list[_Point], others: list[tuple[str, str, str, str]]) -> None:
+    def send(
+        self,
+        project: str,
+        run: dict[str, Any],
+        points: list[_Point],
+        others: list[tuple[str, str, str, str]],
+    ) -> None:
         """Store what is new."""
-        self._runs[run].store(points, others)
+        if run["id"] not in self._runs:  # the process that had opened it has died
+            self.open(project, run)
+        self._runs[run["id"]].store(points, others)
 
 
 @final
