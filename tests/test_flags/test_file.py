@@ -58,6 +58,21 @@ def test_random_decisions_are_those_of_flagd(generation):
         ({"==": [1]}, "/==", "warning"),
         ({"fractional": [["a", 0], ["b", 0]]}, "/fractional", "warning"),
         ({"fractional": []}, "/fractional", "warning"),
+        # What its validator in flagd-core for JavaScript 4.0 refuses, beside its examples.
+        ({"if": [{}, "a", "b"]}, "/if/0", "warning"),
+        ({"and": []}, "/and", "warning"),
+        ({"or": {"var": "id"}}, "/or", "warning"),
+        ({"max": {"var": "scores"}}, "/max", "warning"),
+        ({"/": [1]}, "/~1", "warning"),
+        ({"*": [1]}, "/*", "warning"),
+        ({"?:": [True, "a", "b"]}, "/?:", "warning"),
+        ({"log": ["a"]}, "/log", "warning"),
+        ({"missing": "id"}, "/missing", "warning"),
+        ({"missing": ["id", 1]}, "/missing/1", "warning"),
+        ({"missing_some": [1]}, "/missing_some", "warning"),
+        ({"missing_some": ["1", ["id"]]}, "/missing_some/0", "warning"),
+        ({"missing_some": [1, "id"]}, "/missing_some/1", "warning"),
+        ({"missing_some": [1, ["id", 2]]}, "/missing_some/1/1", "warning"),
     ],
 )
 def test_what_the_schema_refuses_is_reported(rule, pointer, severity):
@@ -95,6 +110,33 @@ def test_what_the_schema_refuses_is_reported(rule, pointer, severity):
 )  # fmt: skip
 def test_what_the_schema_takes_is_no_problem(rule):
     assert of_rule(rule).problems == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"$evaluators": {"alone": {"nope": [1]}}}, "/$evaluators/alone/nope"),
+        ({"$evaluators": {"alone": {"if": [{"$ref": "gone"}, 1, 2]}}}, "/$evaluators/alone/if/0/$ref"),
+        ({"$evaluators": {"alone": True}}, "/$evaluators/alone"),
+        ({"$evaluators": {"": {"var": "id"}}}, "/$evaluators/"),
+        ({"metadata": {"flagSetId": 7}}, "/metadata/flagSetId"),
+        ({"metadata": {"version": 2.0}}, "/metadata/version"),
+        ({"flags": {"f": {**FLAG, "targeting": None}}}, "/flags/f/targeting"),
+        ({"flags": {"f": {**FLAG, "metadata": None}}}, "/flags/f/metadata"),
+        ({"flags": {"f": {"state": "ENABLED", "variants": {"a": [1]}}}}, "/flags/f/variants/a"),
+        ({"flags": {"f": {**FLAG, "variants": {"true": 1}, "defaultVariant": True}}}, "/flags/f/defaultVariant"),
+    ],
+)  # fmt: skip
+def test_what_the_schema_refuses_around_a_rule_is_reported(change, pointer):
+    flags = Flags.from_dict({"flags": {"f": FLAG}, **change})
+    assert [(each.pointer, each.severity) for each in flags.problems] == [(pointer, "warning")]
+    assert flags.problems[0].line == 1
+
+
+def test_metadata_may_have_any_key():
+    flags = Flags.from_dict({"flags": {"f": {**FLAG, "metadata": {"": 1}}}, "metadata": {"": "x"}})
+    assert flags.problems == ()
+    assert dict(flags.str("f", default="D").details("u").metadata) == {"": 1}
 
 
 def test_a_list_of_flags_is_for_import_alone():

@@ -102,6 +102,18 @@ WITH_DATA = [
 ]  # fmt: skip
 
 
+# What its tests do not say, and json-logic-js and flagd-core for Python both do: a list without items is 0 beside a number.
+EMPTY = {"var": "tags"}
+WITH_DATA += [
+    ({name: [EMPTY, other]}, {"tags": tags}, held)
+    for name, other, tags, held in [
+        ("==", 0, [], True), ("==", False, [], True), ("!=", 0, [], False), ("==", 0, [None], True), ("==", 0, [""], True),
+        ("==", 1, [], False), ("==", "", [], True), ("<", 1, [], True), (">=", 0, [], True), ("<=", 0, [[]], True),
+        ("<", 1, [0], True), ("<", 1, ["a"], False), ("max", -1, [], 0), ("min", 1, [], 0),
+    ]
+]  # fmt: skip
+
+
 def holds(rule, data, expected):
     """Return whether a rule gives a value, as far as another rule can tell."""
     if type(expected) is list:  # in one text, as lists are equal to nothing in JsonLogic

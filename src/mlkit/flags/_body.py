@@ -226,8 +226,7 @@ def _decoder() -> Callable[[bytes], Any]:
 
 def _good_metadata(metadata: Mapping[str, Any]) -> bool:
     return (
-        "" not in metadata
-        and _SCALARS.issuperset(map(type, metadata.values()))
+        _SCALARS.issuperset(map(type, metadata.values()))
         and metadata.get("bucketing", "v3") in GENERATIONS
     )
 
@@ -329,7 +328,7 @@ def scalar_mapping(value: Any, pointer: str) -> dict[str, Any]:
     if type(value) is not dict:
         raise RuleError(pointer, f"metadata is an object, not {clip(value, 40)}")
     for key, item in value.items():
-        if not key or type(item) not in {str, int, float, bool}:
+        if type(item) not in _SCALARS:
             raise RuleError(
                 f"{pointer}/{clip(key, 40)}",
                 f"expected a text, number or boolean, got {clip(item, 40)}",

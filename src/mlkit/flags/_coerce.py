@@ -61,7 +61,9 @@ def number(value: Any) -> float:
     if value is None:
         return 0
     if kind is list:
-        value, kind = text(value), str
+        # An empty list is 0, where an empty text is no number: so have it flagd-core for Python and ECMAScript.
+        written = text(value)
+        return _parse(written) if written.strip() else 0
     return _parse(value) if kind is str else _NAN
 
 
@@ -116,13 +118,14 @@ def less(left: Any, right: Any, compare: Callable[[Any, Any], bool]) -> bool:
         right: A JSON value.
         compare: One of the ordering functions of `operator`.
     """
-    if type(left) in {list, dict}:
-        left = text(left)
-    if type(right) in {list, dict}:
-        right = text(right)
-    if type(left) is str and type(right) is str:
-        return compare(left, right)
+    one, two = _ordered(left), _ordered(right)
+    if type(one) is str and type(two) is str:
+        return compare(one, two)
     return compare(number(left), number(right))
+
+
+def _ordered(value: Any) -> Any:
+    return text(value) if type(value) in {list, dict} else value
 
 
 def reduced(value: float) -> float:

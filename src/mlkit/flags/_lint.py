@@ -28,38 +28,47 @@ _INJECTED = frozenset({"$flagd.flagKey", "$flagd.timestamp"})
 Finding = tuple[str, str]
 
 
-def lint(node: Any, pointer: str) -> Iterator[Finding]:
+def lint(rule: Any, pointer: str) -> Iterator[Finding]:
     """Yield the place and the nature of what is surely not meant in a rule that can be used.
 
     Args:
-        node: The rule.
+        rule: The rule; an empty one is none.
         pointer: Where it is.
     """
+    if rule:
+        yield from _lint(rule, pointer)
+
+
+def _lint(node: Any, pointer: str) -> Iterator[Finding]:
     if type(node) is list:
         for index, item in enumerate(node):
-            yield from lint(item, f"{pointer}/{index}")
+            yield from _lint(item, f"{pointer}/{index}")
         return
-    if type(node) is not dict or not node:
+    if type(node) is not dict:
+        return
+    if not node:
+        yield pointer, "an empty object is no rule, and equal to nothing"
         return
     name, given = arguments(node)
     place = f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}"
     listed = type(node[name]) is list
     counts = _COUNTS.get(name)
-    # One argument that is computed may turn out to be a list of them.
-    if (
-        counts is not None
-        and not counts[0] <= len(given) <= counts[1]
-        and (listed or counts[0] > 1)
-    ):
+    if name in _NOT_FLAGDS:
+        yield place, f"flagd's schema has no {name!r}{_NOT_FLAGDS[name]}"
+    elif counts is not None and not counts[0] <= len(given) <= counts[1]:
         yield place, f"{name!r} takes {_said(*counts)}, this has {len(given)}"
+    elif not listed and name not in _UNLISTED:
+        yield place, f"{name!r} takes a list of arguments, got {clip(node[name], 40)}"
     else:
         check = _CHECKS.get(name)
         if check is not None:
             yield from check(given, place if listed else "", place)
-    yield from lint(node[name], place)
+    yield from _lint(node[name], place)
 
 
 def _said(least: int, most: int) -> str:
+    if most == _ANY:
+        return f"at least {least} argument{'s' if least > 1 else ''}"
     return f"{least} arguments" if least == most else f"{least} to {most} arguments"
 
 
@@ -78,6 +87,22 @@ def _var(given: list[Any], inside: str, place: str) -> Iterator[Finding]:
             f"{clip(path, 40)!r} is never there; there are '$flagd.flagKey' and '$flagd.timestamp'"
         )
         yield _at(inside, place, 0), message
+
+
+def _missing(given: list[Any], inside: str, place: str) -> Iterator[Finding]:
+    for index, item in enumerate(given):
+        if type(item) is not str:
+            yield _at(inside, place, index), f"expected an attribute's name, got {clip(item, 40)}"
+
+
+def _missing_some(given: list[Any], inside: str, place: str) -> Iterator[Finding]:
+    least, names = given
+    if type(least) not in {int, float}:
+        yield _at(inside, place, 0), f"expected how many are needed, got {clip(least, 40)}"
+    if type(names) is not list:
+        yield _at(inside, place, 1), f"expected a list of names, got {clip(names, 40)}"
+    else:
+        yield from _missing(names, _at(inside, place, 1), "")
 
 
 def _texts(given: list[Any], inside: str, place: str) -> Iterator[Finding]:
@@ -150,8 +175,11 @@ def _rollout(given: list[Any], inside: str, place: str) -> Iterator[Finding]:
 
 
 _TWO = ("==", "===", "!=", "!==", ">", ">=", "map", "filter", "all", "none", "some", "in")
+_ANY = 2**31
 _COUNTS = {
-    **dict.fromkeys(_TWO, (2, 2)),
+    **dict.fromkeys((*_TWO, "/", "%", "missing_some"), (2, 2)),
+    **dict.fromkeys(("and", "or", "if", "cat", "merge", "max", "min", "+", "-"), (1, _ANY)),
+    "*": (2, _ANY),
     "<": (2, 3),
     "<=": (2, 3),
     "substr": (2, 3),
@@ -161,8 +189,14 @@ _COUNTS = {
     "sem_ver": (3, 3),
     "rollout": (3, 5),
 }
+# What flagd's evaluators know and its schema does not, and what to write instead.
+_NOT_FLAGDS = {"?:": "; write 'if'", "log": ""}
+# What takes one argument without brackets there, or says more of its own about it.
+_UNLISTED = frozenset({"!", "!!", "var", "$ref", "fractional", "rollout"})
 _CHECKS: dict[str, Callable[[list[Any], str, str], Iterator[Finding]]] = {
     "var": _var,
+    "missing": _missing,
+    "missing_some": _missing_some,
     "starts_with": _texts,
     "ends_with": _texts,
     "sem_ver": _versions,

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlkit._suggest import clip
-from mlkit.flags._check import Facts
+from mlkit.flags._check import Facts, RuleError, check_rule
 from mlkit.flags._document import Problem
 from mlkit.flags._lint import lint
 from mlkit.flags._locate import MAX_SCANNED, scan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlkit.flags._definition import Definition
     from mlkit.flags._document import Document
 
 __all__ = ["report"]
@@ -43,32 +46,65 @@ def report(document: Document, data: bytes) -> tuple[Problem, ...]:
 
 
 def _warnings(document: Document) -> list[Problem]:
-    made: list[Problem] = []
-    for name, rule in document.shared.evaluators.items():
-        known = document.shared.known.get(name)
-        if not isinstance(known, Facts) and not _usable(rule, document):
-            continue
-        for pointer, message in lint(rule, f"/$evaluators/{_step(name)}"):
-            made.append(Problem(None, pointer, message, kept=False, severity="warning"))
+    made = [_warning(None, *found) for found in _of_the_set(document)]
     for key, definition in document.definitions.items():
-        if key in document.refused or not definition.body.rule:
+        if key in document.refused:
             continue
-        for pointer, message in lint(definition.rule, f"/flags/{_step(key)}/targeting"):
-            made.append(Problem(key, pointer, message, kept=False, severity="warning"))
-            if len(made) >= _MAX_WARNINGS:
-                return made
-    return made
+        made += [_warning(key, *found) for found in _of_a_flag(key, definition)]
+        if len(made) >= _MAX_WARNINGS:
+            break
+    return made[:_MAX_WARNINGS]
 
 
-def _usable(rule: object, document: Document) -> bool:
-    """Return whether a rule that no flag in force refers to is one."""
-    from mlkit.flags._check import RuleError, check_rule
+def _warning(flag: str | None, pointer: str, message: str) -> Problem:
+    return Problem(flag, pointer, message, kept=False, severity="warning")
 
+
+def _of_the_set(document: Document) -> Iterator[tuple[str, str]]:
+    shared = document.shared
+    for name in ("flagSetId", "version"):
+        value = shared.metadata.get(name, "")
+        if type(value) is not str:
+            yield f"/metadata/{name}", f"expected a text, got {clip(value, 40)}"
+    for name, rule in shared.evaluators.items():
+        pointer, known = f"/$evaluators/{_step(name)}", shared.known.get(name)
+        if not name or type(rule) is not dict:
+            yield pointer, f"expected a rule with a name, got {clip(rule, 40)}"
+            continue
+        if known is None:
+            known = _looked_at(rule, document)
+            if isinstance(known, RuleError):
+                yield known.pointer if known.whole else pointer + known.pointer, known.reason
+        if isinstance(known, Facts):
+            yield from lint(rule, pointer)
+
+
+def _looked_at(rule: object, document: Document) -> Facts | RuleError:
+    """Return what a rule needs that no flag in force refers to, or why it cannot be used."""
     try:
-        check_rule(rule, document.shared.evaluators, document.shared.known)
-    except (RuleError, RecursionError):
-        return False
-    return True
+        return check_rule(rule, document.shared.evaluators, document.shared.known)
+    except RuleError as error:
+        return error.again()
+    except RecursionError:
+        return RuleError("", "nested too deeply")
+
+
+def _of_a_flag(key: str, definition: Definition) -> Iterator[tuple[str, str]]:
+    pointer, body = f"/flags/{_step(key)}", definition.body
+    if body.kind == "object":
+        for name, value in body.variants.items():
+            if type(value) is tuple:
+                yield f"{pointer}/variants/{_step(name)}", "flagd has no lists as variants"
+    if body.default_variant in {"true", "false"}:
+        given = body.document["defaultVariant"]
+        if type(given) is not str:
+            yield f"{pointer}/defaultVariant", f"expected a text, got {clip(given, 40)}"
+    if b":null" in body.text:
+        for name in ("targeting", "metadata"):
+            if body.document.get(name, "") is None:
+                yield f"{pointer}/{name}", "expected an object, or nothing at all, got null"
+    if body.rule:
+        yield from lint(definition.rule, f"{pointer}/targeting")
 
 
 def _step(name: str) -> str:
