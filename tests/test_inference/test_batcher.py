@@ -175,12 +175,10 @@ def test_max_wait_bounds_the_wait_for_company():
             time.sleep(0.001)
             clock.advance(5.0)
         alone = clock.thread(batcher.call, "a")
-        alone.join(0.05)
-        before = clock.monotonic()
-        while alone.is_alive():
-            time.sleep(0.001)
-            clock.advance(1.0)
-        assert clock.monotonic() - before <= 7.0
+        wait_until(lambda: batcher.stats().n_waiting == 1 or not alone.is_alive())
+        clock.advance(7.0)
+        alone.join(60)
+        assert not alone.is_alive()
         assert batcher.call("b") == "B"  # and now nobody else is expected: no wait at all
 
 
@@ -277,13 +275,15 @@ def test_a_deadline_is_answered_in_time_and_the_row_never_runs():
     gate = Gate()
 
     async def main():
-        async with Batcher(gate) as batcher:
-            running = asyncio.create_task(batcher.submit("a", deadline=0.02))
+        async with Batcher(gate, max_wait=0) as batcher:
+            running = asyncio.create_task(batcher.submit("a", deadline=20))
             await asyncio.to_thread(gate.entered.acquire)
-            waiting = asyncio.create_task(batcher.submit("b", deadline=0.01))
+            waiting = asyncio.create_task(batcher.submit("b", deadline=10))
             patient = asyncio.create_task(batcher.submit("c", deadline=60))
+            await asyncio.sleep(0)
+            clock.advance(30)
             # Both are answered while the device still runs the first one.
-            with pytest.raises(DeadlineExceededError, match=r"within 0\.01 s"):
+            with pytest.raises(DeadlineExceededError, match="within 10 s"):
                 await waiting
             with pytest.raises(TimeoutError):
                 await running
@@ -293,7 +293,8 @@ def test_a_deadline_is_answered_in_time_and_the_row_never_runs():
             assert await patient == "C"
             return batcher.stats()
 
-    stats = asyncio.run(main())
+    with virtual_time(autojump=False) as clock:
+        stats = clock.run(main())
     assert gate.batches == [["a"], ["c"]]
     assert consistent(stats)
 
@@ -360,12 +361,16 @@ def test_a_cancelled_caller_is_dropped_and_nobody_else_notices():
     gate = Gate()
 
     async def main():
-        async with Batcher(gate, max_batch_size=4, max_wait=0.1) as batcher:
-            running = [asyncio.create_task(batcher.submit(name)) for name in "ab"]
+        async with Batcher(gate, max_batch_size=4, max_wait=0) as batcher:
+            running = [asyncio.create_task(batcher.submit("plug"))]
+            await asyncio.to_thread(gate.entered.acquire)
+            running += [asyncio.create_task(batcher.submit(name)) for name in "ab"]
+            await asyncio.sleep(0)
+            gate.open.release()
             await asyncio.to_thread(gate.entered.acquire)
             waiting = [asyncio.create_task(batcher.submit(name)) for name in "cde"]
             await asyncio.sleep(0)
-            running[0].cancel()
+            running[1].cancel()
             waiting[1].cancel()
             await asyncio.sleep(0)
             assert batcher.stats().n_waiting == 2
@@ -376,9 +381,9 @@ def test_a_cancelled_caller_is_dropped_and_nobody_else_notices():
             ], batcher.stats()
 
     results, stats = asyncio.run(main())
-    assert results == [asyncio.CancelledError, "B", "C", asyncio.CancelledError, "E"]
-    assert gate.batches == [["a", "b"], ["c", "e"]]
-    assert (stats.n_done, stats.n_cancelled) == (4, 1)
+    assert results == ["PLUG", asyncio.CancelledError, "B", "C", asyncio.CancelledError, "E"]
+    assert gate.batches == [["plug"], ["a", "b"], ["c", "e"]]
+    assert (stats.n_done, stats.n_cancelled) == (5, 1)
     assert consistent(stats)
 
 
@@ -398,14 +403,17 @@ def test_what_is_no_exception_reaches_the_callers_and_the_batcher_goes_on(error)
             raise error
         return upper(batch)
 
+    gate = Gate(model)
+
     async def main():
-        async with Batcher(model, max_wait=0.1) as batcher:
-            results = await asyncio.wait_for(
-                asyncio.gather(
-                    *[batcher.submit(row) for row in ["bad", "a"]], return_exceptions=True
-                ),
-                20,
-            )
+        async with Batcher(gate, max_wait=0) as batcher:
+            plug = asyncio.create_task(batcher.submit("plug"))
+            await asyncio.to_thread(gate.entered.acquire)
+            calls = [asyncio.create_task(batcher.submit(row)) for row in ["bad", "a"]]
+            await asyncio.sleep(0)
+            gate.open.release(9)
+            results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 60)
+            assert await plug == "PLUG"
             assert await batcher.submit("b") == "B"
             with pytest.raises(InferenceError) as caught:
                 await asyncio.to_thread(batcher.call, "bad")
@@ -996,7 +1004,7 @@ def test_wrong_arguments_of_a_call_are_refused():
 
 
 def wait_until(condition):
-    for _ in range(20_000):
+    for _ in range(60_000):
         if condition():
             return
         time.sleep(0.001)

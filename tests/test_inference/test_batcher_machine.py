@@ -81,7 +81,7 @@ class Machine(RuleBasedStateMachine):
         self.loop.run_until_complete(turns())
 
     def until(self, condition):
-        for _ in range(3_000):
+        for _ in range(100_000):
             self.turn()
             if condition():
                 return

@@ -47,7 +47,7 @@ class Gate:
 
 
 def wait_until(condition):
-    for _ in range(20_000):
+    for _ in range(60_000):
         if condition():
             return
         time.sleep(0.001)

@@ -192,20 +192,27 @@ def test_a_job_that_stopped_anywhere_goes_on(tmp_path_factory, n, batch_size, ta
 
 
 SCRIPT = """
-    import sys, time
+    import os, sys, time
     import numpy as np
     from mlkit.inference import map_batches
+    checkpoint, output, past = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    left = 3
 
     def model(batch):
+        global left
         time.sleep(0.002)
+        if os.path.exists(checkpoint) and os.path.getsize(checkpoint) >= past:
+            left -= 1
+            if left < 0:
+                time.sleep(600)  # whoever shall kill it may take his time
         if (batch["x"] == 77).any():
             raise ValueError("seven")
         return {"y": np.sqrt(batch["x"]), "id": batch["id"]}
 
     rows = ({"x": np.float64(i), "id": f"r{i}"} for i in range(400))
-    with open(sys.argv[2], "w") as output:
-        for result in map_batches(model, rows, batch_size=8, on_error="return", prefetch=1, checkpoint=sys.argv[1] or None):
-            print(result, file=output)
+    with open(output, "w") as file:
+        for result in map_batches(model, rows, batch_size=8, on_error="return", prefetch=1, checkpoint=checkpoint or None):
+            print(result, file=file)
 """
 
 
@@ -213,10 +220,10 @@ def test_killed_at_random_points_the_output_is_that_of_an_uninterrupted_run(tmp_
     script = tmp_path / "job.py"
     script.write_text(textwrap.dedent(SCRIPT))
 
-    def start(checkpoint, output):
-        return subprocess.Popen([sys.executable, script, checkpoint, tmp_path / output])
+    def start(checkpoint, output, past):
+        return subprocess.Popen([sys.executable, script, checkpoint, tmp_path / output, str(past)])
 
-    assert start("", "straight.txt").wait(60) == 0
+    assert start("", "straight.txt", 0).wait(300) == 0
     straight = (tmp_path / "straight.txt").read_text()
     assert len(straight.splitlines()) == 400
     path = tmp_path / "job.ckpt"
@@ -224,8 +231,8 @@ def test_killed_at_random_points_the_output_is_that_of_an_uninterrupted_run(tmp_
     # A kill comes when the file has grown past a random size, in the middle of what follows.
     sizes = []
     while True:
-        run = start(path, "output.txt")
         past = (path.stat().st_size if path.exists() else 0) + int(rng.integers(1, 9000))
+        run = start(path, "output.txt", past)
         while run.poll() is None and not (path.exists() and path.stat().st_size >= past):
             os.sched_yield()
         if run.poll() is not None:

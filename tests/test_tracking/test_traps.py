@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import time
+from math import inf
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_a_shipper_that_is_frozen_holds_up_nothing(tmp_path):
             run.log_metrics({"loss": step, "acc": step, "lr": step}, step=step)
         start = time.monotonic()
         delivery = run.close(timeout=0.2)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 60
         assert delivery.pending == delivery.acked - 1 == 60_001
     finally:
         shipper.send_signal(signal.SIGCONT)
@@ -40,7 +41,7 @@ def test_a_shipper_that_is_frozen_holds_up_nothing(tmp_path):
 def test_a_backend_that_never_answers_bounds_no_wait(tmp_path, memory):
     """`flush_async_logging` returns as if all were well; `wandb.log` waited for twelve hours."""
     never = threading.Event()
-    memory.send = lambda batch: never.wait(60)
+    memory.send = lambda batch: never.wait()
     with start_run("hangs", root=tmp_path, sinks=[memory], shipper="thread") as run:
         run.log_metric("loss", 1)
         start = time.monotonic()
@@ -48,7 +49,7 @@ def test_a_backend_that_never_answers_bounds_no_wait(tmp_path, memory):
             delivery = wait(timeout=0.2)
             assert not delivery.complete
             assert delivery.delivered == 0
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 60
     never.set()
 
 
@@ -243,7 +244,7 @@ def test_an_outage_is_told_once_and_its_end_once(tmp_path, memory):
     with start_run("told", root=tmp_path) as run:
         run.log_metric("loss", 1)
     with virtual_time(), record_events("tracking.sink.") as events:
-        assert sync(run.dir, sinks=[memory], timeout=1000).complete
+        assert sync(run.dir, sinks=[memory], timeout=inf).complete
     assert [event.kind for event in events] == [
         "tracking.sink.unavailable", "tracking.sink.recovered",
     ]  # fmt: skip
