@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import os
 import shutil
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
+
+from mlkit.errors import ConfigurationError
+from mlkit.integrations.mlflow_plugin._refusals import invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["make_repository"]
 
@@ -44,13 +52,25 @@ class _Repository:
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         """Copy a file into the run."""
+        from mlflow.store.artifact.artifact_repo import verify_artifact_path
+
+        verify_artifact_path(artifact_path)
+        if not Path(local_file).exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(local_file))
         name = self._name(artifact_path, Path(local_file).name)
-        self._run().log_artifact(local_file, name)
+        with _as_mlflow():
+            self._run().log_artifact(local_file, name)
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
         """Copy a folder into the run."""
+        from mlflow.store.artifact.artifact_repo import verify_artifact_path
+
+        verify_artifact_path(artifact_path)
+        if not Path(local_dir).is_dir():
+            return  # as MLflow's own, which find nothing in it
         place = self._name(artifact_path)
-        self._run().log_artifacts(local_dir, place or None)
+        with _as_mlflow():
+            self._run().log_artifacts(local_dir, place or None)
 
     def list_artifacts(self, path: str | None = None) -> list[Any]:
         """Return what is in a folder, of the journal and of MLflow."""
@@ -88,6 +108,7 @@ class _Repository:
         self._stored(needed=True)._download_file(name, local_path)  # noqa: SLF001 - as MLflow's own wrappers do
 
     def _run(self) -> Any:
+        self._store.lifecycles.check_run(self._run_id)
         return self._store.local.run(self._run_id)
 
     def _name(self, path: str | None, file: str = "") -> str:
@@ -128,3 +149,12 @@ class _Repository:
             if needed:
                 raise
             return None
+
+
+@contextlib.contextmanager
+def _as_mlflow() -> Iterator[None]:
+    """Context manager: what is refused is refused as MLflow does it."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise invalid(str(error)) from error

@@ -14,11 +14,12 @@ from mlkit.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RUN_TAG", "Backend", "is_ours"]
+__all__ = ["LET_GO_TAG", "RUN_TAG", "Backend", "is_ours"]
 
 T = TypeVar("T")
 
 RUN_TAG = "mlkit.run_id"
+LET_GO_TAG = "mlkit.let_go"  # of a run that goes on though its process has ended
 _PREFIX = "mlkit+"
 _OURS = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 _ANSWER_WITHIN = 2.0
@@ -166,18 +167,25 @@ class Backend:
         """Return the id of a run, the first one if there are several."""
         from mlflow.entities import ViewType
 
-        experiments: list[str] = []
+        runs = self.call(
+            "search_runs", self.experiment_ids(), condition, ViewType.ALL, max_results=10
+        )
+        return min((str(run.info.run_id) for run in runs), default=None)
+
+    def experiment_ids(self) -> list[str]:
+        """Return the ids of all experiments, also of deleted ones."""
+        from mlflow.entities import ViewType
+
+        found: list[str] = []
         token = None
         while True:
             page = self.call(
                 "search_experiments", view_type=ViewType.ALL, max_results=1000, page_token=token
             )
-            experiments += [one.experiment_id for one in page]
+            found += [one.experiment_id for one in page]
             token = page.token
             if not token:
-                break
-        runs = self.call("search_runs", experiments, condition, ViewType.ALL, max_results=10)
-        return min((str(run.info.run_id) for run in runs), default=None)
+                return found
 
     def ours(self, run_id: str | None, tags: dict[str, str] | None = None) -> str | None:
         """Return the id under which a run of MLflow is known here: ours if it is one, else its own.

@@ -7,6 +7,7 @@ as JSON. The sink of the plug-in takes them for what they are, `view` reads them
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "metric_to",
     "models_in",
     "models_out",
+    "note",
 ]
 
 CALL = "mlflow-call."
@@ -30,6 +32,11 @@ _count = itertools.count()
 def call_name() -> str:
     """Return a name that sorts behind those that this process gave before."""
     return f"{CALL}{int(current().time() * 1e6):017d}.{next(_count):09d}"
+
+
+def note(run: Any, call: dict[str, Any]) -> None:
+    """Write a call down in a run."""
+    run.set_tags({call_name(): json.dumps(call)})
 
 
 def metric_to(metric: Any) -> dict[str, Any]:

@@ -46,6 +46,10 @@ class Experiments:
         """Remember an experiment of MLflow."""
         self._put(experiment.experiment_id, {"name": experiment.name})
 
+    def rename(self, experiment_id: str, name: str) -> None:
+        """Remember that an experiment is called otherwise now."""
+        self._put(experiment_id, {**self._known.get(experiment_id, {}), "name": name})
+
     def create(self, name: str, artifact_location: str | None, tags: list[Any]) -> str:
         """Remember an experiment that MLflow does not have yet, and return its id."""
         made = f"{_PREFIX}{short(digest(name))}"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError, TrackingError
 from mlkit.integrations.mlflow_plugin._backend import RUN_TAG, is_ours
-from mlkit.integrations.mlflow_plugin._calls import call_name
+from mlkit.integrations.mlflow_plugin._calls import note
+from mlkit.integrations.mlflow_plugin._refusals import not_active, unknown_run
 from mlkit.tracking import Delivery, Run, start_run
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Local:
         self._open: dict[str, _Open] = {}
         self._folders: dict[str, Path] = {}
         self._undelivered: dict[str, Run] = {}
+        self.adopted_params: dict[str, dict[str, str]] = {}
         self._owner = os.getpid()
         _stores.append(self)
 
@@ -108,12 +110,12 @@ class Local:
                 if run_id in self._open:
                     return self._open[run_id].run
                 run = self._start(experiment, run_id=run_id)
-                run.set_tags({call_name(): json.dumps(call)})
+                note(run, call)
             return self._keep(run, late=status != "RUNNING")
 
     def note(self, run_id: str, call: dict[str, Any], *, status: str | None = None) -> None:
         """Write down a call of MLflow that is no metric, param or artifact."""
-        self.run(run_id, status=status).set_tags({call_name(): json.dumps(call)})
+        note(self.run(run_id, status=status), call)
 
     def end(self, run_id: str, status: str) -> None:
         """Let go of a run that has ended; it is delivered without us."""
@@ -205,20 +207,25 @@ class Local:
 
         theirs = self.backend.find(run_id)
         if theirs is None:
-            raise _unknown(run_id)
+            raise unknown_run(run_id)
         run = self.backend.call("get_run", theirs)
+        if run.info.lifecycle_stage != "active":
+            raise not_active(run_id, run.info.lifecycle_stage)
         name = self.backend.call("get_experiment", run.info.experiment_id).name
         known = run.data.tags.get(RUN_TAG)
         if known is None:
             known = theirs
             self.backend.call("set_tag", theirs, RunTag(RUN_TAG, theirs))
         self.backend.learn(known, theirs)
+        self.adopted_params[known] = dict(run.data.params)
         call = {
             "call": "adopted",
             "experiment_id": run.info.experiment_id,
             "user_id": run.info.user_id,
             "start_time": run.info.start_time,
             "run_name": run.info.run_name,
+            "status": run.info.status,
+            "end_time": run.info.end_time,
             "tags": dict(run.data.tags),
         }
         return known, str(name), call
@@ -259,13 +266,3 @@ def _choice(variable: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ConfigurationError(variable, value, " or ".join(repr(one) for one in allowed))
     return value
-
-
-def _unknown(run_id: str) -> Exception:
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
-
-    error: Exception = MlflowException(
-        f"Run with id={run_id} not found", error_code=RESOURCE_DOES_NOT_EXIST
-    )
-    return error

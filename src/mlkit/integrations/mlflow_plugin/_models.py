@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from mlkit.integrations.mlflow_plugin._backend import Backend
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["make_registry"]
 
@@ -22,26 +19,43 @@ class _Registry:
     """The registry that is wrapped. Of its answers and arguments, ids of runs and places of artifacts are translated."""
 
     def __init__(self, store_uri: str, tracking_uri: str) -> None:
-        from mlflow.tracking._model_registry.utils import _get_store_registry
+        from mlflow.tracking._model_registry.utils import _get_store
 
         self._backend = Backend(store_uri)
         self._tracking_uri = tracking_uri
-        registry: Any = _get_store_registry()
-        build = registry.get_store_builder(self._backend.uri)
-        self._make: Callable[[], Any] = lambda: build(
-            store_uri=self._backend.uri, tracking_uri=tracking_uri
-        )
+        self._make: Any = lambda: _get_store(self._backend.uri, self._backend.uri)
         self._made: Any = None
 
-    def create_model_version(
-        self, name: str, source: str, run_id: str | None = None, *args: Any, **kwargs: Any
+    def create_model_version(  # noqa: PLR0917 - MLflow's signature
+        self,
+        name: str,
+        source: str,
+        run_id: str | None = None,
+        tags: list[Any] | None = None,
+        run_link: str | None = None,
+        description: str | None = None,
+        local_model_path: str | None = None,
+        model_id: str | None = None,
     ) -> Any:
         """Register a model; the run that it is of is delivered first."""
-        if run_id is not None:
-            from mlflow.tracking._tracking_service.utils import _get_store
+        return self._call(
+            "create_model_version",
+            name,
+            self._translation.source(source),
+            run_id if run_id is None else self._translation.run(run_id),
+            tags,
+            run_link,
+            description,
+            local_model_path=local_model_path,
+            model_id=model_id,
+        )
 
-            run_id = _get_store(self._tracking_uri)._theirs(run_id)  # noqa: SLF001 - the other half of the plug-in
-        return self._call("create_model_version", name, source, run_id, *args, **kwargs)
+    def search_model_versions(
+        self, filter_string: str | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Return versions; a condition may name a run by its id here."""
+        condition = self._translation.condition(filter_string)
+        return self._call("search_model_versions", condition, *args, **kwargs)
 
     def get_model_version_download_uri(self, name: str, version: str) -> str:
         """Return where a version is."""
@@ -63,10 +77,21 @@ class _Registry:
             self._made = self._make()
         return self._made
 
+    @property
+    def _translation(self) -> Any:
+        from mlflow.tracking._tracking_service.utils import _get_store
+
+        return _get_store(self._tracking_uri).translation  # the other half of the plug-in
+
     def _call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         found = self._backend.guard(name, lambda: getattr(self._store, name)(*args, **kwargs))
-        for one in found if isinstance(found, list) else [found]:
-            run_id = getattr(one, "run_id", None)
-            if isinstance(run_id, str) and hasattr(one, "_run_id"):
-                one._run_id = self._backend.ours(run_id)  # noqa: SLF001 - the entity has no other way
+        self._see(found)
         return found
+
+    def _see(self, found: Any) -> None:
+        """Give what was found the ids of runs that hold here."""
+        for one in found if isinstance(found, list) else [found]:
+            for version in getattr(one, "latest_versions", None) or ():
+                self._see(version)
+            if isinstance(getattr(one, "run_id", None), str) and hasattr(one, "_run_id"):
+                one._run_id = self._backend.ours(one.run_id)  # noqa: SLF001 - the entity has no other way

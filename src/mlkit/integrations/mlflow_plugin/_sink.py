@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 from mlkit._optional import require
 from mlkit.errors import SinkRejectedError, SinkUnavailableError
 from mlkit.integrations.mlflow import MlflowSink
-from mlkit.integrations.mlflow_plugin._backend import RUN_TAG, Backend, is_ours
+from mlkit.integrations.mlflow_plugin._backend import LET_GO_TAG, RUN_TAG, Backend, is_ours
 from mlkit.integrations.mlflow_plugin._calls import (
     CALL,
     dataset_from,
@@ -19,6 +19,7 @@ from mlkit.integrations.mlflow_plugin._calls import (
     models_in,
     models_out,
 )
+from mlkit.integrations.mlflow_plugin._delivered_models import DeliveredModels
 from mlkit.integrations.mlflow_plugin._experiments import find_or_make
 from mlkit.tracking import Record
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["StoreSink"]
 
 _PARENT = "mlflow.parentRunId"
-_LET_GO = "mlkit.let_go"
 _NAME = "mlflow.runName"
 
 
@@ -53,6 +53,7 @@ class StoreSink:
         self._inner = MlflowSink(tracking_uri)
         self._info: RunInfo | None = None
         self._backend: Backend | None = None
+        self._models: DeliveredModels | None = None
         self._run_id = ""
 
     @property
@@ -108,6 +109,9 @@ class StoreSink:
         )
         at = max((record.time for record in batch), default=0.0)
         with _waiting():
+            for call in calls:
+                if call["call"] == "model":  # which says where its files go
+                    self._made.create(call)
             self._upload([one for one in batch if one.kind == "artifact"])
             self._do(calls, at)
             if any(record.id == "killed" for record in batch):
@@ -116,10 +120,10 @@ class StoreSink:
     def close(self) -> None:
         """Let go of the connection."""
         self._inner.close()
-        self._backend = None
+        self._backend = self._models = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_backend": None}
+        return {**self.__dict__, "_backend": None, "_models": None}
 
     def __repr__(self) -> str:
         return f"StoreSink({self._inner.tracking_uri!r})"
@@ -129,6 +133,14 @@ class StoreSink:
         if self._backend is None:
             raise SinkUnavailableError("the sink is closed")
         return self._backend.store
+
+    @property
+    def _made(self) -> DeliveredModels:
+        if self._models is None:
+            if self._backend is None:
+                raise SinkUnavailableError("the sink is closed")
+            self._models = DeliveredModels(self._backend, self._run_id)
+        return self._models
 
     def _make(self, call: dict[str, Any] | None) -> None:
         """Make the run in MLflow as the call says.
@@ -172,6 +184,7 @@ class StoreSink:
         if info is not None:
             self._inner.open(info._replace(experiment=experiment.name, parent=None))
         self._run_id = theirs
+        self._models = None
 
     def _parent(self, run_id: str) -> str:
         """Return MLflow's id of the run that this one is nested in.
@@ -196,22 +209,46 @@ class StoreSink:
             elif kind == "delete_tag":
                 self._delete_tag(call["key"])
             elif kind == "metrics":
-                metrics = [metric_from(one) for one in call["metrics"]]
-                self._store.log_batch(self._run_id, metrics, [], [])
+                self._log_linked(call["metrics"])
             elif kind == "inputs":
                 data = [dataset_from(one) for one in call["datasets"]]
-                self._store.log_inputs(self._run_id, data, models_in(call["models"]) or None)
+                self._log_inputs(data, call["models"])
             elif kind == "outputs":
-                self._store.log_outputs(self._run_id, models_out(call["models"]))
+                self._log_outputs(call["models"])
+            elif kind.startswith("model_"):
+                self._made.do(call)
             elif kind == "update":
                 if call["status"] == "RUNNING":
-                    self._delete_tag(_LET_GO)
+                    self._delete_tag(LET_GO_TAG)
                 update |= {key: one for key, one in call.items() if one is not None}
-                update["end_time"] = call["end_time"]
             elif kind == "let_go":
-                self._tag({_LET_GO: "the process that logged has ended, the run has not"}, at)
+                self._tag({LET_GO_TAG: "the process that logged has ended, the run has not"}, at)
         if update:
-            self._update(update.get("status"), update["end_time"], update.get("run_name"))
+            self._update(update.get("status"), update.get("end_time"), update.get("run_name"))
+
+    def _log_linked(self, contents: list[dict[str, Any]]) -> None:
+        metrics = []
+        for one in contents:
+            model = one["model_id"] and self._made.theirs(one["model_id"])
+            metrics.append(metric_from({**one, "model_id": model}))
+        self._store.log_batch(self._run_id, metrics, [], [])
+
+    def _log_inputs(self, data: list[Any], models: list[str]) -> None:
+        theirs = [one for one in map(self._made.theirs, models) if one] if models else []
+        if theirs:  # a second one of the same would be an error
+            held = self._store.get_run(self._run_id).inputs.model_inputs or ()
+            there = {one.model_id for one in held}
+            theirs = [one for one in theirs if one not in there]
+        if data or theirs:
+            self._store.log_inputs(self._run_id, data, models_in(theirs) or None)
+
+    def _log_outputs(self, models: list[list[Any]]) -> None:
+        outputs = self._store.get_run(self._run_id).outputs
+        there = {one.model_id for one in outputs.model_outputs or ()} if outputs else set()
+        pairs = [[self._made.theirs(model_id), step] for model_id, step in models]
+        new = [pair for pair in pairs if pair[0] and pair[0] not in there]
+        if new:
+            self._store.log_outputs(self._run_id, models_out(new))
 
     def _send_plain(self, records: list[Record]) -> None:
         from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
@@ -231,24 +268,30 @@ class StoreSink:
 
         if not records or self._backend is None:
             return
-        place = self._backend.location(self._store.get_run(self._run_id).info.artifact_uri)
-        repository = get_artifact_repository(place, tracking_uri=self._backend.uri)
+        place = self._store.get_run(self._run_id).info.artifact_uri
         for record in records:
-            name = PurePosixPath(record.key)
-            with tempfile.TemporaryDirectory() as folder:
-                named = Path(folder) / name.name  # MLflow takes the name from the file
-                try:
-                    named.symlink_to(record.path)
-                except OSError:
-                    shutil.copyfile(record.path, named)
-                parent = None if name.parent == PurePosixPath() else str(name.parent)
-                repository.log_artifact(str(named), parent)
+            found = self._made.place(record.key) if "/" in record.key else None
+            root, name = found or (place, record.key)
+            repository = get_artifact_repository(
+                self._backend.location(root), tracking_uri=self._backend.uri
+            )
+            _put(repository, record.path, PurePosixPath(name))
 
     def _tag(self, tags: dict[str, str], at: float) -> None:
+        from mlflow.entities import RunTag
+        from mlflow.exceptions import MlflowException
+
         if _PARENT in tags and is_ours(tags[_PARENT]):
             tags = {**tags, _PARENT: self._parent(tags[_PARENT])}
-        records = [Record("", "tag", key, value, time=at) for key, value in tags.items()]
-        self._send_plain(records)
+        try:
+            entities = [RunTag(key, value) for key, value in tags.items()]
+            self._store.log_batch(self._run_id, [], [], entities)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            # Older servers take less; cut here, and kept whole elsewhere.
+            records = [Record("", "tag", key, value, time=at) for key, value in tags.items()]
+            self._send_plain(records)
 
     def _delete_tag(self, key: str) -> None:
         if key in self._store.get_run(self._run_id).data.tags:
@@ -264,8 +307,20 @@ class StoreSink:
     def _end_killed(self, at: float) -> None:
         """Mark a run whose process has died, unless it had ended or was let go of."""
         run = self._store.get_run(self._run_id)
-        if run.info.status == "RUNNING" and _LET_GO not in run.data.tags:
+        if run.info.status == "RUNNING" and LET_GO_TAG not in run.data.tags:
             self._update("KILLED", round(at * 1000), None)
+
+
+def _put(repository: Any, path: Any, name: PurePosixPath) -> None:
+    """Store a file under a name."""
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / name.name  # MLflow takes the name from the file
+        try:
+            named.symlink_to(path)
+        except OSError:
+            shutil.copyfile(path, named)
+        parent = None if name.parent == PurePosixPath() else str(name.parent)
+        repository.log_artifact(str(named), parent)
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit.integrations.mlflow_plugin._calls import (
@@ -47,12 +48,14 @@ class View:
         self.datasets: list[Any] = []
         self.models_in: list[str] = []
         self.models_out: list[list[Any]] = []
+        self.stand_ins: set[str] = set()
         self.metrics: dict[str, list[Any]] = {}
         self._start = round(data.start_time * 1000)
         for key, points in data.metrics.items():
             self.metrics[key] = [_metric(key, point) for point in points]
         for name in sorted(key for key in data.tags if key.startswith(CALL)):
             self._apply(json.loads(data.tags[name]))
+        self.metrics = {key: merged_metrics(points) for key, points in self.metrics.items()}
 
     def run(self) -> Any:
         """Return the run as an entity of MLflow."""
@@ -93,7 +96,8 @@ class View:
         if kind in {"create", "adopted"}:
             self.created = call
             self.tags |= call["tags"]
-            self.name, self.status = call["run_name"], "RUNNING"
+            self.name, self.status = call["run_name"], call.get("status", "RUNNING")
+            self.end_time = call.get("end_time")
         elif kind == "tags":
             self.tags |= call["tags"]
             self.deleted -= set(call["tags"])
@@ -105,14 +109,19 @@ class View:
             for one in call["metrics"]:
                 self.metrics.setdefault(one["key"], []).append(metric_from(one))
         elif kind == "update":
-            self.status, self.end_time = call["status"], call["end_time"]
+            self.status = call["status"] or self.status
+            if call["end_time"] is not None:
+                self.end_time = call["end_time"]
             if call["run_name"]:
                 self.name = self.tags["mlflow.runName"] = call["run_name"]
         elif kind == "inputs":
-            self.datasets += [one for one in call["datasets"] if one not in self.datasets]
+            known = {_of(one) for one in self.datasets}
+            self.datasets += [one for one in call["datasets"] if _of(one) not in known]
             self.models_in += [one for one in call["models"] if one not in self.models_in]
         elif kind == "outputs":
             self.models_out += [one for one in call["models"] if one not in self.models_out]
+        elif kind == "model":
+            self.stand_ins.add(call["model_id"])
 
 
 def latest(points: list[Any]) -> Any:
@@ -120,12 +129,22 @@ def latest(points: list[Any]) -> Any:
     return max(points, key=lambda one: (one.step, one.timestamp, one.value == one.value, one.value))
 
 
-def merged_metrics(one: list[Any], other: list[Any]) -> list[Any]:
-    """Return the points of two histories, each once."""
+def merged_metrics(*histories: list[Any]) -> list[Any]:
+    """Return the points of histories, each once and in MLflow's order: by time, step and value."""
+    from mlflow.entities import Metric
+
     found = {}
-    for metric in [*one, *other]:
-        found[metric.step, metric.timestamp, repr(float(metric.value)), metric.model_id] = metric
-    return list(found.values())
+    for metric in (point for points in histories for point in points):
+        value = float(metric.value)
+        nan = math.isnan(value)
+        found[metric.timestamp, metric.step, 0.0 if nan else value, nan] = Metric(
+            metric.key, value, metric.timestamp, metric.step
+        )
+    return [found[key] for key in sorted(found)]
+
+
+def _of(dataset: dict[str, Any]) -> tuple[str, str]:
+    return dataset["dataset"]["name"], dataset["dataset"]["digest"]
 
 
 def _metric(key: str, point: Any) -> Any:
