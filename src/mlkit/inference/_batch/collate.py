@@ -23,7 +23,7 @@ from mlkit.inference._batch.tree import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Pad", "check_pad", "collate", "has_leaf", "stack"]
+__all__ = ["Pad", "alike", "check_pad", "collate", "has_leaf", "stack"]
 
 Pad = float | Mapping[str, float] | None
 """One value for every array leaf, or a value for each named leaf; None pads nothing."""
@@ -109,6 +109,18 @@ class _How:
         return self.pad.get(path) if isinstance(self.pad, Mapping) else self.pad
 
 
+def alike(example: Any, row: Any, pad: Pad) -> bool:
+    """Return whether two rows are arrays or tensors that plainly stack; False says nothing."""
+    if type(row) is not type(example) or not (is_array(row) or is_tensor(row)):
+        return False
+    if row.dtype != example.dtype or (is_tensor(row) and row.device != example.device):
+        return False
+    if row.shape == example.shape:
+        return True
+    one_axis = len(row.shape) == len(example.shape) == 1
+    return one_axis and isinstance(pad, (int, float)) and (is_tensor(row) or _numeric(row.dtype))
+
+
 def has_leaf(row: Any, test: Any) -> bool:
     """Return whether any leaf of *row* passes *test*."""
     if isinstance(row, Mapping):
@@ -174,7 +186,7 @@ def _stack_arrays(rows: list[Any], path: str, filler: float | None, widths: Sequ
     shape, dtype = first.shape, first.dtype
     tensor = is_tensor(first)
     n_axes = len(shape)
-    ragged = filler is not None and n_axes > 0 and (tensor or dtype.kind in "biufc")
+    ragged = filler is not None and n_axes > 0 and (tensor or _numeric(dtype))
     device = first.device if tensor else None
     kind = type(first)
     for index, row in enumerate(rows):
@@ -207,6 +219,10 @@ def _stack_arrays(rows: list[Any], path: str, filler: float | None, widths: Sequ
     if n_axes and kind is np.ndarray:  # a third of the time of np.stack, which views each row anew
         return np.concatenate(rows).reshape(len(rows), *shape)
     return np.stack(rows)
+
+
+def _numeric(dtype: Any) -> bool:
+    return dtype.kind in "biufc"
 
 
 def _pad_arrays(rows: list[Any], filler: float, widths: Sequence[int]) -> Padded:

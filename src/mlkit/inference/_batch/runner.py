@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 from mlkit._arguments import whole
 from mlkit.errors import CollateError, ConfigurationError, OutputShapeError
 from mlkit.inference._batch.check import bucket_sizes
-from mlkit.inference._batch.collate import Pad, check_pad, stack
+from mlkit.inference._batch.collate import Pad, alike, check_pad, stack
 from mlkit.inference._batch.memory import is_out_of_memory, release
 from mlkit.inference._batch.model import Model, name_of
 from mlkit.inference._batch.modes import PLAIN, Modes
 from mlkit.inference._batch.split import split_output
-from mlkit.inference._batch.tree import is_array
 from mlkit.telemetry import emit
 
 if TYPE_CHECKING:
@@ -315,10 +314,8 @@ class Runner:
         return [fitting] if fitting else []
 
     def _misfit(self, example: Any, row: Any) -> CollateError | None:
-        if is_array(row) and type(row) is type(example):  # no need to stack what is alike
-            alike = row.dtype == example.dtype and row.shape == example.shape
-            if alike:
-                return None
+        if alike(example, row, self._pad):
+            return None
         try:
             stack([example, row], self._pad, tensors=self._model.tensors)
         except CollateError as error:
