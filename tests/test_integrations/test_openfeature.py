@@ -416,6 +416,13 @@ def test_flags_of_its_own_are_made_in_initialize_and_closed_in_shutdown(tmp_path
         until(lambda: not any(thread.name == "mlkit-flags" for thread in threading.enumerate()))
 
 
+def test_newer_sdks_tell_the_domain():
+    provider = Provider(lambda: Flags.in_memory({"ranker": "v2"}))
+    provider.initialize(EvaluationContext(), domain="search")
+    assert provider.resolve_string_details("ranker", "v1").value == "v2"
+    provider.shutdown()
+
+
 def test_a_provider_that_cannot_begin_says_so(tmp_path):
     """2.4.2.1, 5.3.2, 5.1.4."""
     provider = Provider(lambda: Flags.from_file(tmp_path / "absent.json"))

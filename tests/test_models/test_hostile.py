@@ -362,6 +362,25 @@ def test_a_header_that_lies_is_refused(store, kind, content):
         load_tensors(content)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        tensors(b'{"w":%s,"w":%s}' % ((json.dumps(entry([1], 0, 4)).encode(),) * 2), bytes(4)),
+        tensors(b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"a":1,"a":2}}', bytes(4)),
+        tensors(b" " + json.dumps({"w": entry([1], 0, 4)}).encode(), bytes(4)),
+    ],
+    ids=["a tensor twice", "a field twice", "no brace first"],
+)
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_a_header_that_the_format_forbids_is_refused_although_its_library_reads_it(
+    store, kind, content
+):
+    assert list(load_tensors(content)) == ["w"]
+    forge(store, kind, content)
+    with pytest.raises(RebuildError, match=r"(twice in its|begin with a brace)"):
+        store.load("m@1")
+
+
 def test_a_large_file_that_lies_is_refused_too(store):
     content = tensors({"w": entry([1 << 40], 0, 8)}, bytes(4 << 20))
     for kind in ("torch", "numpy"):

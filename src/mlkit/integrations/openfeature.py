@@ -118,17 +118,18 @@ class Provider:
         """Give events to nobody any more; the SDK calls this."""
         self._emit = None
 
-    def initialize(self, evaluation_context: EvaluationContext) -> None:
+    def initialize(self, evaluation_context: EvaluationContext, domain: str | None = None) -> None:
         """Make the flags, if a function was given for that, and begin with the events.
 
         Args:
             evaluation_context: The global context; it is not used, as each evaluation brings its own.
+            domain: The domain that the provider is bound to, which newer SDKs tell; it answers all alike.
 
         Raises:
             GeneralError: If there are no flags to be had now.
             ProviderFatalError: If there never will be.
         """
-        del evaluation_context
+        del evaluation_context, domain
         self.shutdown()
         flags = self._source
         if not isinstance(flags, Flags):

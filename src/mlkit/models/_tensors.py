@@ -232,11 +232,37 @@ def read_tensors(ref: str, file: IO[bytes], payload: Payload) -> dict[str, Any]:
             from safetensors.numpy import load_file as load_array_file
 
             state = dict(load_arrays(file.read()) if path is None else load_array_file(path))
+        _check_header(file)
         for name, kept in payload.ties.items():
             state[name] = state[kept]
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, _HeaderError) as error:
         raise RebuildError(ref, f"its weights are not what its document says: {error}") from error
     return state
+
+
+class _HeaderError(Exception):
+    """A header that the format forbids, though its library reads it."""
+
+
+def _check_header(file: IO[bytes]) -> None:
+    """Refuse a header that two readers may read as two models; the library has found it good otherwise.
+
+    Raises:
+        _HeaderError: If it does not begin with a brace, or an object has a key twice.
+    """
+    import json
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            raise _HeaderError("a name is there twice in its header")
+        return made
+
+    file.seek(0)
+    header = file.read(int.from_bytes(file.read(8), "little"))
+    if header[:1] != b"{":
+        raise _HeaderError("its header does not begin with a brace")
+    json.loads(header, object_pairs_hook=once)
 
 
 def _ties(state: Mapping[str, Any]) -> dict[str, str]:
