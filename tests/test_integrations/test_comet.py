@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -94,7 +95,8 @@ def test_a_shipper_that_is_killed_while_it_writes_loses_nothing_and_doubles_noth
         *Path(f"/proc/{shipper.pid}/task/{shipper.pid}/children").read_text().split(),
         shipper.pid,
     ):
-        os.kill(int(pid), signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may have ended by itself
+            os.kill(int(pid), signal.SIGKILL)
     shipper.wait()
     delivery = sync(run.dir, sinks=[uri], timeout=100)
     assert delivery.complete

@@ -118,7 +118,7 @@ def test_the_workers_forget_the_model_when_the_job_is_over(client):
     (key,) = {key for keys in client.run(loaded).values() for key in keys} - before
     results.close()
     assert not any(key in keys for keys in client.run(loaded).values())
-    for _ in range(100):  # the scheduler is told, and does it when it comes to it
+    for _ in range(600):  # the scheduler is told, and does it when it comes to it
         if not any("marked" in str(name) for name in client.who_has()):
             return
         time.sleep(0.1)

@@ -24,7 +24,7 @@ from mlkit.integrations.mlflow import MlflowSink
 from mlkit.tracking import Record, RunInfo, start_run, sync
 
 mlflow = pytest.importorskip("mlflow")
-pytestmark = pytest.mark.timeout(400)  # eight servers on a busy machine
+pytestmark = pytest.mark.timeout(1200)  # eight servers on a busy machine
 
 
 class Upstream(http.client.HTTPConnection):
@@ -47,6 +47,7 @@ class Proxy(ThreadingHTTPServer):
         self.server_bind()  # and does not listen: connections are refused, and nobody else gets the port
         self.upstream, self.mode = upstream, mode
         self.requests = 0
+        self.retry_after = "3600"
         self.seen: set[tuple[str, str]] = set()
         self.healed = threading.Event()
 
@@ -81,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         elif mode == "500":
             self.say(500, b'{"error_code": "INTERNAL_ERROR", "message": "pool exhausted"}')
         elif mode == "429":
-            self.say(429, b"slow down", ("Retry-After", "3600"))
+            self.say(429, b"slow down", ("Retry-After", server.retry_after))
         elif mode == "page":
             self.say(200, b"<html>we will be back soon</html>")
         elif mode == "empty":
@@ -190,7 +191,7 @@ class Servers:
             if proxy.mode != "refuse":
                 proxy.shutdown()
             proxy.server_close()
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=60)
 
 
 class Stored:
@@ -236,14 +237,13 @@ TRAINING = """
     import json, sys, time
     from mlkit.tracking import start_run
     root, *sinks = sys.argv[1:]
-    times = []
+    seen = set()
+    sys.addaudithook(lambda event, args: event.startswith("socket.") and seen.add(event))
     run = start_run("faults", root=root, sinks=sinks, tags={"stage": "one"})
     run.log_params({"lr": 0.1, "net": {"depth": 3}})
     def train(first, last):
         for step in range(first, last):
-            start = time.perf_counter()
             run.log_metrics({"loss": 1 / (step + 1), "acc": step / 7}, step=step // 2)
-            times.append(time.perf_counter() - start)
             time.sleep(0.001)
     def say(*what):
         print(json.dumps(what), flush=True)
@@ -253,10 +253,9 @@ TRAINING = """
     train(50, 450)
     run.log_artifact(b"weights", name="model/w.bin")
     run.set_tag("stage", "two")
-    times.sort()
-    say(times[-1], times[len(times) * 99 // 100])
+    say(sorted(seen), sorted({"asyncio", "http.client", "mlflow", "requests", "urllib3"} & set(sys.modules)))
     train(450, 500)
-    delivery = run.close(timeout=240)
+    delivery = run.close(timeout=900)
     say([[uri, list(one[:4]), one.reason] for uri, one in delivery.sinks.items()])
 """
 
@@ -273,9 +272,9 @@ def outages(servers, tmp_path_factory):
         env={**os.environ, "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as training:  # fmt: skip
-        run_id, worst, p99, deliveries = orchestrate(training, proxies, servers)
+        run_id, traces, deliveries = orchestrate(training, proxies, servers)
     by_address = {uri: rest for uri, *rest in deliveries}
-    return run_id, worst, p99, {name: by_address[uri] for name, uri in addresses.items()}
+    return run_id, traces, {name: by_address[uri] for name, uri in addresses.items()}
 
 
 def orchestrate(training, proxies, servers):
@@ -291,12 +290,13 @@ def orchestrate(training, proxies, servers):
     (run_id,) = hear()
     wait_for(lambda: all(one.requests > 3 for name, one in proxies.items() if name != "refuse"))
     for name, proxy in proxies.items():
+        proxy.retry_after = "1"  # that more than a minute is not obeyed is seen in virtual time
         if name == "killed":
             servers.kill(name)
         elif name != "refuse":
             proxy.mode = name
     go_on()
-    worst, p99 = hear()
+    traces = hear()
     before = {name: proxy.requests for name, proxy in proxies.items()}
     wait_for(lambda: all(
         proxy.requests > before[name] for name, proxy in proxies.items() if name != "refuse"
@@ -307,28 +307,28 @@ def orchestrate(training, proxies, servers):
     go_on()
     (deliveries,) = hear()
     go_on()
-    assert training.wait(60) == 0
-    return run_id, worst, p99, deliveries
+    assert training.wait(300) == 0
+    return run_id, traces, deliveries
 
 
 def wait_for(what) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if what():
             return
         threading.Event().wait(0.1)
-    raise AssertionError("it did not come to pass in two minutes")
+    raise AssertionError("it did not come to pass in ten minutes")
 
 
 def test_the_training_feels_nothing_of_it(outages):
-    """On a machine of its own the worst call is well under a millisecond (benchmarks); a busy one may hold up any."""
-    _, worst, p99, _ = outages
-    assert p99 < 0.001
-    assert worst < 0.2  # the least that a call which waited for a server would take
+    """No call of it asks a server, or could: a call takes well under a millisecond (benchmarks)."""
+    _, (touched, loaded), _ = outages
+    assert touched == []
+    assert loaded == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_everything_is_delivered_once_after(outages, servers, fault):
-    run_id, _, _, deliveries = outages
+    run_id, _, deliveries = outages
     (acked, delivered, pending, dead), reason = deliveries[fault]
     assert (acked, delivered, pending, dead, reason) == (1007, 1007, 0, 0, "")
     stored = servers.stored(fault, run_id)
@@ -349,7 +349,7 @@ def test_everything_is_delivered_once_after(outages, servers, fault):
 def patient(monkeypatch):
     """MLflow's client asks once and not seven times, as it does in the shipper's process."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 
 
 def recorded(experiment: str, root: Path, points: int = 5):
@@ -370,7 +370,7 @@ def test_every_answer_is_lost_once_and_nothing_is_there_twice(servers, tmp_path)
         child = run.child("inner")
         child.log_metric("a", 1)
         child.close()
-    delivery = sync(run.dir, sinks=[f"mlflow:http://127.0.0.1:{proxy.server_port}"], timeout=60)
+    delivery = sync(run.dir, sinks=[f"mlflow:http://127.0.0.1:{proxy.server_port}"], timeout=300)
     assert delivery.complete
     assert len(proxy.seen) >= 7
     stored = servers.stored("one", run.id)
@@ -438,18 +438,20 @@ def test_a_server_that_is_too_slow_for_many_points_gets_fewer_at_once(
     """Sent again as they were, the same thousand points would be too many for ever."""
     proxy = servers.proxy("one")
     whole = Handler.forward
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
 
     def weak(handler, body):
         if handler.path.endswith("log-batch") and body.count(b'"timestamp"') > 300:
-            proxy.healed.wait(1.5)  # longer than anybody waits
+            proxy.healed.wait(6)  # longer than anybody waits
         return whole(handler, body)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Handler, "forward", weak)
         with start_run("weak", root=tmp_path) as run:
             run.log_points({"a": range(1000)}, steps=range(1000))
-        delivery = sync(run.dir, sinks=[f"mlflow:http://127.0.0.1:{proxy.server_port}"], timeout=60)
+        delivery = sync(
+            run.dir, sinks=[f"mlflow:http://127.0.0.1:{proxy.server_port}"], timeout=300
+        )
     assert delivery.complete
     assert len(servers.stored("one", run.id).points) == 1000
 
@@ -478,6 +480,7 @@ def test_one_bad_record_takes_no_other_along_over_http(servers, tmp_path):
 
 KILLED_AGAIN_AND_AGAIN = """
     import os, random, signal, sys, time
+    from pathlib import Path
     import mlflow, mlflow.store.tracking.sqlalchemy_store    # once, for all who are killed
     from mlkit.tracking import sync
     run_dir, *sinks = sys.argv[1:]
@@ -491,6 +494,10 @@ KILLED_AGAIN_AND_AGAIN = """
             os.kill(pid, signal.SIGKILL)
             kills += 1
             os.waitpid(pid, 0)
+            continue
+        if kills < 4:    # it got to the end first: again, as if killed before that was noted
+            for cursor in Path(run_dir).glob("sinks/*/cursor.json"):
+                cursor.unlink()
             continue
         status = os.waitpid(pid, 0)[1] if kills >= 12 else 0
         print(kills, status)

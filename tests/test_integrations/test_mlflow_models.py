@@ -483,8 +483,9 @@ class TestWriters:
         code = """
             import os, sys
             import mlflow.store.tracking.sqlalchemy_store, mlflow.store.model_registry.sqlalchemy_store
-            from mlkit.integrations.mlflow_models import MlflowModelStore
+            from mlkit.integrations.mlflow_models import MlflowModelStore, _writer
             from mlkit.errors import VersionNotFoundError
+            _writer._GRACE = 100.0  # none of them dies, however long a busy machine holds it up
 
             def write(who):
                 store = MlflowModelStore(sys.argv[1], cache=sys.argv[2], who=who)
@@ -507,7 +508,7 @@ class TestWriters:
             sys.exit(any([os.waitpid(writer, 0)[1] for writer in writers]))
         """
         command = [sys.executable, "-c", textwrap.dedent(code), store.uri, place / "cache"]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         changes = store.history("ranker")
         assert sorted(one.version for one in changes if one.kind == "saved") == list(range(1, 8))
@@ -540,9 +541,9 @@ def server(place):
     from urllib.request import urlopen
 
     try:
-        for _ in range(600):
+        for _ in range(3000):
             try:
-                urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                urlopen(f"http://127.0.0.1:{port}/health", timeout=60).close()
                 break
             except OSError:
                 assert process.poll() is None, (place / "server.log").read_text()
@@ -553,7 +554,7 @@ def server(place):
         process.wait()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_server_over_http_does_the_same(server, place, capsys):
     store = MlflowModelStore(server, cache=place / "cache", who="ada")
     version = store.save("ranker", {"w": np.arange(3.0)}, spec={"k": 3}, metrics={"a": 0.5})

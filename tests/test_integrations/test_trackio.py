@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -129,7 +129,8 @@ def test_a_shipper_that_is_killed_loses_nothing_and_doubles_nothing(folder, tmp_
         *Path(f"/proc/{shipper.pid}/task/{shipper.pid}/children").read_text().split(),
         shipper.pid,
     ):
-        os.kill(int(pid), signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may have ended by itself
+            os.kill(int(pid), signal.SIGKILL)
     shipper.wait()
     delivery = sync(run.dir, sinks=[uri], timeout=100)
     assert delivery.complete

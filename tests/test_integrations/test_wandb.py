@@ -238,7 +238,7 @@ def test_a_thread_ships_without_a_trace_in_this_process(tmp_path):
     with start_run("digits", root=tmp_path / "runs", sinks=[sink], shipper="thread") as run:
         run.log_metric("loss", 0.5)
         assert run.close(timeout=100).complete
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while set(threading.enumerate()) - threads and time.monotonic() < deadline:
         time.sleep(0.01)
     assert {name for name in set(sys.modules) - modules if "wandb" in name} == set()
@@ -255,8 +255,8 @@ def test_a_failing_client_harms_no_other_sink_and_back_fills_later(tmp_path, mon
     with start_run("digits", root=tmp_path / "runs", shipper="none") as run:
         run.log_metric("loss", 0.5)
     online, lines = f"wandb:{tmp_path / 'w'}?mode=online", f"jsonl:{tmp_path / 'lines'}"
-    for _ in range(20):  # its client may take seconds to begin
-        delivery = sync(run.dir, sinks=[online, lines], timeout=3)
+    for patience in (3, 6, 12, 24, 48):  # its client may take seconds to begin
+        delivery = sync(run.dir, sinks=[online, lines], timeout=patience)
         if delivery.reason:
             break
     assert delivery.sinks[lines].complete
