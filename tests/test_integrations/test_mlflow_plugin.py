@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import importlib.util
 import json
 import math
@@ -21,6 +22,7 @@ import pytest
 
 from mlkit.errors import ConfigurationError, SinkUnavailableError
 from mlkit.integrations import mlflow_plugin
+from mlkit.integrations.mlflow_plugin import _backend
 from mlkit.tracking import Record, RunInfo, find_runs, read, status, sync
 
 mlflow = pytest.importorskip("mlflow")
@@ -65,6 +67,7 @@ def _clean(tmp_path, monkeypatch):
     monkeypatch.setenv("MLKIT_MLFLOW_ROOT", str(tmp_path / "runs"))
     monkeypatch.setenv("MLKIT_MLFLOW_SHIPPER", "thread")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setattr(_backend, "_ANSWER_WITHIN", 60.0)  # a busy machine is no outage
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # To find out what a model needs, MLflow imports everything in another process once more.
     monkeypatch.setattr("mlflow.models.infer_pip_requirements", lambda *args, **kwargs: [])
@@ -117,7 +120,7 @@ def ask_again() -> None:
         store.backend._checked = -1e9
 
 
-def delivered(timeout: float = 60):
+def delivered(timeout: float = 300):
     found = mlflow_plugin.flush(timeout)
     assert (found.pending, found.dead_lettered, found.lost) == (0, 0, 0), found
     return found
@@ -364,32 +367,46 @@ def test_artifacts_are_there_before_and_after_delivery(database, tmp_path):
     assert mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/folder/one.txt") == "1"
 
 
-def train(steps: int, timings: list[float] | None = None, meanwhile=lambda step: None) -> str:
-    """A training as MLflow's users write it, and how long each of its log calls took."""
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """The requests of this thread, answered or not; those of the shipper's threads are nobody's wait."""
+    begun: list[str] = []
+    put, me = http.client.HTTPConnection.putrequest, threading.get_ident()
+
+    def noted(self, method, url, *args, **kwargs):
+        if threading.get_ident() == me:
+            begun.append(f"{method} {url}")
+        return put(self, method, url, *args, **kwargs)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "putrequest", noted)
+    return begun
+
+
+def train(steps: int, asked: list[str] | None = None, meanwhile=lambda step: None) -> str:
+    """A training as MLflow's users write it; returns its run, and notes in `asked` what a log call asked."""
     with mlflow.start_run() as run:
         mlflow.log_params({"lr": 0.1, "depth": 3})
         for step in range(steps):
             meanwhile(step)
-            start = time.perf_counter()
+            before = list(asked or ())
             mlflow.log_metrics({"loss": 1 / (step + 1), "step": step}, step=step)
-            if timings is not None:
-                timings.append(time.perf_counter() - start)
+            assert before == list(asked or ()), "a call that logs asks nobody"
         mlflow.set_tag("done", "yes")
         mlflow.log_text("bye", "last.txt")
     return run.info.run_id
 
 
 @pytest.mark.parametrize("mode", ["refuse", "hang", "500", "429", "page"])
-def test_a_server_that_is_away_from_the_start_costs_nothing_and_gets_all(servers, mode):
+def test_a_server_that_is_away_from_the_start_costs_nothing_and_gets_all(
+    servers, mode, asked, monkeypatch
+):
+    monkeypatch.setattr(_backend, "_DOWN_FOR", 3600.0)  # however long this takes
+    monkeypatch.setattr(_backend, "_ANSWER_WITHIN", 2.0)
     proxy = servers.proxy("away", mode)
     use(proxy)
-    start = time.perf_counter()
     mlflow.set_experiment(f"offline {mode}")
-    timings: list[float] = []
-    run_id = train(50, timings)
-    took = time.perf_counter() - start
-    assert took < 20  # one question about its health, where MLflow asks for minutes
-    assert sorted(timings)[len(timings) // 2] < 0.05
+    run_id = train(50, asked)
+    assert len(asked) == 1  # about its health, where MLflow asks for minutes
     found = mlflow.get_run(run_id)
     assert (found.info.status, found.data.metrics["step"], found.data.params["lr"]) == (
         "FINISHED",
@@ -412,7 +429,7 @@ def test_a_server_that_is_away_from_the_start_costs_nothing_and_gets_all(servers
     assert client.get_run(there.id).info.experiment_id == experiment.experiment_id
 
 
-def test_a_server_that_is_killed_in_the_middle_is_not_noticed(servers):
+def test_a_server_that_is_killed_in_the_middle_is_not_noticed(servers, asked):
     proxy = servers.proxy("killed")
     use(proxy)
     mlflow.set_experiment("steady")
@@ -423,8 +440,7 @@ def test_a_server_that_is_killed_in_the_middle_is_not_noticed(servers):
         if step == 300:
             servers.start("killed")
 
-    timings: list[float] = []
-    run_id = train(400, timings, meanwhile)
+    run_id = train(400, asked, meanwhile)
     delivered()
     there = servers.stored("killed", run_id)
     assert there.points == sorted(
@@ -432,7 +448,6 @@ def test_a_server_that_is_killed_in_the_middle_is_not_noticed(servers):
         + [("step", step, float(step)) for step in range(400)]
     )
     assert there.status == "FINISHED"
-    assert sorted(timings)[-2] < 0.5  # all but the machine's own hiccup
 
 
 def test_a_server_that_dies_just_after_it_was_asked_stops_nothing(servers):
@@ -490,7 +505,7 @@ def test_nested_runs_and_experiments_made_during_an_outage_find_each_other(serve
     delivered()
 
 
-def test_what_needs_the_server_says_so_at_once(servers):
+def test_what_needs_the_server_says_so_at_once(servers, asked):
     proxy = servers.proxy("asked", "refuse")
     use(proxy)
     client = mlflow.MlflowClient()
@@ -502,10 +517,10 @@ def test_what_needs_the_server_says_so_at_once(servers):
         lambda: client.search_logged_models(["0"]),
         lambda: client.get_run("0" * 32),
     ):
-        start = time.perf_counter()
+        n_asked = len(asked)
         with pytest.raises(MlflowException, match=r"does not answer .* cannot be done without it"):
             call()
-        assert time.perf_counter() - start < 5
+        assert len(asked) - n_asked <= 2  # where MLflow asks for minutes
     proxy.heal()
 
 
@@ -558,7 +573,7 @@ def start_script(servers_or_uri: str, how: str):
     )  # fmt: skip
 
 
-def wait_until(done, timeout: float = 60) -> None:
+def wait_until(done, timeout: float = 300) -> None:
     deadline = time.monotonic() + timeout
     while not done():
         assert time.monotonic() < deadline
@@ -659,7 +674,7 @@ def test_autologging_of_sklearn_is_the_same_as_without(servers, tmp_path):
     assert {one.path for one in client.list_artifacts(ours.info.run_id)} == names
 
 
-def test_autologging_does_not_stop_a_fit_while_the_server_is_away(servers):
+def test_autologging_does_not_stop_a_fit_while_the_server_is_away(servers, asked):
     from sklearn.linear_model import LinearRegression
 
     proxy = servers.proxy("autolog-away", "refuse")
@@ -667,10 +682,9 @@ def test_autologging_does_not_stop_a_fit_while_the_server_is_away(servers):
     mlflow.set_experiment("autolog")  # the default one keeps artifacts where the template was made
     mlflow.sklearn.autolog(silent=True)
     try:
-        start = time.perf_counter()
         with mlflow.start_run() as run:
             LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
-        assert time.perf_counter() - start < 30
+        assert len(asked) < 100  # where MLflow asks for minutes
     finally:
         mlflow.sklearn.autolog(disable=True)
     proxy.heal()
