@@ -157,7 +157,8 @@ def _stack(rows: list[Any], path: str, how: _How) -> Any:
         _same_type(rows, path)
         for index, row in enumerate(rows):
             if len(row) != len(first):
-                raise _differs(path, index, f"length {len(row)}", f"length {len(first)}")
+                hint = "; give pad= to fill up the shorter ones" if _numbers([row, first]) else ""
+                raise _differs(path, index, f"length {len(row)}", f"length {len(first)}", hint)
         names = getattr(kind, "_fields", None)
         columns = [
             _stack(
@@ -186,6 +187,10 @@ def _stack_arrays(rows: list[Any], path: str, filler: float | None, widths: Sequ
     shape, dtype = first.shape, first.dtype
     tensor = is_tensor(first)
     n_axes = len(shape)
+    if hasattr(first, "mask"):
+        raise CollateError(
+            f"{_place(path)} is a masked array; give its data and its mask as two leaves, or fill it"
+        )
     ragged = filler is not None and n_axes > 0 and (tensor or _numeric(dtype))
     device = first.device if tensor else None
     kind = type(first)
@@ -299,7 +304,11 @@ def _stack_scalars(rows: list[Any], how: _How) -> Any:
         return torch.tensor(rows)
     import numpy as np
 
-    return np.array(rows)
+    values = np.array(rows)
+    if values.dtype.kind == "f" and isinstance(rows[0], int):
+        # A float would round them.
+        return np.array(rows, np.uint64 if min(rows) >= 0 and max(rows) < 2**64 else object)
+    return values
 
 
 def _stack_objects(rows: list[Any], path: str) -> Any:
@@ -308,7 +317,7 @@ def _stack_objects(rows: list[Any], path: str) -> Any:
     for index, row in enumerate(rows):
         if type(row) is not type(first) and not (opaque and _opaque(row)):
             raise _differs(path, index, with_article(row), with_article(first))
-    return None if first is None else rows
+    return None if first is None else rows.copy()
 
 
 def _opaque(value: object) -> bool:

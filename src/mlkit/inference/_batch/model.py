@@ -161,16 +161,20 @@ class Model:
             torch.cuda.set_device(self.device)
 
     def __call__(self, batch: Any, row: Any) -> Any:
-        """Return the function's output for *batch*, on the side where *row*, one of its rows, lives."""
+        """Return the function's output for *batch*, on the side where *row*, one of its rows, lives.
+
+        Its arrays and tensors are copies: a function may write its next output over this one.
+        """
         if not self.tensors:
-            return self._fn(batch)
+            return map_leaves(_copied, self._fn(batch))
         batch = map_leaves(self._place, batch)
         if self.module is None and self._modes is PLAIN:
             output = self._fn(batch)
         else:
             output = self._moded(batch)
         if has_leaf(row, is_tensor):
-            return output if self.device is None else map_leaves(_to_cpu_unless(row), output)
+            stays = self.device is None or has_leaf(row, _on_a_device)
+            return map_leaves(_copied if stays else _to_cpu, output)
         if has_leaf(row, lambda leaf: is_array(leaf) or isinstance(leaf, _NUMBERS)):
             return map_leaves(_to_numpy, output)
         return map_leaves(_to_cpu, output)
@@ -282,20 +286,24 @@ def _module_of(fn: Any) -> Any:
     return None
 
 
-def _to_cpu_unless(row: Any) -> Callable[[Any], Any]:
-    if has_leaf(row, lambda leaf: is_tensor(leaf) and leaf.device.type != "cpu"):
-        return lambda leaf: leaf  # the rows live on the device, so their results stay there
-    return _to_cpu
+def _on_a_device(leaf: Any) -> bool:
+    return is_tensor(leaf) and leaf.device.type != "cpu"
+
+
+def _copied(leaf: Any) -> Any:
+    if is_tensor(leaf):
+        return leaf.clone()
+    return leaf.copy() if is_array(leaf) else leaf
 
 
 def _to_cpu(leaf: Any) -> Any:
-    return leaf.cpu() if is_tensor(leaf) else leaf
+    return leaf.cpu() if _on_a_device(leaf) else _copied(leaf)
 
 
 def _to_numpy(leaf: Any) -> Any:
     if not is_tensor(leaf):
-        return leaf
-    leaf = leaf.detach().cpu()
+        return _copied(leaf)
+    leaf = _to_cpu(leaf.detach())
     if str(leaf.dtype) == "torch.bfloat16":  # numpy has none; float32 holds each of its values
         leaf = leaf.float()
     return leaf.numpy()

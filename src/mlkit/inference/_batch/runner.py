@@ -365,6 +365,10 @@ class Runner:
         """Run *rows* in one call; return their results or what went wrong."""
         n_rows = len(rows)
         rows = self._filled(rows)
+        n_filled, first = (
+            len(rows),
+            rows[0],
+        )  # now: the list is the function's, to empty if it likes
         batch = output = None
         try:
             if staged is not None:
@@ -377,15 +381,15 @@ class Runner:
                 except CollateError as error:
                     return Failure(error, n_rows, misfit=True)
             self.calls += 1
-            output = self._model(batch, rows[0])
-            results = split_output(output, len(rows), self._model.name)[:n_rows]
+            output = self._model(batch, first)
+            results = split_output(output, n_filled, self._model.name)[:n_rows]
         except Exception as error:  # noqa: BLE001 - it is given to the row that it belongs to
             return Failure(error, n_rows, hint="" if self.worked else self._hint(error, batch))
         else:
             self.worked = True
             return results
         finally:
-            batch = output = staged = None
+            batch = output = staged = first = None
             del rows
 
     def _hint(self, error: Exception, batch: Any) -> str:

@@ -101,6 +101,8 @@ def rebuild(node: Any, children: Sequence[Any]) -> Any:
     if isinstance(node, Columns):
         return Columns(children)
     if isinstance(node, Mapping):
+        if hasattr(node, "__dataclass_fields__"):  # as transformers.ModelOutput, which is both
+            return type(node)(**dict(zip(node, children, strict=True)))
         return dict(zip(node, children, strict=True))
     if isinstance(node, tuple):
         make = getattr(type(node), "_make", None)

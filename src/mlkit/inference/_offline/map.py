@@ -14,6 +14,7 @@ from mlkit.inference._batch.modes import Modes
 from mlkit.inference._batch.runner import Runner
 from mlkit.inference._engines.loaded import Loaded
 from mlkit.inference._offline.progress import how_many, reporter
+from mlkit.inference._offline.rows import readable
 from mlkit.inference._offline.sizes import LADDER, Sizes
 from mlkit.inference._offline.steps import Steps
 from mlkit.inference._offline.stream import Job
@@ -32,6 +33,12 @@ __all__ = ["check_rows", "kept_in", "map_batches", "set_up"]
 _Row = TypeVar("_Row")
 _Result = TypeVar("_Result")
 _ON_ERROR = ("raise", "skip", "return")
+_TABLES = {  # iterating one gives its columns, if anything; its rows are
+    "DataFrame": "df.to_dict('records') (pandas) or df.iter_rows(named=True) (polars)",
+    "LazyFrame": "df.collect().iter_rows(named=True)",
+    "Table": "table.to_pylist()",
+    "RecordBatch": "batch.to_pylist()",
+}
 
 
 @overload
@@ -167,7 +174,7 @@ def map_batches(
         fn: Takes a batch, returns one output per row, in order. A torch module, which must be in evaluation mode, runs
             in `torch.inference_mode` on the device of its parameters; numpy rows are fed to it as tensors, and its
             outputs come back as arrays on the CPU.
-        rows: Any iterable of rows. A row that differs in structure, dtype or shape from the majority of the first batch
+        rows: Any iterable of rows, or a dataset that is read by number, `rows[0]` to `rows[len(rows) - 1]`. A row that differs in structure, dtype or shape from the majority of the first batch
             is a bad row.
         batch_size: Rows per call, at least 1. With `"auto"` the first batches have 8, 16, 32, ... rows, at most 4096 (or
             the sizes in *buckets*), two of each, until the time per row no longer falls; the smallest size within 5 % of
@@ -270,6 +277,8 @@ def map_batches(
         )
     if isinstance(fn, Loaded):
         options["name"], fn = name or fn.name, fn.load()
+    if type(rows).__name__ not in _TABLES:
+        rows = readable(rows)
     check_rows(rows)
     runner, sizes = set_up(fn, **options)
     runner.check_device()
@@ -398,19 +407,16 @@ def _copies(fn: Callable[[Any], Any], devices: list[Any]) -> list[Callable[[Any]
 
 def check_rows(rows: object) -> None:
     """Refuse what is no iterable of rows."""
+    kind = type(rows).__name__
+    if kind in _TABLES:
+        expected, hint = "an iterable of rows, not of columns", f"pass {_TABLES[kind]}"
+        raise ConfigurationError("map_batches(rows)", kind, expected, hint=hint)
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise ConfigurationError(
             "map_batches(rows)",
-            type(rows).__name__,
+            kind,
             "an iterable of rows",
             hint="for columns, pass rows of dicts",
-        )
-    if type(rows).__name__ in {"DataFrame", "LazyFrame"}:
-        raise ConfigurationError(
-            "map_batches(rows)",
-            type(rows).__name__,
-            "an iterable of rows, not of columns",
-            hint="pass df.to_dict('records') (pandas) or df.iter_rows(named=True) (polars)",
         )
 
 

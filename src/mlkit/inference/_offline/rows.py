@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from mlkit.inference._offline.sizes import Sizes
 
-__all__ = ["Chunk", "chunks"]
+__all__ = ["Chunk", "chunks", "readable"]
 
 _GRACE = 1.0  # seconds that closing waits for an iterator that is just making a row
 
@@ -31,6 +31,30 @@ class Chunk(NamedTuple):
     last: bool
     error: Exception | None
     staged: list[Any]
+
+
+def readable(rows: Any) -> Any:
+    """Return *rows*, or what reads them one by one if they can only be asked for by number, as a torch `Dataset`."""
+    by_number = hasattr(type(rows), "__getitem__") and not hasattr(type(rows), "__iter__")
+    return _ByNumber(rows) if by_number else rows
+
+
+@final
+class _ByNumber:
+    """Rows of a dataset that has no iterator. Python's own would go on until an `IndexError`, which not all raise."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            n_rows = len(self)
+        except TypeError:
+            return iter(self._dataset)
+        return (self._dataset[place] for place in range(n_rows))
 
 
 def chunks(

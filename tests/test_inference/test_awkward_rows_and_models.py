@@ -1,0 +1,201 @@
+"""What users pass and what their models do that looks harmless: each of these once gave a wrong result or a wrong word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mlkit.errors import CollateError, ConfigurationError
+from mlkit.inference import Batcher, collate, map_batches
+
+ROWS = np.arange(12.0).reshape(6, 2)
+
+
+# ---------------------------------------------------------------------- outputs that are overwritten
+
+
+def one_array() -> Any:
+    buffer = np.empty((2, 2))
+
+    def model(batch: Any) -> Any:
+        buffer[: len(batch)] = batch
+        return buffer[: len(batch)]
+
+    return model
+
+
+def one_tensor() -> Any:
+    buffer = torch.empty(2, 2, dtype=torch.float64)
+
+    def model(batch: Any) -> Any:
+        buffer[: len(batch)] = torch.from_numpy(batch)
+        return {"out": [buffer[place] for place in range(len(batch))]}
+
+    return model
+
+
+class OneBuffer(torch.nn.Module):
+    buffer: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("buffer", torch.empty(2, 2, dtype=torch.float64))
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self.buffer[: len(batch)] = batch
+        return self.buffer[: len(batch)]
+
+
+@pytest.mark.parametrize("make", [one_array, one_tensor, lambda: OneBuffer().eval()])
+@pytest.mark.parametrize("options", [{}, {"prefetch": 1}, {"length": len, "window": 6}])
+def test_results_survive_a_model_that_writes_over_its_last_output(make: Any, options: Any) -> None:
+    results: Any = list(map_batches(make(), ROWS, batch_size=2, **options))
+    values = [one["out"] if isinstance(one, dict) else one for one in results]
+    assert [value.tolist() for value in values] == ROWS.tolist()
+
+
+def test_a_caller_keeps_its_result_when_the_batcher_s_model_writes_over_its_last_output() -> None:
+    with Batcher(one_array(), max_batch_size=2) as batcher:
+        results = [batcher.call(row) for row in ROWS]
+    assert [result.tolist() for result in results] == ROWS.tolist()
+
+
+def test_results_of_a_module_are_ordinary_tensors() -> None:
+    (result,) = map_batches(torch.nn.Identity().eval(), [torch.ones(2)])
+    result += 1  # torch refuses this for a tensor of inference mode
+    assert result.tolist() == [2.0, 2.0]
+
+
+def test_a_model_may_empty_the_list_that_it_is_given() -> None:
+    def upper(texts: list[str]) -> list[str]:
+        results = [text.upper() for text in texts]
+        texts.clear()
+        if "bad" in [one.lower() for one in results] and len(results) > 1:
+            raise ValueError("bad")
+        return results
+
+    texts = ["a", "bad", "c", "d"]
+    assert list(map_batches(upper, texts, batch_size=4)) == ["A", "BAD", "C", "D"]
+    assert list(map_batches(upper, texts, batch_size=4, collate=lambda rows: rows)) == [
+        "A",
+        "BAD",
+        "C",
+        "D",
+    ]
+    assert texts == ["a", "bad", "c", "d"]
+
+
+def test_an_output_of_transformers_keeps_its_type() -> None:
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+
+    class Classifier(torch.nn.Module):
+        def forward(self, batch: torch.Tensor) -> Any:
+            return outputs.SequenceClassifierOutput(logits=batch * 2)
+
+    first, second = map_batches(Classifier().eval(), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert isinstance(first, outputs.SequenceClassifierOutput)
+    assert first.loss is None
+    assert (first.logits.tolist(), second.logits.tolist()) == ([2.0, 4.0], [6.0, 8.0])
+
+
+# ---------------------------------------------------------------------- rows
+
+
+class ByNumber:
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __getitem__(self, place: int) -> Any:
+        if place >= self.n:
+            raise IndexError(place)
+        return np.array([place, 1.0])
+
+
+class Endless(torch.utils.data.Dataset[Any]):
+    """As most datasets: it says its length, and does not look at the number that it is asked for."""
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        return torch.tensor([float(place), 1.0])
+
+    def __len__(self) -> int:
+        return 5
+
+
+@pytest.mark.parametrize("dataset", [ByNumber(5), Endless()])
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_a_dataset_that_is_read_by_number_is_rows(dataset: Any, prefetch: int) -> None:
+    sums = map_batches(lambda batch: batch.sum(1), dataset, batch_size=2, prefetch=prefetch)
+    assert [float(one) for one in sums] == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def test_a_dataset_that_fails_gives_the_rows_before_it_first() -> None:
+    class Broken(Endless):
+        def __getitem__(self, place: int) -> torch.Tensor:
+            return torch.ones(1) if place < 3 else torch.ones(1) / {}[place]
+
+    results = map_batches(lambda batch: batch, Broken(), batch_size=2)
+    assert [float(next(results)) for _ in range(3)] == [1.0, 1.0, 1.0]
+    with pytest.raises(KeyError):
+        next(results)
+
+
+@pytest.mark.parametrize(
+    ("make", "fix"),
+    [
+        (lambda: pytest.importorskip("pyarrow").table({"a": [1]}), "to_pylist"),
+        (lambda: pytest.importorskip("pyarrow").table({"a": [1]}).to_batches()[0], "to_pylist"),
+        (lambda: pytest.importorskip("polars").LazyFrame({"a": [1]}), "collect"),
+    ],
+    ids=["table", "record batch", "lazy frame"],
+)
+def test_a_table_is_refused_with_what_gives_its_rows(make: Any, fix: str) -> None:
+    with pytest.raises(ConfigurationError, match=fix):
+        map_batches(len, make())
+
+
+def test_a_masked_array_is_refused_for_its_mask_would_be_lost() -> None:
+    rows = np.ma.masked_array([[1.0, 2.0], [3.0, 4.0]], mask=[[False, True], [False, False]])
+    with pytest.raises(CollateError, match="mask"):
+        collate(rows)
+    with pytest.raises(CollateError, match="mask"):
+        collate(rows, pad=0)
+
+
+@pytest.mark.parametrize(
+    "numbers", [[2**63 + 1, 3], [2**64 - 1, 0], [2**63 + 1, -3], [2**64 + 1, 1], [-(2**70), 1]]
+)
+def test_whole_numbers_of_any_size_stay_whole(numbers: list[int]) -> None:
+    results = list(map_batches(lambda batch: batch, [{"id": one} for one in numbers]))
+    assert [int(result["id"]) for result in results] == numbers
+
+
+def test_lists_of_several_lengths_are_told_of_pad() -> None:
+    with pytest.raises(CollateError, match="pad="):
+        collate([{"tokens": [1, 2]}, {"tokens": [3]}])
+
+
+@pytest.mark.parametrize("leaf", [np.array(2.0), torch.tensor(2.0)])
+def test_a_padded_leaf_without_axes_has_no_length(leaf: Any) -> None:
+    rows = [{"x": leaf}] * 3
+    results = map_batches(lambda batch: batch["x"] + 1, rows, pad={"x": 0}, window=8)
+    assert [float(result) for result in results] == [3.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.bool, torch.bfloat16])
+@pytest.mark.parametrize("widths", [None, [8]])
+def test_padded_tensors_are_filled_up_at_their_end(dtype: Any, widths: Any) -> None:
+    rows = [torch.ones(size, dtype=dtype) for size in (0, 3, 1, 5)]
+    seen: list[Any] = []
+
+    def model(batch: Any) -> Any:
+        seen.append(batch)
+        return batch.lengths
+
+    assert [int(one) for one in map_batches(model, rows, pad=0, widths=widths)] == [0, 3, 1, 5]
+    (batch,) = seen
+    assert batch.values.dtype == dtype
+    assert batch.values.shape == (4, 8 if widths else 5)
+    assert torch.equal(batch.values.to(torch.bool), batch.mask)
