@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import re
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from mlkit._clock import current
@@ -113,16 +115,40 @@ class Backend:
         from mlflow.exceptions import MlflowException
 
         if not self.is_up():
-            raise MlflowException(
-                f"{clip(_shown(self.uri))} does not answer ({self._trouble}), and {what!r} cannot be done without it. What is "
-                "logged goes into the journal meanwhile and is delivered later.",
-                error_code=_temporarily(),
-            )
+            raise self._away(what)
         try:
             return call()
         except MlflowException:
             self._checked = -1e9  # it may have died since it was asked
             raise
+
+    def within(self, seconds: float, what: str, call: Callable[[], T]) -> T:
+        """Do *call* as `guard` does, but come back after some seconds though a server hangs in the middle of it.
+
+        Raises:
+            MlflowException: If the server does not answer in time, or whatever the call raises.
+        """
+        if not self.is_http:
+            return self.guard(what, call)
+        done: Future[T] = Future()
+        context = contextvars.copy_context()
+
+        def work() -> None:
+            try:
+                done.set_result(context.run(self.guard, what, call))
+            except Exception as error:  # noqa: BLE001 - it is the caller's to raise
+                done.set_exception(error)
+
+        # Left alone when it takes too long; the requests in it give up by themselves.
+        threading.Thread(target=work, name="mlkit-mlflow", daemon=True).start()
+        try:
+            return done.result(seconds)
+        except TimeoutError:
+            if done.done():
+                raise
+            self._trouble = f"no answer within {seconds:g} s"
+            self._checked = current().monotonic()
+        raise self._away(what)
 
     def attempt(self, what: str, call: Callable[[], T], otherwise: Callable[[], T]) -> T:
         """Do *call*, or, if the server does not answer, or stops answering on the way, *otherwise*.
@@ -217,6 +243,17 @@ class Backend:
 
         return str(MlflowArtifactsRepository.resolve_uri(uri, self.uri))
 
+    def _away(self, what: str) -> Exception:
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+
+        error: Exception = MlflowException(
+            f"{clip(_shown(self.uri))} does not answer ({self._trouble}), and {what!r} cannot be done without it. What is "
+            "logged to runs goes into the journal meanwhile and is delivered later.",
+            error_code=TEMPORARILY_UNAVAILABLE,
+        )
+        return error
+
     def _ask(self) -> str:
         """Return why the server cannot be asked, or nothing.
 
@@ -257,9 +294,3 @@ def _shown(uri: str) -> str:
     """Return an address without what may be a password."""
     scheme, _, rest = uri.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
-
-
-def _temporarily() -> int:
-    from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
-
-    return int(TEMPORARILY_UNAVAILABLE)

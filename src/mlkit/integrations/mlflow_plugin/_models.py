@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, final
 
 from mlkit.integrations.mlflow_plugin._backend import Backend
@@ -56,6 +57,13 @@ class _Registry:
         """Return versions; a condition may name a run by its id here."""
         condition = self._translation.condition(filter_string)
         return self._call("search_model_versions", condition, *args, **kwargs)
+
+    def copy_model_version(self, src_mv: Any, dst_name: str) -> Any:
+        """Register a version under another name; MLflow is given the run of it by its own id."""
+        source = copy.copy(src_mv)
+        if source.run_id is not None:
+            source._run_id = self._translation.run_if_there(source.run_id)  # noqa: SLF001 - the entity has no other way
+        return self._call("copy_model_version", source, dst_name)
 
     def get_model_version_download_uri(self, name: str, version: str) -> str:
         """Return where a version is."""

@@ -34,6 +34,9 @@ __all__ = ["make_store"]
 
 _PARENT = "mlflow.parentRunId"
 _NAME = "mlflow.runName"
+_TRACE = (
+    10.0  # seconds that a traced function waits at most, once, for a server that begins to hang
+)
 _HISTORY = "mlflow.log-model.history"
 # These are written in terms of others in the interface itself.
 _DERIVED = {
@@ -429,9 +432,21 @@ class _Store:
     # --- traces ------------------------------------------------------------------------------------------------
 
     def start_trace(self, trace_info: Any) -> Any:
-        """Store what is said of a trace, which MLflow has of its own run then; nothing of it is journalled."""
-        translated = self.translation.trace(trace_info)
-        return self.translation.seen(self.backend.call("start_trace", trace_info=translated))
+        """Store what is said of a trace. It is not journalled, and does not hold a traced function up for long."""
+
+        def call() -> Any:
+            return self.backend.store.start_trace(self.translation.trace(trace_info))
+
+        return self.translation.seen(self.backend.within(_TRACE, "start_trace", call))
+
+    def log_spans(self, location: str, spans: list[Any], tracking_uri: str | None = None) -> Any:
+        """Store spans of a trace, as `start_trace`."""
+
+        def call() -> Any:
+            place = self.experiments.theirs(location)
+            return self.backend.store.log_spans(place, spans, tracking_uri)
+
+        return self.backend.within(_TRACE, "log_spans", call)
 
     # --- reading -----------------------------------------------------------------------------------------------
 

@@ -39,14 +39,18 @@ class Translation:
         self._local = local
         self._experiments = experiments
 
-    def run(self, run_id: str) -> str:
+    def run(self, run_id: str, *, wait: float = FRESH) -> str:
         """Return MLflow's id of a run, which gets what this process has logged first.
+
+        Args:
+            run_id: The run.
+            wait: For how many seconds at most.
 
         Raises:
             MlflowException: If it does not have the run.
         """
         found = self._backend.find(run_id)
-        said = self._local.flush_one(run_id, FRESH)
+        said = self._local.flush_one(run_id, wait)
         if said is not None and found is None:
             found = self._backend.find(run_id, fresh=True)
             if found is None and said.pending:
@@ -58,12 +62,12 @@ class Translation:
             raise unknown_run(run_id)
         return found
 
-    def run_if_there(self, run_id: str) -> str:
-        """Return MLflow's id of a run, or the id itself if there is no such run there."""
+    def run_if_there(self, run_id: str, *, wait: float = FRESH) -> str:
+        """Return MLflow's id of a run, or the id itself if there is no such run there, see `run`."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return self.run(run_id)
+            return self.run(run_id, wait=wait)
         except MlflowException:
             return run_id
 
@@ -107,7 +111,7 @@ class Translation:
 
         metadata = dict(info.trace_metadata)
         if _SOURCE_RUN in metadata:
-            metadata[_SOURCE_RUN] = self.run_if_there(metadata[_SOURCE_RUN])
+            metadata[_SOURCE_RUN] = self.run_if_there(metadata[_SOURCE_RUN], wait=FRESH / 2)
         place = info.trace_location
         if place.mlflow_experiment is not None:
             known = place.mlflow_experiment.experiment_id
