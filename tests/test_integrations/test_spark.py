@@ -124,6 +124,101 @@ def test_a_data_frame_gets_the_results_as_columns(session):
         map_batches(score, rows, engine=engine).collect()
 
 
+@pytest.mark.parametrize(
+    ("column", "first"),
+    [
+        ("IF(id = 7, NULL, id + 9007199254740993)", "9007199254740993"),
+        ("IF(id = 7, NULL, id > 3)", "False"),
+        ("IF(id = 7, NULL, 'a')", "a"),
+        ("array(1, IF(id = 7, NULL, 2))", "[1 2]"),
+        ("IF(id = 7, NULL, array(1.5D))", "[1.5]"),
+    ],
+)
+def test_a_missing_value_spoils_no_other_row(session, column, first):
+    session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "5")
+    try:
+        rows = session.range(0, 12, 1, 1).selectExpr("id", f"{column} AS x")
+        engine = spark(session, schema="y string")
+        scored = map_batches(
+            lambda table: {"y": [str(x) for x in table["x"]]},
+            rows,
+            engine=engine,
+            on_error="return",
+        )
+        got = scored.collect()
+    finally:
+        session.conf.unset("spark.sql.execution.arrow.maxRecordsPerBatch")
+    assert [row.id for row in got if row.error] == [7]
+    assert [row.id for row in got] == list(range(12))
+    assert got[0].y == first
+
+
+def test_results_of_every_kind_are_columns(session):
+    from datetime import UTC, date, datetime
+    from decimal import Decimal
+
+    import torch
+
+    time = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    kinds = {
+        "de decimal(10,2)": Decimal("1.25"), "ts timestamp": time, "da date": date(2026, 1, 2),
+        "tn timestamp_ntz": np.datetime64("2026-01-02T03:04:05"), "bi binary": b"ab", "sh short": np.int64(5),
+        "st struct<a:int,b:string>": {"a": 1, "b": "x"}, "ma map<string,int>": [("k", 1)],
+        "aa array<array<float>>": np.ones((1, 2)), "te float": torch.tensor(0.5), "tv array<float>": torch.ones(2),
+        "bf float": torch.tensor(0.5, dtype=torch.bfloat16), "no double": None,
+    }  # fmt: skip
+    names = [kind.split()[0] for kind in kinds]
+    engine = spark(session, schema=", ".join(kinds))
+
+    def made(table):
+        return {
+            name: [value] * len(table["id"])
+            for name, value in zip(names, kinds.values(), strict=True)
+        }
+
+    (row,) = map_batches(made, session.range(1), engine=engine, batch_size=1).collect()
+    naive = time.replace(tzinfo=None)
+    assert row.ts.astimezone(UTC) == time
+    assert list(row)[1:2] + list(row)[3:] == [
+        Decimal("1.25"), date(2026, 1, 2), naive, b"ab", 5, (1, "x"), {"k": 1}, [[1.0, 1.0]], 0.5, [1.0, 1.0], 0.5, None,
+    ]  # fmt: skip
+
+
+def test_a_result_that_its_column_would_change_is_refused(session):
+    from pyspark.errors import PythonException
+
+    for schema, value in (("y int", 0.5), ("y array<int>", [0.5])):
+        scored = map_batches(
+            lambda table, value=value: {"y": [value] * len(table["id"])},
+            session.range(1),
+            engine=spark(session, schema=schema),
+        )
+        with pytest.raises(PythonException, match=r"column 'y' cannot be .*int32"):
+            scored.collect()
+
+
+def test_parts_that_are_empty_uneven_or_run_twice_give_each_row_once(session, tmp_path):
+    engine = spark(session, schema="y double")
+    mark = tmp_path / "died"
+
+    def doubled(table):
+        if 12_345 in table["id"]:
+            try:
+                os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return {"y": table["id"] * 2.0}
+            os._exit(1)
+        return {"y": table["id"] * 2.0}
+
+    uneven = session.range(0, 15_000, 1, 1).union(session.range(15_000, 15_004, 1, 4))
+    got = sorted(map_batches(doubled, uneven, engine=engine).collect())
+    assert mark.exists()
+    assert got == [(i, 2.0 * i) for i in range(15_004)]
+    assert map_batches(doubled, session.range(0), engine=engine).collect() == []
+    some = session.range(0, 6, 1, 8).filter("id IN (1, 4)")
+    assert sorted(map_batches(doubled, some, engine=engine).collect()) == [(1, 2.0), (4, 8.0)]
+
+
 def test_a_frame_needs_a_schema_and_a_session(session):
     with pytest.raises(ConfigurationError, match=r"spark\(schema=...\)"):
         map_batches(score, session.range(3), engine=spark(session))

@@ -269,9 +269,9 @@ def _frame_part(work: Work, number: int, part: Any, kinds: dict[str, Any]) -> An
     for start in range(0, len(part), _BLOCK):
         block = part.iloc[start : start + _BLOCK]
         if block.ndim == 1:
-            rows = list(block.to_numpy())
+            rows = list(_values(block))
         else:
-            rows = tables.rows_of({name: block[name].to_numpy() for name in block.columns})
+            rows = tables.rows_of({name: _values(block[name]) for name in block.columns})
         results += run(rows, threads=_threads())
     table = part.to_frame() if part.ndim == 1 else part
     kept, columns = tables.added(results, work.on_error, list(kinds))
@@ -282,3 +282,10 @@ def _frame_part(work: Work, number: int, part: Any, kinds: dict[str, Any]) -> An
         for name, values in columns.items()
     }
     return table.assign(**new)
+
+
+def _values(column: Any) -> Any:
+    """Return the values of a column, of a type that is the same in all of its blocks, whatever is missing in one."""
+    import numpy as np
+
+    return column.to_numpy() if isinstance(column.dtype, np.dtype) else list(column)

@@ -31,7 +31,10 @@ def spark(session: Any, *, schema: Any = None) -> SparkEngine:
 
     A Spark `DataFrame`, whose rows reach *fn* as dicts, gives a lazy data frame with the results as further columns:
     one for each key of a result that is a dict, else one named `"result"`. `on_error="return"` adds a column `"error"`
-    with the text of a bad row's error, whose results are null. Such errors name the partition and the row in it.
+    with the text of a bad row's error, whose results are null. Such errors name the partition and the row in it. In a row
+    a missing number of a floating type is NaN, and anything else that is missing is None, which fails in a batch of
+    numbers: that row, and no other. A result that its column would change, such as 0.5 one of integers, is an error; a
+    time without a zone is one of UTC.
 
     Args:
         session: A `pyspark.sql.SparkSession`. It is not stopped. One of Spark Connect takes data frames only.
@@ -79,6 +82,8 @@ class SparkEngine:
     def check(self) -> None:
         """Refuse a session that was stopped."""
         if self._remote():
+            if self._session.is_stopped:
+                raise EngineError(self.name, "the session was stopped; make a new one")
             return
         context = self._session.sparkContext
         try:
@@ -121,7 +126,7 @@ class SparkEngine:
         whole = StructType([*old, *new.fields])
         threads = _threads(self._session)
         # Spark reads what it said it would get, and does not look whether that is what it got.
-        types = {field.name: to_arrow_type(field.dataType) for field in new.fields}
+        types = {field.name: to_arrow_type(field.dataType, timezone="UTC") for field in new.fields}
         return rows.mapInArrow(_Blocks(work, types, threads), whole)
 
     def _remote(self) -> bool:
@@ -195,9 +200,11 @@ class _Blocks:
         context = TaskContext.get()
         run = self._work.partition(0 if context is None else context.partitionId())
         for batch in batches:
-            frame = batch.to_pandas()
-            rows = tables.rows_of({name: frame[name].to_numpy() for name in frame.columns})
-            results = run(rows, threads=self._threads)
+            names = batch.schema.names
+            rows = tables.rows_of(
+                {name: tables.values_of(column) for name, column in zip(names, batch, strict=True)}
+            )
+            results = run(rows or [{}] * batch.num_rows, threads=self._threads)
             kept, columns = tables.added(results, self._work.on_error, list(self._types))
             yield self._extended(batch, kept, columns)
 
@@ -211,17 +218,39 @@ class _Blocks:
             for place, name in enumerate(batch.schema.names)
             if name not in columns
         }
-        new = {name: _column(values, self._types[name]) for name, values in columns.items()}
+        new = {}
+        for name, values in columns.items():
+            try:
+                new[name] = _column(values, self._types[name])
+            except pa.ArrowException as error:
+                reason = (
+                    f"the results' column {name!r} cannot be {self._types[name]} as schema= says"
+                )
+                raise EngineError("spark", f"{reason}: {clip(str(error), 300)}") from error
         return pa.RecordBatch.from_pydict({**old, **new})
 
 
 def _column(values: list[Any], wanted: Any) -> Any:
+    """Return *values* as a column of the type that was said.
+
+    Raises:
+        pyarrow.ArrowInvalid: If a value would be another one there.
+    """
     import pyarrow as pa
 
-    try:
-        return pa.array(values, wanted)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array(values).cast(wanted)  # raises if a value would be lost
+    values = [_nested(value) for value in values]
+    inner = wanted
+    while pa.types.is_list(inner):
+        inner = inner.value_type
+    if not pa.types.is_nested(inner):
+        # Told the type, Arrow would make 0 of 0.5 for a column of integers.
+        return pa.array(values).cast(wanted)
+    return pa.array(values, wanted)
+
+
+def _nested(value: Any) -> Any:
+    """Return arrays of several axes as lists, which Arrow wants of them."""
+    return value.tolist() if getattr(value, "ndim", 1) > 1 else value
 
 
 def _broken(error: Exception, what: str) -> EngineError:

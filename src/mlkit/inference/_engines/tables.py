@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mlkit.errors import ConfigurationError, RowError
+from mlkit.inference._batch.tree import is_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ERROR", "RESULT", "Added", "added", "rows_of"]
+__all__ = ["ERROR", "RESULT", "Added", "added", "rows_of", "values_of"]
 
 RESULT = "result"
 ERROR = "error"
@@ -20,6 +21,39 @@ def rows_of(columns: Mapping[str, Sequence[Any]]) -> list[Any]:
     """Return one dict per row; a value is what iterating over its column gives."""
     names = list(columns)
     return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def values_of(column: Any) -> Sequence[Any]:
+    """Return the value of each row of an Arrow array.
+
+    What a value is depends on the column's type and on nothing else: pandas would make floats of all integers if one of
+    them is missing, so that rows of one batch no longer fit those of the next, and large ones are others.
+
+    Returns:
+        Scalars and arrays of numpy, or what else Arrow makes of a type. What is missing is NaN, NaT or None.
+    """
+    import pyarrow as pa
+
+    kind = column.type
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if listed and column.flatten().null_count:
+        return [None if not one.is_valid else _array(one.values) for one in column]
+    if not column.null_count or pa.types.is_floating(kind) or pa.types.is_temporal(kind):
+        return column.to_pandas().to_numpy()  # type: ignore[no-any-return]
+    there = iter(list(column.drop_null().to_pandas().to_numpy()))
+    return [next(there) if valid else None for valid in column.is_valid().to_pylist()]
+
+
+def _array(column: Any) -> Any:
+    """Return what `values_of` does as one array."""
+    import numpy as np
+
+    values = values_of(column)
+    if not isinstance(values, list):
+        return values
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
 
 
 class Added(NamedTuple):
@@ -59,9 +93,20 @@ def added(results: list[Any], on_error: str, names: Sequence[str] = ()) -> Added
                     "map_batches(fn)", list(values), f"results with the columns {list(columns)}"
                 )
         for name, column in columns.items():
-            column.append(values[name])
+            column.append(_plain(values[name]))
     for column in columns.values():  # errors before the first result knew no columns
         column[:0] = [None] * (len(results) - len(column))
     if on_error == "return":
         columns[ERROR] = errors
     return Added(kept, columns)
+
+
+def _plain(value: Any) -> Any:
+    """Return what a table can hold of a result: tables know numpy, and no tensors."""
+    if not is_tensor(value):
+        return value
+    value = value.detach().cpu()
+    try:
+        return value.numpy()[()]
+    except TypeError:  # a dtype that numpy does not have
+        return value.float().numpy()[()]
