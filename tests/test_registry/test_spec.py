@@ -157,6 +157,52 @@ def test_load_takes_paths_and_text(tmp_path):
         Spec.load(tmp_path / "latin.yaml")
 
 
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- "])
+@pytest.mark.parametrize("depth", [3_000, 300_000])
+def test_a_deep_text_does_not_end_the_process(opening, depth):
+    with pytest.raises(SpecError, match="nested too deeply"):
+        Spec.load("type: a\nx:\n " + opening * depth)
+
+
+YAML_TEXT = """\
+type: mlp
+version: 1e-3
+switch: no
+day: 2026-01-02
+octal: [0o17, 0x1F, -.inf, 1_000]
+same: &s {a: 1, "b": ~}
+again: {<<: *s, c: 2}
+text: |
+  kept
+   as it is
+folded: >-
+  a
+  b
+"é": 'it''s'
+"""
+
+
+def test_a_build_of_yaml_without_libyaml_reads_the_same(monkeypatch):
+    import yaml
+
+    from mlkit.registry import _text
+
+    bad = {"type: a\nx: [1, 2\n": "3:1", "type: a\nx: *gone\n": "2:4", "a: 1\na: 2": "2:1"}
+    seen = []
+    for has in (yaml.__with_libyaml__, False):
+        monkeypatch.setattr(yaml, "__with_libyaml__", has)
+        _text._loader.cache_clear()
+        seen.append(Spec.load(YAML_TEXT).to_dict())
+        for text, place in bad.items():
+            with pytest.raises(SpecError) as caught:
+                Spec.load(text)
+            assert caught.value.problems[0].source == f"<text>:{place}"
+    _text._loader.cache_clear()
+    assert seen[0] == seen[1]
+    assert seen[0]["octal"] == [15, 31, float("-inf"), "1_000"]
+    assert (seen[0]["switch"], seen[0]["version"], seen[0]["folded"]) == ("no", 0.001, "a b")
+
+
 @pytest.mark.parametrize(
     ("text", "place", "says"),
     [
