@@ -520,7 +520,11 @@ class RowError(InferenceError, ValueError):
     def __init__(self, index: int, error: BaseException, *, partition: int | None = None) -> None:
         self.index, self.error_type, self.partition = index, type(error).__name__, partition
         part = "" if partition is None else f" of partition {partition}"
-        super().__init__(f"row {index}{part}: {self.error_type}: {clip(str(error), 400)}")
+        try:
+            text = str(error)
+        except Exception:  # noqa: BLE001 - the row is bad whether its error can be shown or not
+            text = "(its text cannot be shown)"
+        super().__init__(f"row {index}{part}: {self.error_type}: {clip(text, 400)}")
         self.__cause__ = error
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+import resource
+import signal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
-from mlkit.errors import CollateError, ConfigurationError
+from mlkit.errors import CollateError, ConfigurationError, RowError
 from mlkit.inference import Batcher, collate, map_batches
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROWS = np.arange(12.0).reshape(6, 2)
 
@@ -199,3 +205,63 @@ def test_padded_tensors_are_filled_up_at_their_end(dtype: Any, widths: Any) -> N
     assert batch.values.dtype == dtype
     assert batch.values.shape == (4, 8 if widths else 5)
     assert torch.equal(batch.values.to(torch.bool), batch.mask)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+class UnshownError(RuntimeError):
+    def __str__(self) -> str:
+        raise TypeError("no text")
+
+
+@pytest.mark.parametrize("on_error", ["raise", "return", "skip"])
+def test_an_error_that_has_no_text_is_its_row_s(on_error: Any) -> None:
+    def model(batch: Any) -> Any:
+        if 4.0 in batch[:, 0]:
+            raise UnshownError
+        return batch.sum(axis=1)
+
+    results = map_batches(model, ROWS, batch_size=3, on_error=on_error)
+    if on_error == "raise":
+        with pytest.raises(RowError, match="row 2: UnshownError: "):
+            list(results)
+        return
+    sums = [one if isinstance(one, RowError) else float(one) for one in results]
+    if on_error == "return":
+        assert isinstance(sums.pop(2).__cause__, UnshownError)
+    assert sums == [1.0, 5.0, 13.0, 17.0, 21.0]
+
+
+def test_a_checkpoint_on_a_full_disk_says_which_file_and_is_continued_later(tmp_path: Path) -> None:
+    path = tmp_path / "job.ckpt"
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    seen: list[Any] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, limits[1]))  # as good as no space left
+        with pytest.raises(OSError, match=re.escape(str(path))):
+            seen.extend(map_batches(lambda batch: batch, ROWS, batch_size=2, checkpoint=path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    results: Any = list(map_batches(lambda batch: batch, ROWS, batch_size=2, checkpoint=path))
+    assert [result.tolist() for result in results] == ROWS.tolist()
+
+
+def test_a_checkpoint_holds_outputs_of_transformers(tmp_path: Path) -> None:
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+
+    def model(batch: Any) -> Any:
+        return outputs.SequenceClassifierOutput(logits=batch, hidden_states=(batch, batch + 1))
+
+    def job() -> Any:
+        return list(map_batches(model, torch.ones(3, 2), checkpoint=tmp_path / "job.ckpt"))
+
+    job()
+    for result in job():
+        assert isinstance(result, outputs.SequenceClassifierOutput)
+        assert list(result) == ["logits", "hidden_states"]
+        assert result["logits"] is result.logits
+        assert result.to_tuple()[1][1].tolist() == [2.0, 2.0]
+        assert result.loss is None

@@ -259,8 +259,14 @@ class Checkpoint:
     def _write(self, parts: list[Any]) -> None:
         file = self._opened()
         data = memoryview(b"".join(parts))
-        while data:
-            data = data[file.write(data) :]
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except (
+            OSError
+        ) as error:  # a full disk; the next run cuts off what was written of this record
+            error.filename = str(self._path)
+            raise
 
     def _opened(self) -> BinaryIO:
         if self._file is None:

@@ -168,9 +168,9 @@ def _encode_records(values: Sequence[Any], payload: Payload, path: str, depth: i
     first = values[0]
     kind = type(first)
     names = getattr(kind, "_fields", None) if isinstance(first, tuple) else None
-    if names is None and not isinstance(first, _CONTAINERS):
+    if names is None and (_is_both(kind) or not isinstance(first, _CONTAINERS)):
         names = field_names(first)
-    if names is None:
+    if names is None or (_is_both(kind) and any(value.keys() - {*names} for value in values)):
         raise _refused(path, first)
     if is_model(first):
         # What a model is beside its fields: which were set, and what is not of its class.
@@ -213,11 +213,14 @@ def _decode_record(n: int, payload: bytearray, *rest: Any) -> list[Any]:
         if list(getattr(kind, "_fields", ())) == fields:
             return [tuple.__new__(kind, [column[i] for column in columns]) for i in range(n)]
     elif isinstance(kind, type) and "__dataclass_fields__" in vars(kind):
-        values: list[Any] = [object.__new__(kind) for _ in range(n)]
+        empty = dict.__new__ if _is_both(kind) else object.__new__
+        values: list[Any] = [empty(kind) for _ in range(n)]
         if list(field_names(values[0]) or ()) == fields:
             for field, column in zip(fields, columns, strict=True):
                 for value, part in zip(values, column, strict=True):
                     object.__setattr__(value, field, part)
+                    if _is_both(kind) and part is not None:
+                        value[field] = part
             return values
     elif given and list(getattr(kind, "model_fields", ())) == fields:
         return [
@@ -329,6 +332,11 @@ _DECODERS: dict[str, Callable[..., list[Any]]] = {
     "record": _decode_record,
     "rows": lambda _n, payload, stored: [decode(one, 1, payload)[0] for one in stored],
 }
+
+
+def _is_both(kind: type) -> bool:
+    """Return whether it is a dataclass and a dict of its fields that are not None, as `transformers.ModelOutput`."""
+    return issubclass(kind, dict) and "__dataclass_fields__" in vars(kind)
 
 
 def _loaded(module: str, name: str) -> Any:
