@@ -233,6 +233,37 @@ def test_an_answer_that_is_known_is_not_sent_again():
     assert (status, answer) == (200, {"flags": [], "metadata": {}})
 
 
+def test_a_browser_may_ask_from_another_origin():
+    from starlette.middleware.cors import CORSMiddleware
+
+    application = CORSMiddleware(
+        app(Flags.from_dict(DOCUMENT), admit=["t"]),
+        allow_origins=["https://shop.example"],
+        allow_methods=["POST"],
+        allow_headers=["Authorization", "Content-Type", "If-None-Match"],
+        expose_headers=["ETag"],
+    )
+
+    async def asked():
+        transport = httpx.ASGITransport(application)
+        async with httpx.AsyncClient(transport=transport, base_url="http://flags") as http:
+            origin = {"Origin": "https://shop.example"}
+            wanted = "authorization,content-type,if-none-match"
+            asks = {
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": wanted,
+            }
+            first = await http.options(ALL, headers=origin | asks)
+            then = await http.post(ALL, json={}, headers=origin | {"Authorization": "Bearer t"})
+            return first, then
+
+    before, answer = asyncio.run(asked())
+    assert (before.status_code, answer.status_code) == (200, 200)  # no token is sent with the first
+    assert answer.headers["access-control-allow-origin"] == "https://shop.example"
+    assert answer.headers["access-control-expose-headers"] == "ETag"
+    assert answer.headers["etag"]
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
