@@ -168,6 +168,20 @@ class Machine(RuleBasedStateMachine):
                 return
         self.until(task.done)
 
+    @precondition(lambda self: self.running and not self.closed)
+    @rule(kinds=st.lists(st.sampled_from(["good", "good", "good", "bad"]), min_size=2, max_size=5))
+    def submit_in_one_turn(self, kinds):
+        rows = [(len(self.tasks) + place, kind) for place, kind in enumerate(kinds)]
+        for row in rows:
+            self.tasks[row] = self.loop.create_task(self.batcher.submit(row))
+            if len(self.waiting) == QUEUE:
+                self.expected[row] = QueueFullError
+                self.rejected += 1
+            else:
+                self.waiting.append(Item(row, 0, None, None))
+        self.turn()
+        assert self.batcher.stats().n_waiting == len(self.waiting)
+
     async def _call(self, row, priority, key):
         def call():
             return self.batcher.call(row, priority=priority, key=key)

@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import gc
+import itertools
 import threading
 import time
 import weakref
@@ -26,8 +27,8 @@ from mlkit.errors import (
 from mlkit.inference import Batcher
 from mlkit.inference._online.bell import Bell
 from mlkit.inference._online.gathering import Gathering
+from mlkit.inference._online.groups import Group, Waiting, take_rows
 from mlkit.inference._online.pace import Pace
-from mlkit.inference._online.requests import Request, Waiting
 from mlkit.testing import virtual_time
 
 
@@ -637,7 +638,10 @@ def test_a_free_device_waits_for_the_callers_it_just_answered_and_no_longer():
     gathering.answered(2, 3, {"loop"})  # two rows came meanwhile; three callers have their answers
     assert not gathering.complete(3)
     assert gathering.complete(5)  # all are back: nothing to wait for
-    assert gathering.rows_until(2, 100) == 4
+    assert gathering.next_sign(2, 100) == 5
+    assert gathering.next_sign(2, 4) == 4
+    assert gathering.next_sign(5, 100) == 64
+    assert gathering.next_sign(64, 100) == 100
     gathering.settled("loop")
     assert gathering.complete(3)  # they had their time
     gathering.sealed(3, 0.0)
@@ -683,35 +687,49 @@ def test_a_ring_at_the_very_end_of_a_wait_is_not_kept_for_the_next():
     assert not bell.wait(0.001)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["push", "remove", "pop"]), st.integers(0, 50))))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["push", "remove", "take"]), st.integers(0, 50), st.integers(1, 5)
+        )
+    )
+)
 def test_rows_leave_by_priority_and_then_in_order_whatever_was_taken_out(steps):
-    waiting, model = Waiting(), []
-    for number, (step, choice) in enumerate(steps):
+    waiting, model, numbers = Waiting(), [], itertools.count()
+    for step, choice, n_rows in steps:
         if step == "push":
-            request = Request(number, None, None)
-            request.priority = choice % 3 - 1
-            waiting.push(request)
-            model.append(request)
+            rows = [next(numbers) for _ in range(n_rows)]
+            group = Group(rows, None, rows.copy())
+            group.priority = choice % 3 - 1
+            waiting.push(group)
+            model += [(group, row) for row in rows.copy()]
         elif step == "remove" and model:
-            waiting.remove(model.pop(choice % len(model)))
-        elif step == "pop":
-            model.sort(key=lambda request: -request.priority)
-            n_rows = choice % 4
-            assert waiting.pop_many(n_rows) == model[:n_rows]
-            del model[:n_rows]
+            group, row = model.pop(choice % len(model))
+            assert waiting.remove(group, row)
+        elif step == "take":
+            model.sort(key=lambda each: -each[0].priority)
+            left, model = model[:n_rows], model[n_rows:]
+            groups = waiting.take(n_rows)
+            assert [signal for group in groups for signal in group.signals] == [
+                row for _, row in left
+            ]
+            assert (take_rows(groups) if groups else []) == [row for _, row in left]
+            assert not any(group.waits for group in groups)
+            for group, row in left:
+                assert not group.waits or not waiting.remove(group, row)
         assert waiting.n_rows == len(model)
-        assert waiting.ahead(0) == sum(request.priority >= 0 for request in model)
+        assert waiting.ahead(0) == sum(group.priority >= 0 for group, _ in model)
 
 
 def test_rows_that_are_taken_out_do_not_pile_up_behind_a_device_that_is_stuck():
     waiting = Waiting()
     watched = []
     for _ in range(1000):
-        request = Request(0, None, None)
-        waiting.push(request)
-        waiting.remove(request)
-        watched.append(weakref.ref(request))
-        del request
+        group = Group([0], None, [0])
+        waiting.push(group)
+        waiting.remove(group, 0)
+        watched.append(weakref.ref(group))
+        del group
     assert sum(each() is not None for each in watched) < 50
 
 

@@ -18,16 +18,16 @@ from mlkit.inference._batch.runner import Failure, Runner
 from mlkit.inference._online.awaited import Awaited
 from mlkit.inference._online.bell import Bell
 from mlkit.inference._online.delivery import deliver
+from mlkit.inference._online.groups import PENDING, Failed, Group, take_rows
 from mlkit.inference._online.process import forks
 from mlkit.inference._online.queue import LONGEST_WAIT, Queue
 from mlkit.inference._online.reasons import echo, error_for, refusal, still_runs, too_late
-from mlkit.inference._online.requests import PENDING, Failed, Request
 from mlkit.inference._online.stats import as_samples
 from mlkit.inference._online.warm_up import WarmUp
 from mlkit.telemetry import register
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
+    from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable, Coroutine, Hashable, Iterable, Mapping
     from types import TracebackType
     from typing import NoReturn, Self
@@ -397,26 +397,35 @@ class Batcher(Generic[_Row, _Result]):
             Exception: What the model raised for this row.
         """
         loop = self._running_loop()
-        request = Request(row, loop, loop.create_future())
-        if priority is not _USUAL or deadline is not None or key is not None:
-            self._ask(request, "submit(deadline=...)", deadline, priority, key)
-        if self._forks != forks.n or not self._queue.push(request):
+        signal = loop.create_future()
+        group: Group | None
+        if self._forks != forks.n:
+            raise self._refusal()
+        if priority is _USUAL and deadline is None and key is None:
+            group = self._queue.submit(loop, row, signal)
+        else:
+            group = self._asked(
+                Group([row], loop, [signal]), ("submit(deadline=...)", deadline), priority, key
+            )
+        if group is None:
             raise self._refusal()
         timer = None
+        outcome = PENDING
         try:
             if deadline is not None:
-                timer = loop.call_later(request.allowed, self._expire, request)
-            outcome = await request.signal
+                timer = loop.call_later(group.allowed, self._expire, group, signal)
+            outcome = await signal
         finally:
             if timer is not None:
                 timer.cancel()
-            if request.waits:  # this task was cancelled
-                self._queue.withdraw(request, expired=False)
+            if outcome is PENDING:  # this task was cancelled
+                self._queue.withdraw(group, signal, expired=False)
+                del group, signal  # the error refers to this frame by its traceback
         if type(outcome) is Failed:
             try:
                 raise outcome.error
             finally:
-                del outcome, request  # the error refers to this frame by its traceback
+                del outcome, group, signal  # as above
         return outcome  # type: ignore[no-any-return]
 
     def call(
@@ -441,33 +450,37 @@ class Batcher(Generic[_Row, _Result]):
         Raises:
             Exception: As `submit`.
         """
-        request = Request(row, None, Bell())
-        self._ask(request, "call(timeout=...)", timeout, priority, key)
-        if self._forks != forks.n or not self._queue.push(request):
+        signal = Bell()
+        if self._forks != forks.n:
+            raise self._refusal()
+        group = self._asked(
+            Group([row], None, [signal]), ("call(timeout=...)", timeout), priority, key
+        )
+        if group is None:
             raise self._refusal()
         late = False
         try:
-            with request.signal:
-                while request.outcome is PENDING:
+            with signal:
+                while group.outcome is PENDING:
                     left = None
-                    if request.expires is not None:
-                        left = request.expires - self._clock.monotonic()
+                    if group.expires is not None:
+                        left = group.expires - self._clock.monotonic()
                         if left <= 0:
                             late = True
                             break
                         left = min(left, LONGEST_WAIT)
-                    self._clock.wait(request.signal, left)
+                    self._clock.wait(signal, left)  # type: ignore[arg-type]  # as a condition
         finally:
-            if request.waits:
-                self._queue.withdraw(request, expired=late)
-        outcome = request.outcome
+            if group.waits:
+                self._queue.withdraw(group, signal, expired=late)
+        outcome = group.outcome
         if outcome is PENDING:
-            raise too_late(self.name, request.allowed)
+            raise too_late(self.name, group.allowed)
         if type(outcome) is Failed:
             try:
                 raise outcome.error
             finally:
-                del outcome, request
+                del outcome, group, signal
         return outcome  # type: ignore[no-any-return]
 
     def stats(self) -> BatcherStats:
@@ -479,21 +492,19 @@ class Batcher(Generic[_Row, _Result]):
         """Return the figures of `stats` for `mlkit.telemetry.collect`, labelled with the batcher's name."""
         return as_samples(self._queue.stats(self._runner, locked=False), self.name)
 
-    def _ask(
-        self, request: Request, argument: str, limit: float | None, priority: int, key: Hashable
-    ) -> None:
-        """Put what the caller asked for into *request*."""
-        if type(priority) is not int or priority:  # a plain 0, as nearly always, needs no look
-            request.priority = whole("priority", priority, low=-(2**63), high=2**63 - 1)
-            request.plain = False
-        if limit is not None:
-            request.allowed = seconds(argument, limit, zero=True)
-            request.expires = self._clock.monotonic() + request.allowed
-            request.plain = False
-        if key is not None:
-            if not _is_plain_key(key):
-                raise ConfigurationError("key", key, "text, bytes, a number or a tuple of these")
-            request.key, request.plain = key, False
+    def _asked(
+        self, group: Group, limit: tuple[str, float | None], priority: int, key: Hashable
+    ) -> Group | None:
+        """Let *group* wait with what its caller asks for; return None if it is not taken."""
+        group.priority = whole("priority", priority, low=-(2**63), high=2**63 - 1)
+        argument, allowed = limit
+        if allowed is not None:
+            group.allowed = seconds(argument, allowed, zero=True)
+            group.expires = self._clock.monotonic() + group.allowed
+        if not _is_plain_key(key):
+            raise ConfigurationError("key", key, "text, bytes, a number or a tuple of these")
+        group.key = key
+        return group if self._queue.push(group) else None
 
     def _refusal(self) -> InferenceError:
         """Return why no row is taken from this thread, or from none."""
@@ -502,11 +513,11 @@ class Batcher(Generic[_Row, _Result]):
             process = None  # `start` came meanwhile
         return refusal(self.name, process, closed=closing)
 
-    def _expire(self, request: Request) -> None:
+    def _expire(self, group: Group, signal: Future[Any]) -> None:
         """Answer a row whose deadline has come, running or not. Runs in its loop."""
-        self._queue.withdraw(request, expired=True)
-        if not request.signal.done():
-            request.signal.set_result(Failed(too_late(self.name, request.allowed)))
+        self._queue.withdraw(group, signal, expired=True)
+        if not signal.done():
+            signal.set_result(Failed(too_late(self.name, group.allowed)))
 
     def _find_running_loop(self) -> AbstractEventLoop:
         from asyncio import get_running_loop  # loaded by whoever runs a loop
@@ -546,7 +557,7 @@ class Batcher(Generic[_Row, _Result]):
         """
         batch, late, warm_up = self._queue.take()
         if late:
-            self._turn_away(late, lambda request: too_late(self.name, request.allowed))
+            self._turn_away(late, lambda group: too_late(self.name, group.allowed))
         if not self._entered and (batch or warm_up is not None):
             self._runner.enter_thread()
             self._entered = True
@@ -559,8 +570,8 @@ class Batcher(Generic[_Row, _Result]):
         del batch, late, warm_up
         return goes_on
 
-    def _serve(self, batch: list[Request]) -> None:
-        rows = [request.row for request in batch]
+    def _serve(self, batch: list[Group]) -> None:
+        rows = take_rows(batch)
         outcomes: list[Any]
         failed = 0
         try:
@@ -568,15 +579,15 @@ class Batcher(Generic[_Row, _Result]):
             if self._runner.failed:
                 failed = self._give_errors(outcomes)
         except BaseException as error:  # noqa: BLE001 - a thread that dies here leaves every caller waiting
-            outcomes = [Failure(error, len(batch))] * len(batch)
+            outcomes = [Failure(error, len(rows))] * len(rows)
             failed = self._give_errors(outcomes)
         # Only then the outcomes: a blocking caller may look at any time, and whoever has an answer must find it counted.
-        loops = {request.loop for request in batch}
+        loops = {group.loop for group in batch}
         shared = self._queue.ran(batch, failed, loops)
         if shared:
-            batch = [*batch, *[request for _, request in shared]]
+            batch = [*batch, *[group for _, group in shared]]
             outcomes = [*outcomes, *[self._again(outcomes[place]) for place, _ in shared]]
-            loops = {request.loop for request in batch}
+            loops = {group.loop for group in batch}
         deliver(batch, outcomes, loops, self._queue.settle, self._queue.forget)
         del rows, outcomes, batch, shared  # as in `_work`
 
@@ -594,20 +605,18 @@ class Batcher(Generic[_Row, _Result]):
         """Return *outcome* for one more caller: the same result, or an error of its own."""
         return Failed(echo(self.name, outcome.error)) if type(outcome) is Failed else outcome
 
-    def _turn_away(
-        self, requests: list[Request], error: Callable[[Request], BaseException]
-    ) -> None:
+    def _turn_away(self, groups: list[Group], error: Callable[[Group], BaseException]) -> None:
         """Answer callers whose rows will not run, or run too long, each with an error of its own."""
-        if requests:
-            outcomes = [Failed(error(request)) for request in requests]
-            loops = {request.loop for request in requests}
-            deliver(requests, outcomes, loops, None, self._queue.forget)
+        if groups:
+            outcomes = [Failed(error(group)) for group in groups for _ in group.signals]
+            loops = {group.loop for group in groups}
+            deliver(groups, outcomes, loops, None, self._queue.forget)
 
     def _stop(self, *, drain: bool) -> None:
         """Take no more rows; unless *drain*, answer those who wait."""
         dropped, warm_ups = self._queue.close(drain=drain)
-        for request in dropped:
-            request.row = None
+        for group in dropped:
+            group.rows = []
         self._turn_away(dropped, lambda _: refusal(self.name, self._pid, closed=True))
         for warm_up in warm_ups:
             warm_up.fail(refusal(self.name, self._pid, closed=True))

@@ -8,67 +8,70 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Callable, Collection, Sequence
 
-    from mlkit.inference._online.requests import Request
+    from mlkit.inference._online.groups import Group
 
 __all__ = ["deliver"]
 
 
 def deliver(
-    requests: Sequence[Request],
+    groups: Sequence[Group],
     outcomes: Sequence[Any],
     loops: Collection[AbstractEventLoop | None],
     settle: Callable[[AbstractEventLoop], None] | None,
     forget: Callable[[AbstractEventLoop], None],
 ) -> None:
-    """Give *requests* their *outcomes*.
+    """Give the callers of *groups* their *outcomes*.
 
     Args:
-        requests: Callers of any loops and threads.
-        loops: The loops of *requests*, with None for those without.
-        outcomes: A result or `Failed` for each.
+        groups: Callers of any loops and threads.
+        outcomes: A result or `Failed` for each of their rows.
+        loops: The loops of *groups*, with None for those without.
         settle: Called in each loop when all its callers have their answers.
         forget: Called for each loop that turns out to be closed.
     """
-    if len(loops) == 1:  # as nearly always
-        (loop,) = loops
-        if loop is not None:
-            _wake(loop, requests, outcomes, settle, forget)
-            return
-    theirs: dict[AbstractEventLoop, tuple[list[Request], list[Any]]] = {}
-    for request, outcome in zip(requests, outcomes, strict=True):
-        if request.loop is None:
-            request.answer_thread(outcome)
+    (loop, *others) = loops
+    if loop is not None and not others:  # as nearly always
+        _wake(loop, groups, outcomes, settle, forget)
+        return
+    theirs: dict[AbstractEventLoop, tuple[list[Group], list[Any]]] = {}
+    place = 0
+    for group in groups:
+        first, place = place, place + len(group.signals)
+        if group.loop is None:
+            group.answer_thread(outcomes[first])
         else:
-            some, of_them = theirs.setdefault(request.loop, ([], []))
-            some.append(request)
-            of_them.append(outcome)
+            some, of_them = theirs.setdefault(group.loop, ([], []))
+            some.append(group)
+            of_them += outcomes[first:place]
     for each, (some, of_them) in theirs.items():
         _wake(each, some, of_them, settle, forget)
 
 
 def _wake(
     loop: AbstractEventLoop,
-    requests: Sequence[Request],
+    groups: Sequence[Group],
     outcomes: Sequence[Any],
     settle: Callable[[AbstractEventLoop], None] | None,
     forget: Callable[[AbstractEventLoop], None],
 ) -> None:
     try:
-        loop.call_soon_threadsafe(_answer, loop, requests, outcomes, settle)
+        loop.call_soon_threadsafe(_answer, loop, groups, outcomes, settle)
     except RuntimeError:  # the loop is closed, and its callers are gone with it
         forget(loop)
 
 
 def _answer(
     loop: AbstractEventLoop,
-    requests: Sequence[Request],
+    groups: Sequence[Group],
     outcomes: Sequence[Any],
     settle: Callable[[AbstractEventLoop], None] | None,
 ) -> None:
     """Give the tasks of one loop their outcomes. Runs in that loop."""
-    for request, outcome in zip(requests, outcomes, strict=True):
-        signal = request.signal
-        if not signal.done():  # a caller that was cancelled, or whose time is up
-            signal.set_result(outcome)
+    # The device thread has not touched the futures: it runs on another core, which would have to fetch each of them.
+    rest = iter(outcomes)
+    for group in groups:
+        for signal, outcome in zip(group.signals, rest, strict=False):
+            if not signal.done():  # a caller that was cancelled, or whose time is up
+                signal.set_result(outcome)
     if settle is not None:
         settle(loop)

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 __all__ = ["Gathering"]
 
 
+_IN_SIGHT = 256  # rows; one that leaves is looked for among so many
+
+
 @final
 class Gathering:
     """Says whether a free device should run what waits, or whether company is about to come.
@@ -60,10 +63,12 @@ class Gathering:
         if now <= self.misses_until:
             self._missed += 1
 
-    def rows_until(self, n_rows: int, most: int) -> int:
-        """Return the next number of rows above *n_rows*, at most *most*, that may complete a batch, less one."""
-        due = self.due if self.due > n_rows else self.full
-        return min(due, self.full, most) - 1
+    def next_sign(self, n_rows: int, most: int) -> int:
+        """Return at how many rows, more than *n_rows* and at most *most*, to look again whether a batch is complete."""
+        sign = min(n_rows + _IN_SIGHT, most)
+        if n_rows < self.full:
+            sign = min(sign, self.full)
+        return min(sign, self.due) if n_rows < self.due else sign
 
     def complete(self, n_rows: int) -> bool:
         """Return whether no more rows are expected."""

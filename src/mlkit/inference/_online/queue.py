@@ -14,8 +14,8 @@ from mlkit.errors import OverloadedError, QueueFullError
 from mlkit.inference._online.bell import Bell
 from mlkit.inference._online.flights import Flights
 from mlkit.inference._online.gathering import Gathering
+from mlkit.inference._online.groups import Group, Waiting, n_rows_of
 from mlkit.inference._online.pace import Pace
-from mlkit.inference._online.requests import Request, Waiting
 from mlkit.inference._online.stats import BatcherStats, Tally, with_quantiles
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LONGEST_WAIT", "Queue", "Taken"]
 
+_CLOSED: Any = Group([], None, [])  # in place of an open group; its loop is nobody's
+_CLOSED.loop = False  # None would be that of a blocking caller
 LONGEST_WAIT = 3600.0  # seconds; a lock's timeout has an upper limit, and each wait is in a loop
 
 
@@ -40,8 +42,8 @@ class Taken(NamedTuple):
         warm_up: A warm-up to run.
     """
 
-    batch: list[Request]
-    late: list[Request]
+    batch: list[Group]
+    late: list[Group]
     warm_up: WarmUp | None = None
 
 
@@ -85,14 +87,13 @@ class Queue:
         self._warm_ups: deque[WarmUp] = deque()
         self._free = False  # the device thread waits for rows
         self._asleep = False  # and it does so until somebody wakes it
-        self._running: list[Request] = []
+        self._running: list[Group] = []
+        self._n_running = 0
         self._sealed_at = 0.0
         self._timed = False  # some rows have had deadlines
         self._over = False  # the device thread has ended
-        self._turning: object = (
-            False  # a loop that is given its turns now; None would be that of a thread
-        )
-        self._look_at = 0  # the number of rows at which the next one of that loop may matter
+        self._open: Group = _CLOSED  # the group that rows of its loop may join
+        self._look_at = 0  # the number of rows that closes it
         self.device = 0
         """The identifier of the device thread."""
         self.go_by(SYSTEM)
@@ -107,40 +108,67 @@ class Queue:
 
     # --- callers -------------------------------------------------------------------------------------------------
 
-    def push(self, request: Request) -> bool:
-        """Let *request* wait, or share the run of an equal one; return False if no row is taken, or none from this thread.
+    def submit(self, loop: AbstractEventLoop, row: Any, signal: Any) -> Group | None:
+        """Let *row* wait, from a caller in *loop* that asks for nothing else; return its group, or None as `push` does.
 
         Raises:
-            OverloadedError: If there is no room, or no time.
+            OverloadedError: As `push`.
         """
         # Without `with`, which costs as much again as the lock itself.
         self._lock.acquire()
         try:
-            waiting = self._waiting
-            if request.loop is self._turning and request.plain and waiting.n_rows < self._look_at:
-                # As nearly always: what else there is to do was done for a row before it.
-                request.since = self._now()
-                waiting.usual.append(request)  # a call of `push` would cost a tenth of all this
+            group, waiting = self._open, self._waiting
+            if group.loop is loop:
+                # As nearly always: what else there is to do was done for a row before it. So no call of a method.
+                group.rows.append(row)
+                group.signals.append(signal)
                 waiting.n_rows += 1
-                return True
-            return self._take_in(request)
+                if waiting.n_rows >= self._look_at:
+                    self._look()
+                return group
+            group = Group([row], loop, [signal])
+            if not self._take_in(group):
+                return None
+            gathering = self._gathering
+            if (
+                loop in gathering.unsettled  # so its turn is to come, which closes the group
+                and group.since > gathering.misses_until
+                and waiting.n_rows < self._max_queue
+            ):
+                self._open = group
+                self._look_at = gathering.next_sign(waiting.n_rows, self._max_queue)
+            return group
         finally:
             self._lock.release()
 
-    def withdraw(self, request: Request, *, expired: bool) -> None:
-        """Take a caller's row out, if it still waits, because its time is up or its caller gone."""
+    def push(self, group: Group) -> bool:
+        """Let *group*, of a single row, wait or share the run of an equal one.
+
+        Returns:
+            False if no row is taken, or none from this thread.
+
+        Raises:
+            OverloadedError: If there is no room, or no time.
+        """
         with self._lock:
-            if not request.waits:
+            return self._take_in(group)
+
+    def withdraw(self, group: Group, signal: Any, *, expired: bool) -> None:
+        """Take out the row of *signal*, if it still waits, because its time is up or its caller gone."""
+        with self._lock:
+            if not group.waits:
                 return
-            unwanted: Request | None = request
-            if request.key is not None:
-                unwanted = self._flights.leave(request)
-            if unwanted is not None:
-                self._waiting.remove(unwanted)
+            if group.key is not None:
+                unwanted = self._flights.leave(group)
+                if unwanted is None:
+                    return
+                group, (signal,) = unwanted, unwanted.signals
+            if self._waiting.remove(group, signal):
                 self._tally.left(expired=expired)
                 if not self._waiting.n_rows:
-                    self._gathering.since, self._turning = None, False
-                unwanted.row = None
+                    self._gathering.since = None
+                if not group.waits:
+                    self._open = _CLOSED
 
     def settle(self, loop: AbstractEventLoop) -> None:
         """Let the callers of a batch, which have their answers now, come back. Runs in their loop."""
@@ -161,11 +189,11 @@ class Queue:
             self._wake.notify()
         return True
 
-    def close(self, *, drain: bool) -> tuple[list[Request], list[WarmUp]]:
+    def close(self, *, drain: bool) -> tuple[list[Group], list[WarmUp]]:
         """Take no more rows; unless *drain*, return what waits, which will not run."""
         with self._lock:
-            self.closing, self._turning = True, False
-            dropped: list[Request] = []
+            self.closing, self._open = True, _CLOSED
+            dropped: list[Group] = []
             warm_ups: list[WarmUp] = []
             if not drain:
                 dropped, warm_ups = self._drop(), list(self._warm_ups)
@@ -186,12 +214,10 @@ class Queue:
                 self.clock.wait(self._ended, left)
         return True
 
-    def running(self) -> list[Request]:
+    def running(self) -> list[Group]:
         """Return the callers of the batch that runs, those included that share its runs."""
         with self._lock:
-            return [
-                caller for request in self._running for caller in (request, *(request.others or ()))
-            ]
+            return [caller for group in self._running for caller in (group, *(group.others or ()))]
 
     def stats(self, runner: Runner, *, locked: bool = True) -> BatcherStats:
         """Return what has been done so far, all figures of the same moment if *locked*.
@@ -201,37 +227,37 @@ class Queue:
         with self._lock if locked else nullcontext():
             counts, recent = self._tally.stats(
                 n_waiting=self._waiting.n_rows,
-                n_running=len(self._running),
+                n_running=self._n_running,
                 n_calls=runner.calls,
                 limit=min(self._gathering.full, runner.limit),
                 max_wait=self._gathering.max_wait,
             )
         return with_quantiles(counts, recent)
 
-    def _join(self, request: Request) -> bool:
-        """Let *request* share the run of a row of the same key, if there is one."""
-        if request.key is None:
+    def _join(self, group: Group) -> bool:
+        """Let *group* share the run of a row of the same key, if there is one."""
+        if group.key is None:
             return False
-        leader = self._flights.leader(request)
+        leader = self._flights.leader(group)
         if leader is None:
             return False
-        self._flights.join(request, leader, self._waiting)
+        self._flights.join(group, leader, self._waiting)
         self._tally.joined += 1
         return True
 
-    def _take_in(self, request: Request) -> bool:
+    def _take_in(self, group: Group) -> bool:
         """Do all that may have to be done for a row that has come."""
         if self.closing or get_ident() == self.device:
             return False
-        now = request.since = self._now()
+        now = group.since = self._now()
         waiting, gathering = self._waiting, self._gathering
-        if not request.plain or waiting.n_rows >= self._max_queue:
-            if self._join(request):
-                return True
-            self._admit(request, now)
-            if request.key is not None:
-                self._flights.lead(request)
-        waiting.push(request)
+        if self._join(group):
+            return True
+        self._admit(group, now)
+        if group.key is not None:
+            self._flights.lead(group)
+        self._open = _CLOSED  # what comes from now on comes after this one
+        waiting.push(group)
         gathering.arrived(now)
         if gathering.since is None and self._free:
             gathering.since = now
@@ -240,22 +266,25 @@ class Queue:
                 # looks again by itself before max_wait is over.
                 self._asleep = False
                 self._wake.notify()
-        n_rows, loop = waiting.n_rows, request.loop
+        n_rows, loop = waiting.n_rows, group.loop
         if self._free and gathering.complete(n_rows):
             self._wake.notify()
-        elif gathering.max_wait and loop is not None and n_rows < gathering.full:
+            if n_rows < gathering.full:
+                return True  # they leave now; another turn to wait for would hold them back
+        if loop is not None and loop not in gathering.unsettled:
             # Also while the device is busy: it may become free in the middle of this loop's turn.
-            if loop not in gathering.unsettled:
-                gathering.unsettled.add(loop)
-                loop.call_soon(self._turn, loop, 1)
-            if now > gathering.misses_until:
-                # Until there are so many that something may be done, its rows need no look.
-                self._turning = loop
-                self._look_at = gathering.rows_until(n_rows, self._max_queue)
+            gathering.unsettled.add(loop)
+            loop.call_soon(self._turn, loop, 1)
         return True
 
-    def _admit(self, request: Request, now: float) -> None:
-        """Raise if there is no room for *request*, or its time would be up before its result."""
+    def _look(self) -> None:
+        """Close the open group, and run what waits if a free device shall wait for no more."""
+        self._open = _CLOSED
+        if self._free and self._gathering.complete(self._waiting.n_rows):
+            self._wake.notify()
+
+    def _admit(self, group: Group, now: float) -> None:
+        """Raise if there is no room for *group*, or its time would be up before its result."""
         full = self._gathering.full
         if self._waiting.n_rows >= self._max_queue:
             self._tally.reject("queue full")
@@ -265,35 +294,39 @@ class Queue:
                 name=self._name,
                 retry_after=None if after is None else after + self._rest(now),
             )
-        if request.expires is None:
+        if group.expires is None:
             return
         self._timed = True
-        ahead = self._waiting.ahead(request.priority)
+        ahead = self._waiting.ahead(group.priority)
         # An idle device takes every row: its figures may be out of date, and only a run can tell.
-        if not (self._running or ahead >= full):
+        if not (self._n_running or ahead >= full):
             return
         done = self._pace.until_done(ahead, full)
-        if done is not None and now + self._rest(now) + done > request.expires:
+        if done is not None and now + self._rest(now) + done > group.expires:
             self._tally.reject("deadline")
             raise OverloadedError(
                 self._name,
-                f"a result is expected in {done + self._rest(now):.3g} s, and the caller waits {request.allowed:.3g} s",
+                f"a result is expected in {done + self._rest(now):.3g} s, and the caller waits {group.allowed:.3g} s",
                 retry_after=self._rest(now) + done,
             )
 
     def _rest(self, now: float) -> float:
         """Return how much longer the batch that runs will take."""
-        if not self._running:
+        if not self._n_running:
             return 0.0
-        return max(self._sealed_at + (self._pace.seconds(len(self._running)) or 0.0) - now, 0.0)
+        return max(self._sealed_at + (self._pace.seconds(self._n_running) or 0.0) - now, 0.0)
 
     def _turn(self, loop: AbstractEventLoop, left: int) -> None:
         """Let the loop turn *left* times more, then say that its callers have settled. Runs in the loop."""
         with self._lock:
             gathering, n_rows = self._gathering, self._waiting.n_rows
+            self._open = _CLOSED  # those of one turn count as having come together
+            if (
+                n_rows >= gathering.full
+            ):  # nothing is waited for, and the next row may have its turns again
+                left = 0
             if not left:
                 gathering.settled(loop)
-                self._turning = False
             leaves = self._free and n_rows > 0 and gathering.complete(n_rows)
             if leaves:
                 self._wake.notify()
@@ -314,28 +347,31 @@ class Queue:
             if waiting.n_rows >= 2 * n_rows and n_rows < self._largest:
                 # An objective holds batches small. A backlog of more than two says that the load needs larger ones.
                 n_rows = min(waiting.n_rows // 2, self._largest)
-            batch = waiting.pop_many(n_rows)
-            late: list[Request] = []
-            if self._timed and any(request.expires is not None for request in batch):
+            n_waiting = waiting.n_rows
+            batch = waiting.take(n_rows)
+            late: list[Group] = []
+            if self._timed and any(group.expires is not None for group in batch):
                 batch, late = self._on_time(batch, n_rows, now)
-            self._running, self._sealed_at, self._turning = batch, now, False
-            gathering.sealed(len(batch), now)
+            self._running, self._sealed_at = batch, now
+            self._n_running = n_waiting - waiting.n_rows - n_rows_of(late)
+            self._open = _CLOSED
+            gathering.sealed(self._n_running, now)
         return Taken(batch, late)
 
     def ran(
-        self, batch: list[Request], n_failed: int, loops: Collection[AbstractEventLoop | None]
-    ) -> list[tuple[int, Request]]:
+        self, batch: list[Group], n_failed: int, loops: Collection[AbstractEventLoop | None]
+    ) -> list[tuple[int, Group]]:
         """Count a batch that is done, before its callers know; return who else shares its runs, with their leaders' places."""
         pace, gathering = self._pace, self._gathering
         with self._lock:
-            now = self._now()
-            self._running = []
-            self._tally.ran(batch, n_failed, self._sealed_at, now)
-            pace.observe(len(batch), now - self._sealed_at)
+            now, n_rows = self._now(), self._n_running
+            self._running, self._n_running = [], 0
+            self._tally.ran(batch, n_rows, n_failed, self._sealed_at, now)
+            pace.observe(n_rows, now - self._sealed_at)
             if pace.target is not None:
                 gathering.full = pace.most_rows()
                 gathering.max_wait = pace.longest_wait(gathering.full, self._max_wait)
-            gathering.answered(self._waiting.n_rows, len(batch), loops)
+            gathering.answered(self._waiting.n_rows, n_rows, loops)
             return self._flights.land(batch) if self._flights else []
 
     def observe(self, n_rows: int, seconds: float) -> None:
@@ -350,22 +386,22 @@ class Queue:
             self._ended.notify_all()
 
     def _on_time(
-        self, batch: list[Request], n_rows: int, now: float
-    ) -> tuple[list[Request], list[Request]]:
+        self, batch: list[Group], n_rows: int, now: float
+    ) -> tuple[list[Group], list[Group]]:
         """Put aside the rows whose time is up, and fill up with the next ones."""
-        good: list[Request] = []
-        late: list[Request] = []
+        good: list[Group] = []
+        late: list[Group] = []
         while batch:
-            for request in batch:
-                (late if request.expired(now) else good).append(request)
-            batch = self._waiting.pop_many(n_rows - len(good))
-        self._tally.expired += len(late)
+            for group in batch:
+                (late if group.expired(now) else good).append(group)
+            batch = self._waiting.take(n_rows - n_rows_of(good))
+        self._tally.expired += n_rows_of(late)
         return good, [*late, *[other for _, other in self._flights.land(late)]]
 
-    def _drop(self) -> list[Request]:
-        rows = list(self._waiting.pop())
-        self._tally.cancelled += len(rows)
-        return [*rows, *[other for _, other in self._flights.land(rows)]]
+    def _drop(self) -> list[Group]:
+        groups = self._waiting.take(self._waiting.n_rows)
+        self._tally.cancelled += n_rows_of(groups)
+        return [*groups, *[other for _, other in self._flights.land(groups)]]
 
     def _gather(self) -> bool:
         """Wait, holding the lock, until there is something to do; False if there will be nothing."""

@@ -10,7 +10,7 @@ from mlkit.telemetry import Sample
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mlkit.inference._online.requests import Request
+    from mlkit.inference._online.groups import Group
 
 __all__ = ["BatcherStats", "Quantiles", "Tally", "as_samples", "with_quantiles"]
 
@@ -89,8 +89,8 @@ class BatcherStats(NamedTuple):
         return rows / self.n_batches if self.n_batches else 0.0
 
 
-# Of a batch when its rows came, when it left and when it was done.
-_Ran = tuple[list[float], float, float]
+# Of a batch when its rows came and how many at a time, when it left and when it was done.
+_Ran = tuple[list[tuple[float, int]], float, float]
 
 
 @final
@@ -127,17 +127,20 @@ class Tally:
         """Count a row that was refused."""
         self.rejects[reason] = self.rejects.get(reason, 0) + 1
 
-    def ran(self, batch: list[Request], n_failed: int, sealed_at: float, now: float) -> None:
+    def ran(
+        self, batch: list[Group], n_rows: int, n_failed: int, sealed_at: float, now: float
+    ) -> None:
         """Count a batch that is done."""
-        n_rows = len(batch)
         self.failed += n_failed
         self.done += n_rows - n_failed
         self.sizes[n_rows] = self.sizes.get(n_rows, 0) + 1
-        self._recent.append(([request.since for request in batch], sealed_at, now))
+        came = [(group.since, len(group.signals)) for group in batch]
+        self._recent.append((came, sealed_at, now))
         self._n_recent += n_rows
         if self._n_recent >= 2 * _RECENT:
-            while self._n_recent - len(self._recent[0][0]) >= _RECENT:
-                self._n_recent -= len(self._recent.popleft()[0])
+            while (left := self._n_recent - sum([n for _, n in self._recent[0][0]])) >= _RECENT:
+                self._recent.popleft()
+                self._n_recent = left
 
     def stats(
         self, *, n_waiting: int, n_running: int, n_calls: int, limit: int, max_wait: float
@@ -170,8 +173,12 @@ class Tally:
 def with_quantiles(stats: BatcherStats, recent: list[_Ran]) -> BatcherStats:
     """Return *stats* with the quantiles of the *recent* batches."""
     return stats._replace(
-        latency=_quantiles([done - at for came, _, done in recent for at in came]),
-        waited=_quantiles([left - at for came, left, _ in recent for at in came]),
+        latency=_quantiles(
+            [done - at for came, _, done in recent for at, n in came for _ in range(n)]
+        ),
+        waited=_quantiles(
+            [left - at for came, left, _ in recent for at, n in came for _ in range(n)]
+        ),
     )
 
 
