@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlkit.errors import CollateError, ConfigurationError, RowError
+from mlkit.errors import CollateError, ConfigurationError, InferenceError, RowError
 from mlkit.inference import Batcher, collate, map_batches
 
 if TYPE_CHECKING:
@@ -265,3 +266,37 @@ def test_a_checkpoint_holds_outputs_of_transformers(tmp_path: Path) -> None:
         assert result["logits"] is result.logits
         assert result.to_tuple()[1][1].tolist() == [2.0, 2.0]
         assert result.loss is None
+
+
+# ---------------------------------------------------------------------- what results hold on to
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_results_hold_no_autograd_graph(device: Any) -> None:
+    layer = torch.nn.Linear(2, 3)
+    results = list(map_batches(lambda batch: layer(batch), torch.ones(4, 2), device=device))
+    assert layer(torch.ones(2)).requires_grad
+    assert not any(result.requires_grad or result.grad_fn for result in results)
+
+
+def test_a_forked_child_is_told_that_rows_are_read_ahead_in_its_parent() -> None:
+    results = map_batches(lambda batch: batch.sum(1), ROWS, batch_size=2, prefetch=1)
+    assert float(next(results)) == 1.0
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            signal.alarm(60)  # it once waited for ever
+            next(results)  # of the batch that is there
+            next(results)
+        except InferenceError as error:
+            status = 0 if "forked" in str(error) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert [float(one) for one in results] == [5.0, 9.0, 13.0, 17.0, 21.0]
+
+
+def test_a_wrong_length_is_said_to_be_of_a_row() -> None:
+    with pytest.raises(ConfigurationError, match="takes a row"):
+        map_batches(len, ROWS, length=3)  # type: ignore[call-overload]

@@ -41,10 +41,10 @@ def bucket_sizes(
     return sizes
 
 
-def plain_callable(argument: str, fn: object) -> None:
+def plain_callable(argument: str, fn: object, *, of: str = "a batch") -> None:
     """Refuse what cannot be called, and coroutine functions."""
     if not callable(fn):
-        raise ConfigurationError(argument, fn, "a callable that takes a batch")
+        raise ConfigurationError(argument, fn, f"a callable that takes {of}")
     if is_async(fn):
         raise ConfigurationError(
             argument,

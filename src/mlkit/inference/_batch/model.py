@@ -163,7 +163,7 @@ class Model:
     def __call__(self, batch: Any, row: Any) -> Any:
         """Return the function's output for *batch*, on the side where *row*, one of its rows, lives.
 
-        Its arrays and tensors are copies: a function may write its next output over this one.
+        Its arrays and tensors are copies, without a graph: a function may write its next output over this one.
         """
         if not self.tensors:
             return map_leaves(_copied, self._fn(batch))
@@ -292,18 +292,18 @@ def _on_a_device(leaf: Any) -> bool:
 
 def _copied(leaf: Any) -> Any:
     if is_tensor(leaf):
-        return leaf.clone()
+        return leaf.detach().clone()  # a graph would keep all activations of the batch
     return leaf.copy() if is_array(leaf) else leaf
 
 
 def _to_cpu(leaf: Any) -> Any:
-    return leaf.cpu() if _on_a_device(leaf) else _copied(leaf)
+    return leaf.detach().cpu() if _on_a_device(leaf) else _copied(leaf)
 
 
 def _to_numpy(leaf: Any) -> Any:
     if not is_tensor(leaf):
         return _copied(leaf)
-    leaf = _to_cpu(leaf.detach())
+    leaf = _to_cpu(leaf)
     if str(leaf.dtype) == "torch.bfloat16":  # numpy has none; float32 holds each of its values
         leaf = leaf.float()
     return leaf.numpy()

@@ -229,7 +229,8 @@ def map_batches(
             is pickled, or is a `Loaded` model, which is loaded once in each worker. *device* is looked for there.
 
     Returns:
-        An iterator over the results. Those made of arrays and tensors are views into their batch. If *rows* is a
+        An iterator over the results. Those made of arrays and tensors are views into a copy of their batch's output, which
+        has no autograd graph. If *rows* is a
         dataset of the engine, e.g. a Spark DataFrame, a dataset of the results, which runs when the engine runs it.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from os import getpid
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit.errors import InferenceError
@@ -119,13 +120,14 @@ class _Ahead:
         self._room = Semaphore(n_ahead)
         self._ready: SimpleQueue[Chunk | None] = SimpleQueue()
         self._closed = False
+        self._process = getpid()
         self._thread = Thread(
             target=copy_context().run, args=(self._work,), name="mlkit-rows", daemon=True
         )
         self._thread.start()
 
     def chunks(self) -> Iterator[Chunk]:
-        while (chunk := self._ready.get()) is not None:
+        while (chunk := self._next()) is not None:
             last = chunk.last
             # The caller runs this one, so that another may wait.
             self._room.release()
@@ -136,6 +138,14 @@ class _Ahead:
         raise InferenceError(
             "the iterator of rows raised what is no Exception, and its thread ended"
         )
+
+    def _next(self) -> Chunk | None:
+        if getpid() != self._process:
+            raise InferenceError(
+                "the process was forked, and the thread that reads rows ahead is in the other one; "
+                "call map_batches in the process that takes its results, or without prefetch="
+            )
+        return self._ready.get()
 
     def close(self) -> None:
         self._closed = True

@@ -69,7 +69,7 @@ class Ways:
     ) -> Ways:
         """Return what the arguments of `map_batches` come to, or refuse what cannot be together."""
         if length is not None:
-            plain_callable("map_batches(length=...)", length)
+            plain_callable("map_batches(length=...)", length, of="a row")
         if window is not None:
             window = whole("map_batches(window=...)", window, low=1, also="None or ")
         ladder = check_widths("map_batches(widths=...)", widths)
