@@ -16,6 +16,8 @@ library = pytest.importorskip("ray", reason="the extra ray is not installed")
 
 from mlkit.integrations.ray import ray  # noqa: E402
 
+ray_engine = ray
+
 pytestmark = [
     pytest.mark.timeout(240),
     # Ray's own, on its way to other versions of itself and of what it uses.
@@ -80,6 +82,53 @@ def test_a_dataset_gets_the_results_as_columns():
     assert bad["y"] is None or np.isnan(bad["y"])
     assert all(row["y"] == row["data"][0] and row["name"] == "r" for row in got)
     assert [row["error"] for row in got] == [None] * 29
+
+
+def test_a_missing_value_spoils_no_other_row_and_no_column():
+    import pyarrow as pa
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    none = ray.data.from_arrow(pa.table({"i": pa.array([], pa.int64())}))
+    assert (
+        map_batches(lambda batch: batch["i"], none, engine=ray_engine(n_workers=1)).take_all() == []
+    )
+    large = [None if i == 7 else 2**53 + i for i in range(12)]
+    lists = [[1, None if i == 7 else 2] for i in range(12)]
+    table = pa.table({"i": range(12), "x": large, "v": lists})
+
+    def text(batch):
+        return {"y": [f"{x} {v}" for x, v in zip(batch["x"], batch["v"], strict=True)]}
+
+    scored = map_batches(
+        text, ray.data.from_arrow(table), engine=ray_engine(n_workers=1), on_error="return"
+    )
+    got = sorted(scored.take_all(), key=lambda row: row["i"])
+    assert [row["i"] for row in got if row["error"]] == [7]
+    assert [row["x"] for row in got] == large
+    assert [row["y"] for row in got if row["i"] != 7] == [
+        f"{2**53 + i} [1 2]" for i in range(12) if i != 7
+    ]
+
+
+def test_a_block_of_pandas_and_results_that_arrow_does_not_know():
+    import pandas as pd
+    import ray.data
+
+    frame = pd.DataFrame({"x": np.arange(6.0), "k": list("abcdef")}, index=range(10, 16))
+
+    def mixed(batch):
+        if 2.0 in batch["x"]:
+            raise ArithmeticError
+        return {"t": batch["x"] * 2, "o": [{"a": k} for k in batch["k"]]}
+
+    scored = map_batches(
+        mixed, ray.data.from_pandas(frame), engine=ray_engine(n_workers=1), on_error="skip"
+    )
+    got = sorted(scored.take_all(), key=lambda row: row["x"])
+    assert [(row["x"], row["k"], row["t"], row["o"]) for row in got] == [
+        (x, k, 2 * x, {"a": k}) for x, k in zip(range(6), "abcdef", strict=True) if x != 2
+    ]
 
 
 def test_more_than_the_cluster_has_is_refused_at_the_call():

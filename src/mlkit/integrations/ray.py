@@ -114,7 +114,7 @@ class RayEngine:
             _Blocks,
             fn_constructor_args=(work, self._threads()),
             batch_size=_BLOCK,
-            batch_format="numpy",
+            batch_format=None,
             compute=data.ActorPoolStrategy(min_size=1, max_size=self._most()),
             num_cpus=self._n_cpus,
             num_gpus=self._n_gpus,
@@ -251,22 +251,57 @@ class _Session:
 
 
 class _Blocks:
-    """What Ray Data makes in its actors: from a block's columns to more columns."""
+    """What Ray Data makes in its actors: from a block to a block with more columns."""
 
     def __init__(self, work: Work, threads: int) -> None:
         self._work, self._threads = work, threads
         self._n_blocks = 0
 
-    def __call__(self, columns: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, block: Any) -> Any:
         import numpy as np
+        from ray.data.block import BlockAccessor
 
+        columns = _values(block, BlockAccessor.for_block(block).to_numpy())
         run = self._work.partition(self._n_blocks)
         self._n_blocks += 1
         results = run(tables.rows_of(columns), threads=self._threads)
         kept, new = tables.added(results, self._work.on_error)
+        more = {name: _column(np, values) for name, values in new.items()}
         if kept is not None:
-            columns = {name: column[kept] for name, column in columns.items()}
-        return {**columns, **{name: _column(np, values) for name, values in new.items()}}
+            block = BlockAccessor.for_block(block).take(kept)
+        return _extended(block, BlockAccessor.batch_to_block(more))
+
+
+def _values(block: Any, columns: dict[str, Any]) -> dict[str, Any]:
+    """Return *columns*, but those anew of which numpy has made floats, because of a number that is missing."""
+    import pyarrow as pa
+
+    if not isinstance(block, pa.Table):
+        return columns
+    anew = {
+        field.name: tables.values_of(block.column(field.name).combine_chunks())
+        for field in block.schema
+        if pa.types.is_integer(field.type) or pa.types.is_list(field.type)
+    }
+    return {**columns, **anew}
+
+
+def _extended(block: Any, more: Any) -> Any:
+    """Return *block* with the columns of *more*, and its own as they are."""
+    import pyarrow as pa
+
+    if not (isinstance(block, pa.Table) and isinstance(more, pa.Table)):
+        from ray.data.block import BlockAccessor
+
+        frame = BlockAccessor.for_block(more).to_pandas()
+        return BlockAccessor.for_block(block).to_pandas().reset_index(drop=True).assign(**frame)
+    for name in more.column_names:
+        place = block.schema.get_field_index(name)
+        if place < 0:
+            block = block.append_column(name, more.column(name))
+        else:
+            block = block.set_column(place, name, more.column(name))
+    return block
 
 
 def _column(np: Any, values: list[Any]) -> Any:
