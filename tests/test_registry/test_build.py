@@ -584,3 +584,20 @@ def test_what_may_be_a_name_is_still_an_unknown_name():
     for spec in ("convv", {"type": "{type: conv}"}):
         with pytest.raises(SpecError, match="unknown name"):
             encoders.build(spec)
+
+
+def test_each_build_of_a_spec_has_lists_and_dicts_of_its_own():
+    things = Registry[object]("things")
+
+    @things.register("spoiler")
+    def spoiler(rows: list[int], named: dict[str, list[int]]):
+        rows.append(9)
+        named["a"].append(9)
+        return rows, named
+
+    spec = Spec({"type": "spoiler", "rows": [1], "named": {"a": [2]}})
+    for _ in range(2):
+        assert things.build(spec) == ([1, 9], {"a": [2, 9]})
+        assert spec.compile(things)() == ([1, 9], {"a": [2, 9]})
+    given = {"type": "spoiler", "rows": [1], "named": {"a": [2]}}
+    assert things.build(given)[0] is given["rows"]
