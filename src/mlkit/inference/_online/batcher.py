@@ -496,6 +496,7 @@ class Batcher(Generic[_Row, _Result]):
         self, group: Group, limit: tuple[str, float | None], priority: int, key: Hashable
     ) -> Group | None:
         """Let *group* wait with what its caller asks for; return None if it is not taken."""
+        group.alone = True
         group.priority = whole("priority", priority, low=-(2**63), high=2**63 - 1)
         argument, allowed = limit
         if allowed is not None:

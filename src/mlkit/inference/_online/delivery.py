@@ -29,8 +29,8 @@ def deliver(
         settle: Called in each loop when all its callers have their answers.
         forget: Called for each loop that turns out to be closed.
     """
-    (loop, *others) = loops
-    if loop is not None and not others:  # as nearly always
+    loop = next(iter(loops))
+    if loop is not None and len(loops) == 1:  # as nearly always
         _wake(loop, groups, outcomes, settle, forget)
         return
     theirs: dict[AbstractEventLoop, tuple[list[Group], list[Any]]] = {}

@@ -65,10 +65,8 @@ class Gathering:
 
     def next_sign(self, n_rows: int, most: int) -> int:
         """Return at how many rows, more than *n_rows* and at most *most*, to look again whether a batch is complete."""
-        sign = min(n_rows + _IN_SIGHT, most)
-        if n_rows < self.full:
-            sign = min(sign, self.full)
-        return min(sign, self.due) if n_rows < self.due else sign
+        sign = self.due if n_rows < self.due < self.full else self.full
+        return min(sign if n_rows < sign else most, n_rows + _IN_SIGHT, most)
 
     def complete(self, n_rows: int) -> bool:
         """Return whether no more rows are expected."""

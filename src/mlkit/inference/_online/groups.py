@@ -41,6 +41,7 @@ class Group:
         key: What equal rows have in common, or None.
         leader: The group whose run this one shares, or None.
         others: The groups that share the run of this one, or None.
+        alone: Whether no other row may join it.
         gone: Whether its own caller has left, and it waits on behalf of *others*.
         waits: Whether it is in the queue, or shares a run that has not ended; a new one is as good as in the queue.
         outcome: The result, or `Failed`, of a blocking caller's row.
@@ -53,6 +54,7 @@ class Group:
     key: Hashable = None
     leader: Group | None = None
     others: list[Group] | None = None
+    alone: bool = False
     gone: bool = False
     waits: bool = True
     outcome: Any = PENDING
@@ -91,9 +93,8 @@ def n_rows_of(groups: Iterable[Group]) -> int:
 
 def take_rows(groups: Sequence[Group]) -> list[Any]:
     """Take the rows out of *groups*, whose callers may keep them for longer than their company's rows shall stay."""
-    first, *more = groups
-    rows, first.rows = first.rows, []
-    for group in more:
+    rows, groups[0].rows = groups[0].rows, []
+    for group in groups[1:]:
         rows += group.rows
         group.rows = []
     return rows
@@ -157,24 +158,26 @@ class Waiting:
     def take(self, n_rows: int) -> list[Group]:
         """Take out groups of the next *n_rows* together, or all if there are fewer."""
         taken: list[Group] = []
-        for priority in sorted(self._levels, reverse=True):
-            level = self._levels[priority]
+        levels = self._levels
+        for priority in sorted(levels, reverse=True) if len(levels) > 1 else (0,):
+            level = levels[priority]
             while level and n_rows:
                 group = level[0]
                 if not group.waits:
                     self._marks -= 1
                     level.popleft()
                     continue
-                if len(group.signals) > n_rows:
-                    group = group.cut(n_rows)
+                n_of_it = len(group.signals)
+                if n_of_it > n_rows:
+                    group, n_of_it = group.cut(n_rows), n_rows
                 else:
                     level.popleft()
                 group.waits = False
-                n_rows -= len(group.signals)
-                self.n_rows -= len(group.signals)
+                n_rows -= n_of_it
+                self.n_rows -= n_of_it
                 taken.append(group)
             if priority and not level:
-                del self._levels[priority]
+                del levels[priority]
         return taken
 
     def _sweep(self) -> None:

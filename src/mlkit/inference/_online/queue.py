@@ -127,17 +127,7 @@ class Queue:
                     self._look()
                 return group
             group = Group([row], loop, [signal])
-            if not self._take_in(group):
-                return None
-            gathering = self._gathering
-            if (
-                loop in gathering.unsettled  # so its turn is to come, which closes the group
-                and group.since > gathering.misses_until
-                and waiting.n_rows < self._max_queue
-            ):
-                self._open = group
-                self._look_at = gathering.next_sign(waiting.n_rows, self._max_queue)
-            return group
+            return group if self._take_in(group) else None
         finally:
             self._lock.release()
 
@@ -246,18 +236,23 @@ class Queue:
         return True
 
     def _take_in(self, group: Group) -> bool:
-        """Do all that may have to be done for a row that has come."""
+        """Take *group*, of a single row, into the queue or into the run of an equal one; False if no row is taken."""
         if self.closing or get_ident() == self.device:
             return False
         now = group.since = self._now()
-        waiting, gathering = self._waiting, self._gathering
         if self._join(group):
             return True
         self._admit(group, now)
         if group.key is not None:
             self._flights.lead(group)
         self._open = _CLOSED  # what comes from now on comes after this one
-        waiting.push(group)
+        self._waiting.push(group)
+        self._came(group, now)
+        return True
+
+    def _came(self, group: Group, now: float) -> None:
+        """See what *group*, which waits now, means for the device, for its loop and for the next rows."""
+        gathering = self._gathering
         gathering.arrived(now)
         if gathering.since is None and self._free:
             gathering.since = now
@@ -266,16 +261,20 @@ class Queue:
                 # looks again by itself before max_wait is over.
                 self._asleep = False
                 self._wake.notify()
-        n_rows, loop = waiting.n_rows, group.loop
+        n_rows, loop = self._waiting.n_rows, group.loop
         if self._free and gathering.complete(n_rows):
             self._wake.notify()
             if n_rows < gathering.full:
-                return True  # they leave now; another turn to wait for would hold them back
-        if loop is not None and loop not in gathering.unsettled:
+                return  # they leave now; another turn to wait for would hold them back
+        if loop is None:
+            return
+        if loop not in gathering.unsettled:
             # Also while the device is busy: it may become free in the middle of this loop's turn.
             gathering.unsettled.add(loop)
             loop.call_soon(self._turn, loop, 1)
-        return True
+        if not group.alone and now > gathering.misses_until and n_rows < self._max_queue:
+            self._open = group  # until the next turn at the latest
+            self._look_at = gathering.next_sign(n_rows, self._max_queue)
 
     def _look(self) -> None:
         """Close the open group, and run what waits if a free device shall wait for no more."""
@@ -347,13 +346,12 @@ class Queue:
             if waiting.n_rows >= 2 * n_rows and n_rows < self._largest:
                 # An objective holds batches small. A backlog of more than two says that the load needs larger ones.
                 n_rows = min(waiting.n_rows // 2, self._largest)
-            n_waiting = waiting.n_rows
             batch = waiting.take(n_rows)
             late: list[Group] = []
             if self._timed and any(group.expires is not None for group in batch):
                 batch, late = self._on_time(batch, n_rows, now)
             self._running, self._sealed_at = batch, now
-            self._n_running = n_waiting - waiting.n_rows - n_rows_of(late)
+            self._n_running = n_rows_of(batch)
             self._open = _CLOSED
             gathering.sealed(self._n_running, now)
         return Taken(batch, late)
