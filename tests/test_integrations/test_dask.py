@@ -83,6 +83,17 @@ def deadly(batch):
     return batch
 
 
+def slow_negative(batch):
+    time.sleep(0.01)
+    return -batch
+
+
+def strict_about_7(batch):
+    if 7 in batch:
+        raise ArithmeticError("seven")
+    return batch
+
+
 def score(table):
     if 7 in table["x"]:
         raise ValueError("seven")
@@ -200,6 +211,73 @@ def test_a_data_frame_gets_the_results_as_columns(client):
     ]
     series = map_batches(np.negative, rows["x"], engine=dask(client, meta={"result": "f8"}))
     assert series.compute()["result"].tolist() == [-float(i) for i in range(10)]
+
+
+def test_a_missing_value_spoils_no_other_block(client):
+    import pandas as pd
+    from dask import dataframe
+
+    n = 4_200  # more than one block
+    values = pd.array([2**53 + i for i in range(n)], dtype="Int64")
+    values[4_150] = pd.NA
+    rows = dataframe.from_pandas(pd.DataFrame({"x": values}), npartitions=1)
+    engine = dask(client, meta={"y": object})
+    scored = map_batches(
+        lambda table: {"y": [str(x) for x in table["x"]]}, rows, engine=engine, on_error="return"
+    )
+    got = scored.compute()
+    assert [i for i, error in enumerate(got["error"]) if isinstance(error, str)] == [4_150]
+    assert [got["y"][i] for i in (0, 4_149, 4_199)] == [str(2**53 + i) for i in (0, 4_149, 4_199)]
+
+
+def test_rows_wait_for_workers_that_come_and_go(client):
+    cluster = client.cluster
+    rows = iter(range(300))
+    results = map_batches(slow_negative, rows, batch_size=4, engine=dask(client))
+    got = [int(next(results))]
+    cluster.scale(0)
+    got += [int(next(results))]
+    cluster.scale(2)
+    got += [int(one) for one in results]
+    assert got == [-i for i in range(300)]
+
+
+def test_an_asynchronous_client_is_refused(client):
+    import asyncio
+
+    async def refused():
+        async with distributed.Client(client.scheduler.address, asynchronous=True) as other:
+            with pytest.raises(ConfigurationError, match="asynchronous=False"):
+                dask(other)
+
+    asyncio.run(refused())
+
+
+def test_threads_of_this_process_can_be_the_workers(tmp_path):
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=2, processes=False, dashboard_address=":0"
+        ) as cluster,
+        distributed.Client(cluster) as other,
+    ):
+        results = list(
+            map_batches(
+                strict_about_7, range(100), batch_size=8, on_error="return", engine=dask(other),
+                checkpoint=tmp_path / "kept",
+            )
+        )  # fmt: skip
+        again = map_batches(
+            strict_about_7,
+            range(100),
+            batch_size=8,
+            on_error="return",
+            checkpoint=tmp_path / "kept",
+        )
+        assert [str(one) for one in again] == [str(one) for one in results]
+    assert [i for i, one in enumerate(results) if isinstance(one, RowError)] == [7]
+    assert [int(one) for i, one in enumerate(results) if i != 7] == [
+        i for i in range(100) if i != 7
+    ]
 
 
 def test_what_a_dataset_cannot_have_is_refused(client, tmp_path):
