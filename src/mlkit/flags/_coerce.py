@@ -118,14 +118,11 @@ def less(left: Any, right: Any, compare: Callable[[Any, Any], bool]) -> bool:
         right: A JSON value.
         compare: One of the ordering functions of `operator`.
     """
-    one, two = _ordered(left), _ordered(right)
+    one = text(left) if type(left) in {list, dict} else left
+    two = text(right) if type(right) in {list, dict} else right
     if type(one) is str and type(two) is str:
         return compare(one, two)
     return compare(number(left), number(right))
-
-
-def _ordered(value: Any) -> Any:
-    return text(value) if type(value) in {list, dict} else value
 
 
 def reduced(value: float) -> float:
