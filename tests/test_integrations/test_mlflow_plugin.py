@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import json
 import math
 import os
@@ -35,19 +34,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-_spec = importlib.util.spec_from_file_location(
-    "mlkit_tests_faults", Path(__file__).with_name("test_mlflow_faults.py")
-)
-faults = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = faults
-_spec.loader.exec_module(faults)
 
-
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory):
-    servers = faults.Servers(tmp_path_factory.mktemp("servers"))
-    yield servers
-    servers.close()
+@pytest.fixture
+def servers(mlflow_servers):
+    return mlflow_servers
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +314,7 @@ def test_what_mlflow_refuses_is_refused_at_the_call(database):
         mlflow.log_param("lr", 1)
         mlflow.log_param("lr", 1)
         with pytest.raises(
-            MlflowException, match="Changing param values is not allowed.*'lr'.*'1'.*'2'"
+            MlflowException, match=r"Changing param values is not allowed.*'lr'.*'1'.*'2'"
         ):
             mlflow.log_param("lr", 2)
         for call in (

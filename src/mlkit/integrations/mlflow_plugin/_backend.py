@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import os
 import re
+import ssl
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -25,6 +26,7 @@ LET_GO_TAG = "mlkit.let_go"  # of a run that goes on though its process has ende
 _PREFIX = "mlkit+"
 _OURS = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 _ANSWER_WITHIN = 2.0
+_CREATE_WITHIN = 60.0  # seconds; what is late is made though nobody waits for it any more
 _UP_FOR, _DOWN_FOR = 2.0, 5.0  # seconds for which an answer about the server's health holds
 
 
@@ -189,6 +191,36 @@ class Backend:
             self.learn(run_id, found)
         return self._theirs[run_id]
 
+    def create(self, endpoint: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Have a server make something, and ask it once only.
+
+        MLflow's client repeats a request whose answer was lost, and whatever that had made is there twice then. Who calls this
+        looks for it first.
+
+        Raises:
+            MlflowException: If the server does not answer, or refuses.
+        """
+        from mlflow.utils.credentials import get_default_host_creds
+        from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+        path = f"/api/2.0/mlflow/{endpoint}"
+
+        def ask() -> Any:
+            answer = http_request(
+                get_default_host_creds(self.uri),
+                path,
+                "POST",
+                json={key: one for key, one in content.items() if one is not None},
+                max_retries=0,
+                retry_codes=(),
+                timeout=_CREATE_WITHIN,
+                raise_on_status=False,
+            )
+            return verify_rest_response(answer, path).json()
+
+        found: dict[str, Any] = self.guard(endpoint, ask)
+        return found
+
     def search(self, condition: str) -> str | None:
         """Return the id of a run, the first one if there are several."""
         from mlflow.entities import ViewType
@@ -274,7 +306,7 @@ class Backend:
                 raise_on_status=False,
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody answers
-            return f"{type(error).__name__}, no answer within {_ANSWER_WITHIN:g} s"
+            return _cause(error)
         status = int(answer.status_code)
         if status == 429 or status >= 500:
             return f"status {status}"
@@ -294,3 +326,16 @@ def _shown(uri: str) -> str:
     """Return an address without what may be a password."""
     scheme, _, rest = uri.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+def _cause(error: BaseException) -> str:
+    """Return what has kept an answer away, of which MLflow's own error tells at great length."""
+    chain = [error]
+    while (below := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(below)
+    for one in chain:
+        if isinstance(one, ssl.SSLError):
+            return f"TLS: {clip(str(one), 200)}; see MLFLOW_TRACKING_SERVER_CERT_PATH"
+        if isinstance(one, TimeoutError):
+            return f"no answer within {_ANSWER_WITHIN:g} s"
+    return f"{type(chain[-1]).__name__}: {clip(str(chain[-1]), 120)}"

@@ -35,31 +35,45 @@ class DeliveredModels:
 
     def create(self, call: dict[str, Any]) -> None:
         """Make a model, unless it is there."""
-        from mlflow.entities import LoggedModelParameter, LoggedModelTag
         from mlflow.exceptions import MlflowException
 
         ours = call["model_id"]
         try:
+            self._found = None  # the answer to an earlier request may have been lost
             if ours in self._models():
                 return
             about = call["experiment"]
             known = str(about["experiment_id"])
             tags = {**call["tags"], MODEL_TAG: ours, _FOLDER_TAG: call["folder"]}
-            self._models()[ours] = self._backend.call(
-                "create_logged_model",
-                experiment_id=find_or_make(self._backend, about)
-                if known.startswith("mlkit-")
-                else known,
-                name=call["name"],
-                source_run_id=self._run_id,
-                tags=[LoggedModelTag(key, value) for key, value in tags.items()],
-                params=[LoggedModelParameter(key, value) for key, value in call["params"].items()],
-                model_type=call["model_type"],
-            )
+            experiment = find_or_make(self._backend, about) if known.startswith("mlkit-") else known
+            self._models()[ours] = self._create(experiment, tags, call)
         except MlflowException as error:
             if error.error_code not in {"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"}:
                 raise
             self._absent.add(ours)
+
+    def _create(self, experiment: str, tags: dict[str, str], call: dict[str, Any]) -> Any:
+        from mlflow.entities import LoggedModelParameter, LoggedModelTag
+
+        about = {
+            "experiment_id": experiment,
+            "name": call["name"],
+            "source_run_id": self._run_id,
+            "model_type": call["model_type"],
+        }
+        if not self._backend.is_http:
+            return self._backend.call(
+                "create_logged_model",
+                **about,
+                tags=[LoggedModelTag(key, value) for key, value in tags.items()],
+                params=[LoggedModelParameter(key, value) for key, value in call["params"].items()],
+            )
+        entries = {
+            field: [{"key": key, "value": value} for key, value in pairs.items()]
+            for field, pairs in (("tags", tags), ("params", call["params"]))
+        }
+        answer = self._backend.create("logged-models", {**about, **entries})
+        return self._backend.call("get_logged_model", answer["model"]["info"]["model_id"])
 
     def do(self, call: dict[str, Any]) -> None:
         """Do to a model what was done to the one that stood in."""

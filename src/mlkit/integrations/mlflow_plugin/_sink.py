@@ -148,7 +148,6 @@ class StoreSink:
         Raises:
             SinkUnavailableError: If it cannot be made; the cause may be mended, so nothing is set aside.
         """
-        from mlflow.entities import RunTag
         from mlflow.exceptions import MlflowException
 
         info, backend = self._info, self._backend
@@ -163,17 +162,13 @@ class StoreSink:
             tags = {**call["tags"], RUN_TAG: info.id}
             if _PARENT in tags:
                 tags[_PARENT] = self._parent(tags[_PARENT])
-            made = backend.call(
-                "create_run",
-                experiment_id=experiment,
-                user_id=call["user_id"],
-                start_time=call["start_time"],
-                tags=[RunTag(key, value) for key, value in tags.items()],
-                run_name=call["run_name"],
-            )
+            # The answer to an earlier request may have been lost.
+            theirs = backend.search(f"tags.`{RUN_TAG}` = '{info.id}'")
+            if theirs is None:
+                theirs = _create_run(backend, str(experiment), tags, call)
         except MlflowException as error:
             raise SinkUnavailableError(f"{error.error_code}: {error.message}") from error
-        self._go_on(str(made.info.run_id))
+        self._go_on(theirs)
 
     def _go_on(self, theirs: str) -> None:
         """Open the inner sink with the run that is in MLflow; it finds it by the same tag."""
@@ -309,6 +304,26 @@ class StoreSink:
         run = self._store.get_run(self._run_id)
         if run.info.status == "RUNNING" and LET_GO_TAG not in run.data.tags:
             self._update("KILLED", round(at * 1000), None)
+
+
+def _create_run(
+    backend: Backend, experiment: str, tags: dict[str, str], call: dict[str, Any]
+) -> str:
+    """Have MLflow make a run and return its id."""
+    from mlflow.entities import RunTag
+
+    about = {
+        "experiment_id": experiment,
+        "user_id": call["user_id"],
+        "start_time": call["start_time"],
+        "run_name": call["run_name"],
+    }
+    if backend.is_http:
+        entries = [{"key": key, "value": value} for key, value in tags.items()]
+        answer = backend.create("runs/create", {**about, "tags": entries})
+        return str(answer["run"]["info"]["run_id"])
+    entities = [RunTag(key, value) for key, value in tags.items()]
+    return str(backend.call("create_run", **about, tags=entities).info.run_id)
 
 
 def _put(repository: Any, path: Any, name: PurePosixPath) -> None:
