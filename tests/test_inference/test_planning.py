@@ -1,6 +1,7 @@
 """Rows of different lengths: put together by what they cost, in order again at the end."""
 
 import itertools
+import threading
 import weakref
 
 import numpy as np
@@ -503,3 +504,78 @@ def test_widths_are_kept_to():
 def test_wrong_arguments_are_refused_at_the_call(options, words):
     with pytest.raises(ConfigurationError, match=words):
         map_batches(total, [], **options)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "tensors"])
+def test_with_prefetch_a_window_s_next_batch_is_collated_while_the_model_runs(kind):
+    rows = [np.arange(1, 2 + place % 40) for place in range(800)]
+    if kind == "tensors":
+        rows = [torch.from_numpy(row) for row in rows]
+    here, threads, ahead, ran = threading.current_thread(), set(), set(), set()
+    changed, seen = threading.Condition(), []
+
+    class Row(dict):
+        """Says when its leaf is asked for in another thread."""
+
+        def __getitem__(self, key):
+            if threading.current_thread() is not here:
+                with changed:
+                    threads.add(threading.current_thread())
+                    ahead.add(int(super().__getitem__("place")))
+                    changed.notify_all()
+            return super().__getitem__(key)
+
+    def model(batch):
+        with changed:
+            ran.update(batch["place"].tolist())
+            # The last batch of a window has none after it; until enough is learned, none is made ahead.
+            seen.append(changed.wait_for(lambda: bool(ahead - ran), timeout=0.02))
+        return batch["x"].values.sum(axis=1)
+
+    dicts = [Row(x=row, place=place) for place, row in enumerate(rows)]
+    results = map_batches(model, dicts, batch_size=8, pad={"x": 0}, window=400, prefetch=1)
+    assert [int(one) for one in results] == [int(row.sum()) for row in rows]
+    assert sum(seen) > 50
+    assert all(thread.name.startswith("mlkit-batches") for thread in threads)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "return", "skip"])
+@pytest.mark.parametrize("bad", [0, 333, 799])
+def test_a_bad_row_is_found_whether_or_not_batches_are_made_ahead(on_error, bad):
+    def model(batch):
+        if (batch.values == 999).any():
+            raise ValueError("bad")
+        return batch.values.sum(axis=1)
+
+    rows = [np.full(1 + place % 40, 999 if place == bad else 1) for place in range(800)]
+    outcomes = []
+    for prefetch in (0, 1):
+        got = []
+        try:
+            for one in map_batches(
+                model,
+                rows,
+                batch_size=8,
+                pad=0,
+                window=400,
+                prefetch=prefetch,
+                on_error=on_error,
+            ):
+                got.append(str(one) if isinstance(one, RowError) else int(one))
+        except RowError as error:
+            got.append(str(error))
+        outcomes.append(got)
+    assert outcomes[0] == outcomes[1]
+    assert len(outcomes[0]) == {"raise": bad + 1, "return": 800, "skip": 799}[on_error]
+
+
+def test_memory_that_runs_out_with_a_batch_made_ahead_costs_no_row():
+    def model(batch):
+        if batch.values.size > 100:
+            raise MemoryError
+        return batch.values.sum(axis=1)
+
+    rows = [np.ones(1 + place % 40) for place in range(2000)]
+    results = list(map_batches(model, rows, batch_size=64, pad=0, window=1000, prefetch=1))
+    assert [int(one) for one in results] == [len(row) for row in rows]

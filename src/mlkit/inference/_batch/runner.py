@@ -206,6 +206,7 @@ class Runner:
         if self._collate is not None or not self._example or not 0 < len(rows) <= self._limit:
             return None  # a function of the user's own runs in one thread
         try:
+            self._model.enter_thread()
             if self._misfit(self._example[0], rows[0]) is not None:
                 return None
             batch = stack(

@@ -45,7 +45,14 @@ class Exact:
         self._runners: dict[tuple[int, ...], Runner] = {}  # which one is right for these widths
         self.failed = False
 
-    def run(self, rows: Sequence[Any], *, hasty: bool, done: Callable[[int], object]) -> list[Any]:
+    def run(
+        self,
+        rows: Sequence[Any],
+        *,
+        hasty: bool,
+        ahead: bool,  # noqa: ARG002 - a batch that is not run first would not have been tried
+        done: Callable[[int], object],
+    ) -> list[Any]:
         """Return for each row its result or a `Failure`, in order; None after a failure if *hasty*."""
         results: list[Any] = [None] * len(rows)
         try:

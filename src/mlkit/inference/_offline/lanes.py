@@ -27,10 +27,10 @@ class Lane(NamedTuple):
     runner: Runner
     way: Way | None
 
-    def run(self, rows: list[Any], *, hasty: bool) -> list[Any]:
+    def run(self, rows: list[Any], *, hasty: bool, ahead: bool) -> list[Any]:
         """Return for each row its result or a `Failure`, in order."""
         if self.way is not None:
-            return self.way.run(rows, hasty=hasty, done=_nobody)
+            return self.way.run(rows, hasty=hasty, ahead=ahead, done=_nobody)
         return self.runner.run(rows)
 
 
@@ -56,11 +56,13 @@ class Lanes:
         rows: Sequence[Any],
         *,
         hasty: bool,
+        ahead: bool,
         done: Callable[[int], object],  # noqa: ARG002 - it is for one thread
     ) -> list[Any]:
         """Return for each row its result or a `Failure`, in order; None after a failure if *hasty*."""
         from concurrent.futures import ThreadPoolExecutor
         from contextvars import copy_context
+        from functools import partial
 
         first = self._lanes[0].runner
         results: list[Any] = [None] * len(rows)
@@ -69,7 +71,7 @@ class Lanes:
             # The first rows alone settle what all rows must look like.
             begin = 0 if first.example else min(first.limit, len(rows), _FIRST)
             if begin:
-                results[:begin] = self._lanes[0].run(list(rows[:begin]), hasty=hasty)
+                results[:begin] = self._lanes[0].run(list(rows[:begin]), hasty=hasty, ahead=ahead)
             for lane in self._lanes[1:]:
                 lane.runner.resume(first.example, lane.runner.learned, worked=first.worked)
             for lane in self._lanes:
@@ -77,7 +79,10 @@ class Lanes:
             with ThreadPoolExecutor(n, thread_name_prefix="mlkit-lane") as pool:
                 shares = [
                     pool.submit(
-                        copy_context().run, _share, lane, list(rows[begin + turn :: n]), hasty
+                        copy_context().run,
+                        partial(
+                            _share, lane, list(rows[begin + turn :: n]), hasty=hasty, ahead=ahead
+                        ),
                     )
                     for turn, lane in enumerate(self._lanes)
                 ]
@@ -93,11 +98,11 @@ def _nobody(_: int) -> None:
     """Tell nobody: the lanes' threads are not the caller's."""
 
 
-def _share(lane: Lane, rows: list[Any], hasty: bool) -> list[Any]:  # noqa: FBT001 - from one call in this file
+def _share(lane: Lane, rows: list[Any], *, hasty: bool, ahead: bool) -> list[Any]:
     if not rows:
         return []
     lane.runner.enter_thread()
-    return lane.run(rows, hasty=hasty)
+    return lane.run(rows, hasty=hasty, ahead=ahead)
 
 
 def replicas(fn: Any, devices: Sequence[Any]) -> list[Callable[[Any], Any]]:

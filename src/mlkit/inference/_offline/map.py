@@ -284,7 +284,7 @@ def map_batches(
     runner, sizes = set_up(fn, **options)
     runner.check_device()
     if isinstance(runner, Steps):
-        runner.hasty = on_error == "raise"
+        runner.hasty, runner.ahead = on_error == "raise", n_ahead > 0
     try:
         source = iter(rows)
     except TypeError as error:  # an array without axes, for one

@@ -20,9 +20,12 @@ class Way(Protocol):
         """Whether some rows of the last run may have failed."""
         ...
 
-    def run(self, rows: Sequence[Any], *, hasty: bool, done: Callable[[int], object]) -> list[Any]:
+    def run(
+        self, rows: Sequence[Any], *, hasty: bool, ahead: bool, done: Callable[[int], object]
+    ) -> list[Any]:
         """Return for each row its result or a `Failure`, in order; None after a failure if *hasty*.
 
+        With *ahead*, a thread may collate the next batch while one runs.
         *done* is told of rows that have run, in this thread; of fewer than all, if the way cannot tell.
         """
         ...
@@ -43,6 +46,7 @@ class Steps:
     Attributes:
         name: What events call the job.
         hasty: Whether the job ends at its first bad row.
+        ahead: Whether a thread may collate the next batch while one runs.
         finished: What to tell how many rows have just run, or None.
         told: How many rows of the last run it was told of.
     """
@@ -57,14 +61,14 @@ class Steps:
         self._runner, self._way, self._description = runner, way, description
         self._others = others
         self.name = runner.name
-        self.hasty = False
+        self.hasty = self.ahead = False
         self.finished: Callable[[int], object] | None = None
         self.told = 0
 
     def run(self, rows: Sequence[Any]) -> list[Any]:
         """Return for each row its result or a `Failure`, in order."""
         self.told = 0
-        return self._way.run(rows, hasty=self.hasty, done=self._done)
+        return self._way.run(rows, hasty=self.hasty, ahead=self.ahead, done=self._done)
 
     def _done(self, n_rows: int) -> None:
         if self.finished is not None:

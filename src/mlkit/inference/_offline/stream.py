@@ -96,7 +96,10 @@ class Job:
                 del stored
                 if last:
                     return
-        stage = self._runner.stage if isinstance(self._runner, Runner) else None
+        stage = None
+        if self._prefetch and isinstance(self._runner, Runner):
+            self._runner.leave_thread()
+            stage = self._runner.stage
         for chunk in chunks(self._source, self._sizes, self._prefetch, stage):
             results = self._run(chunk)
             error = chunk.error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current
@@ -12,7 +13,10 @@ from mlkit.inference._offline.cost import learned_for
 from mlkit.inference._offline.plan import cut, spread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
+    from concurrent.futures import Future
+
+    from mlkit.inference._batch.model import Staged
 
 __all__ = ["Planner"]
 
@@ -44,22 +48,25 @@ class Planner:
     def __init__(self, runner: Runner, measure: Callable[[Any], Any]) -> None:
         self._runner, self._measure = runner, measure
         self._learned = learned_for(*runner.identity)
-        self._hasty, self._end = False, 0
+        self._hasty, self._end, self._ahead = False, 0, False
         self._done: Callable[[int], object] | None = None
         self.failed = False
 
-    def run(self, rows: Sequence[Any], *, hasty: bool, done: Callable[[int], object]) -> list[Any]:
+    def run(
+        self, rows: Sequence[Any], *, hasty: bool, ahead: bool, done: Callable[[int], object]
+    ) -> list[Any]:
         """Return for each row its result or a `Failure`, in order.
 
         Args:
             rows: The rows.
             hasty: Whether nothing after a bad row is wanted: such a row has None.
+            ahead: Whether a thread may make the next batch while one runs.
             done: Is told of each batch how many rows it had.
         """
         results: list[Any] = [None] * len(rows)
         try:
             self.failed = False
-            self._hasty, self._end, self._done = hasty, len(rows), done
+            self._hasty, self._end, self._ahead, self._done = hasty, len(rows), ahead, done
             lengths = self._lengths(rows, results)
             self._settle(rows)
             todo = sorted(range(len(rows)), key=lengths.__getitem__)
@@ -137,13 +144,46 @@ class Planner:
         # The longest first, so that memory runs out early if it does; while learning, of all lengths.
         turns = spread(len(parts)) if learning else range(len(parts) - 1, -1, -1)
         left = set(range(len(parts)))
-        for turn in turns:
-            left.discard(turn)
-            cap = learned.cap
-            renewed = self._batch(rows, self._wanted(parts[turn]), lengths, results)
-            if learned.cap < cap or (learning and (renewed or learned.cap > cap)):
-                break
+        with closing(self._staged(rows, parts, turns, ahead=not learning)) as batches:
+            for turn, part, staged in batches:
+                left.discard(turn)
+                cap = learned.cap
+                renewed = self._batch(rows, part, lengths, results, staged)
+                del staged
+                if learned.cap < cap or (learning and (renewed or learned.cap > cap)):
+                    break
         return self._wanted([place for turn in sorted(left) for place in parts[turn]])
+
+    def _staged(
+        self, rows: Sequence[Any], parts: list[list[int]], turns: Iterable[int], *, ahead: bool
+    ) -> Generator[tuple[int, list[int], Staged | None], None, None]:
+        """Yield the parts in their turns, each with its batch if a thread has made it while the one before ran."""
+        runner = self._runner
+        if not (ahead and self._ahead and len(parts) > 1):
+            for turn in turns:
+                yield turn, self._wanted(parts[turn]), None
+            return
+        from concurrent.futures import ThreadPoolExecutor
+        from contextvars import copy_context
+
+        runner.leave_thread()
+        with ThreadPoolExecutor(1, thread_name_prefix="mlkit-batches") as pool:
+
+            def begun(turn: int) -> tuple[int, list[int], Future[Staged | None]]:
+                part = self._wanted(parts[turn])
+                some = [rows[place] for place in part]
+                return turn, part, pool.submit(copy_context().run, runner.stage, some)
+
+            following = map(begun, turns)
+            coming = next(following, None)
+            while coming is not None:
+                turn, part, making = coming
+                staged = making.result()
+                del making, coming
+                coming = next(following, None)
+                wanted = self._wanted(part)  # a row may have failed meanwhile
+                yield turn, wanted, staged if len(wanted) == len(part) else None
+                del staged
 
     def _wanted(self, part: list[int]) -> list[int]:
         """Return the places that a job which ends at its first bad row still asks for."""
@@ -152,7 +192,12 @@ class Planner:
         return part
 
     def _batch(
-        self, rows: Sequence[Any], part: list[int], lengths: list[int], results: list[Any]
+        self,
+        rows: Sequence[Any],
+        part: list[int],
+        lengths: list[int],
+        results: list[Any],
+        staged: Staged | None = None,
     ) -> bool:
         """Run one batch and learn from it; return whether it changed what batches are thought to cost."""
         if not part:
@@ -166,7 +211,7 @@ class Planner:
             runner.wait()  # what was given to it before is not this batch's
         n_calls, clock = runner.calls, current()
         start = clock.monotonic()
-        outcome = runner.run([rows[place] for place in part])
+        outcome = runner.run([rows[place] for place in part], staged)
         if measured:
             runner.wait()
         seconds = clock.monotonic() - start
