@@ -393,6 +393,25 @@ def test_on_cuda_results_are_those_of_the_cpu(network, options):
 
 @gpu
 @pytest.mark.gpu
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_on_cuda_planned_rows_have_the_results_of_the_cpu(prefetch):
+    rows = [torch.arange(1.0, 2 + place % 50) for place in range(2000)]
+    results = map_batches(
+        lambda batch: (batch.values * batch.mask).sum(1) / batch.lengths,
+        rows,
+        batch_size=16,
+        pad=0,
+        window=500,
+        device="cuda",
+        prefetch=prefetch,
+    )
+    for result, row in zip(results, rows, strict=True):
+        assert result.device.type == "cpu"
+        assert torch.allclose(result, row.mean())
+
+
+@gpu
+@pytest.mark.gpu
 def test_on_cuda_a_model_that_waits_for_the_device_is_not_recorded(network):
     from mlkit.testing import record_events
 
