@@ -356,7 +356,7 @@ def test_a_large_answer_is_not_read_to_its_end(site, packed):
 
     site.respond = respond
     with pytest.raises(FlagFileError, match="more than 1000 bytes"):
-        Flags.from_url(site.url, max_bytes=1000)
+        Flags.from_url(site.url, max_bytes=1000, timeout=600)
     assert sum(sent) < 100_000_000
     assert len(site.asked) == 1
 

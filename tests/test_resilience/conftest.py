@@ -8,6 +8,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def _nobody_holds_a_lock_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine whoever has the lock of a storage may not come to let go of it within a quarter of a second."""
+    monkeypatch.setattr("mlkit.resilience._storage._PATIENCE", 60.0)
+
+
 @pytest.fixture(scope="module")
 def _older_than_the_module() -> Iterator[None]:
     """Keep the collector from looking through what was there before, which is most of what there is."""
