@@ -342,7 +342,7 @@ class Provider:
         sdk, evaluator = self._sdk, self._evaluator
         if evaluator is None:
             code = sdk.codes["PROVIDER_NOT_READY"]
-            return sdk.details(default, code, "initialize was not called", sdk.error)
+            return sdk.details(default, code, "initialize was not called, or failed", sdk.error)
         if context is None:
             answer = evaluator.details(key, kind, None, {})
         else:
