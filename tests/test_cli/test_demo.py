@@ -35,7 +35,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return out, json.loads(done.stdout)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(1200)
 def test_every_request_is_answered_and_the_rollout_is_taken_back(told) -> None:
     out, report = told
     assert report["requests"] == 1_000
@@ -128,7 +128,7 @@ def test_there_is_a_picture(told) -> None:
     assert len(picture) > 5_000
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(1200)
 def test_it_reruns_to_the_identical_fingerprint(told) -> None:
     out, report = told
     done = demo(out)

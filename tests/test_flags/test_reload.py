@@ -393,7 +393,7 @@ def test_a_forked_child_goes_on_watching(path):
     assert process.stdout.readline() == "child 1\n"
     replace(path, text(f=2))
     assert process.stdout.readline() == "status 0\n"
-    assert process.wait(60) == 0
+    assert process.wait(300) == 0
     process.stdout.close()
 
 

@@ -18,7 +18,7 @@ distributed = pytest.importorskip("distributed", reason="the extra dask is not i
 
 from mlkit.integrations.dask import dask  # noqa: E402
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")

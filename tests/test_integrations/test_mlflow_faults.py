@@ -191,7 +191,7 @@ class Servers:
             if proxy.mode != "refuse":
                 proxy.shutdown()
             proxy.server_close()
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=300)
 
 
 class Stored:

@@ -554,7 +554,7 @@ def server(place):
         process.wait()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_server_over_http_does_the_same(server, place, capsys):
     store = MlflowModelStore(server, cache=place / "cache", who="ada")
     version = store.save("ranker", {"w": np.arange(3.0)}, spec={"k": 3}, metrics={"a": 0.5})

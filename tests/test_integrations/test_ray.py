@@ -19,7 +19,7 @@ from mlkit.integrations.ray import ray  # noqa: E402
 ray_engine = ray
 
 pytestmark = [
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(1200),
     # Ray's own, on its way to other versions of itself and of what it uses.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

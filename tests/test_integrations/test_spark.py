@@ -21,7 +21,7 @@ if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
 from mlkit.integrations.spark import spark
 
 pytestmark = [
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(1200),
     # PySpark's own: it asks for an older pandas, and its gateway leaves sockets to the garbage collector.
     pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning"),
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),

@@ -147,7 +147,7 @@ def test_what_wandb_sync_has_uploaded_is_not_uploaded_again(server, tmp_path):
         (folder,) = folders
         command = [sys.executable, "-m", "wandb", "sync", str(folder)]
         uploaded = subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+            command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
         )
         assert "Finished syncing" in uploaded.stdout + uploaded.stderr
         assert list(folder.glob("*.synced"))

@@ -220,7 +220,7 @@ def test_at_every_point(folder, what):
         [sys.executable, "-c", SCRIPT, str(folder), what, *ways],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     seen = json.loads(result.stdout)

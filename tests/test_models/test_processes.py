@@ -77,7 +77,7 @@ def test_eight_processes_save_promote_roll_back_delete_and_collect(tmp_path):
     workers = start(tmp_path, 8, 5)
     results = []
     for worker in workers:
-        out, _ = worker.communicate(timeout=60)
+        out, _ = worker.communicate(timeout=300)
         assert worker.returncode == 0
         results.append(json.loads(out))
     store = ModelStore(tmp_path)
@@ -172,4 +172,4 @@ def test_a_forked_child_uses_the_store_of_its_parent(tmp_path):
         assert [version.number for version in store.versions("m")] == [1, 2, 3, 4, 5]
         """
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=300)

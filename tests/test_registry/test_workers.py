@@ -174,7 +174,7 @@ def test_what_only_a_script_registered_is_said(jobs, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     said = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, script], capture_output=True, text=True, timeout=300, check=True
     ).stdout
     assert said.startswith("SpecError type: unknown name 'net' in registry 'jobs")
     assert "registered in the script or notebook of another process: move it to a module" in said

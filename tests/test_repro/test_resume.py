@@ -36,7 +36,7 @@ def run(folder, jobs, *, hash_seed="random"):
         env={"PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 

@@ -146,7 +146,7 @@ def test_many_processes_use_one_cache(tmp_path, folder):
     )
     command = [sys.executable, "-c", code, str(folder), str(tmp_path / "cache.db")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    outputs = [process.communicate(timeout=60)[0] for process in running]
+    outputs = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [0] * 4
     assert set("".join(outputs).split()) == {fingerprint(folder)}
 

@@ -98,7 +98,7 @@ def in_subprocess(seed, hash_seed):
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
     )
     return done.stdout.strip()
 

@@ -214,6 +214,6 @@ _thread.kept = [chain, mlkit.telemetry]  # a module that is taken apart after ou
 del chain
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
     )
     assert (done.returncode, done.stderr) == (0, "")

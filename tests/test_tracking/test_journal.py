@@ -241,7 +241,7 @@ def test_a_fork_while_a_thread_logs_does_not_hang_the_child(tmp_path):
         print(run.dir)
     """
     process = script(code, tmp_path)
-    run_dir = process.communicate(timeout=60)[0].strip()
+    run_dir = process.communicate(timeout=300)[0].strip()
     assert sorted(point.value for point in read(run_dir).metrics["child"]) == list(range(30))
 
 

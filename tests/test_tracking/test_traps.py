@@ -143,7 +143,7 @@ def test_workers_of_a_data_loader_log_into_the_run(tmp_path):
     """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), tmp_path],
-        capture_output=True, text=True, check=False, timeout=100,
+        capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     data = read(done.stdout.strip())
@@ -221,7 +221,7 @@ def test_two_processes_on_one_run_mix_nothing(tmp_path):
         for number in (1, 2)
     ]  # fmt: skip
     for worker in workers:
-        worker.communicate(b".", timeout=60)
+        worker.communicate(b".", timeout=300)
         assert worker.returncode == 0
     data = read(tmp_path / "job")
     assert sorted(p.value for p in data.metrics["loss"]) == [1.0] * 500 + [2.0] * 500
