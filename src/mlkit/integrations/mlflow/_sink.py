@@ -66,6 +66,8 @@ class MlflowSink:
 
     Args:
         tracking_uri: `"sqlite:///mlflow.db"` (or another database) or `"http://host:5000"`.
+        keep_names: Whether every name is one that MLflow takes, and is kept as it is; false by default, so that no two names
+            become one.
 
     Raises:
         ConfigurationError: If that is no tracking URI that MLflow writes to.
@@ -79,7 +81,7 @@ class MlflowSink:
     tracking_uri: str
     run_id: str
 
-    def __init__(self, tracking_uri: str) -> None:
+    def __init__(self, tracking_uri: str, *, keep_names: bool = False) -> None:
         if not isinstance(tracking_uri, str) or "://" not in tracking_uri:
             raise ConfigurationError(
                 "MlflowSink(tracking_uri)",
@@ -100,6 +102,7 @@ class MlflowSink:
         """The URI, with the path of a database file made absolute."""
         self.run_id = ""
         """MLflow's id of the run; empty before `open`."""
+        self._keep_names = keep_names
         self._store: Store | None = None
         self._points_at_once = _MOST_POINTS
 
@@ -264,7 +267,7 @@ class MlflowSink:
 
     def _key(self, record: Record, tags: dict[str, str]) -> str:
         """Return the name under which MLflow takes a record, and note the old one if it differs."""
-        if record.kind not in {"metric", "param", "tag"}:
+        if self._keep_names or record.kind not in {"metric", "param", "tag"}:
             return record.key
         key = safe_key(record.key)
         if key != record.key:

@@ -50,7 +50,7 @@ class StoreSink:
     """
 
     def __init__(self, tracking_uri: str) -> None:
-        self._inner = MlflowSink(tracking_uri)
+        self._inner = MlflowSink(tracking_uri, keep_names=True)
         self._info: RunInfo | None = None
         self._backend: Backend | None = None
         self._models: DeliveredModels | None = None
