@@ -31,6 +31,7 @@ def run(bench: Bench) -> None:
     wall, bench.clock = bench.clock, time.thread_time
     _offline(bench, "map rows through a network", model, rows)
     _offline(bench, "map rows through a sum (overhead)", lambda batch: batch.sum(axis=1), rows)
+    _planned(bench, 1024 if bench.quick else 4096)
     _exactly(bench, rows)
     _kept(bench, "map rows through a network and keep the results", model, rows)
     _per_row(bench, rows)
@@ -104,6 +105,57 @@ def _offline(bench: Bench, work: str, model: Callable[[Any], Any], rows: list[An
         equal=same,
         rounds=3 if bench.quick else 9,
     )
+
+
+def _planned(bench: Bench, n: int) -> None:
+    """Rows of several lengths through a sum: what planning costs beside sorting and padding by hand."""
+    draw = np.random.default_rng(0)
+    lengths = np.clip(draw.lognormal(3.3, 0.8, n).astype(int), 1, 256)
+    rows = [draw.integers(1, 1000, length) for length in lengths]
+
+    def model(values: Any) -> Any:
+        return values.sum(axis=1)
+
+    def padded(batch: Any) -> Any:
+        return model(batch.values)
+
+    def by_hand(window: int) -> list[Any]:
+        results: list[Any] = []
+        for start in range(0, len(rows), window):
+            some = rows[start : start + window]
+            sizes = [len(row) for row in some]
+            order = sorted(range(len(some)), key=sizes.__getitem__)
+            found: list[Any] = [None] * len(some)
+            part: list[int] = []
+            for place in [*order, None]:
+                if part and (place is None or sizes[place] * (len(part) + 1) > 4096):
+                    values = np.zeros((len(part), sizes[part[-1]]), np.int64)
+                    for row, index in enumerate(part):
+                        values[row, : sizes[index]] = some[index]
+                    for index, result in zip(part, model(values), strict=True):
+                        found[index] = result
+                    part = []
+                if place is not None:
+                    part.append(place)
+            results.extend(found)
+        return results
+
+    def ours(window: int) -> list[Any]:
+        return list(map_batches(padded, rows, batch_size="auto", pad=0, window=window))
+
+    for window in (4096, 128):
+        ours(window)  # what batches cost is known from here on
+        bench.compare(
+            f"plan rows of several lengths through a sum, window of {window:,} (overhead)",
+            {
+                "sort, pad and a loop": lambda window=window: by_hand(window),
+                "mlkit map_batches(batch_size='auto')": lambda window=window: ours(window),
+            },
+            baseline="sort, pad and a loop",
+            calls=len(rows),
+            equal=same,
+            rounds=3 if bench.quick else 15,
+        )
 
 
 def _kept(bench: Bench, work: str, model: Callable[[Any], Any], rows: list[Any]) -> None:

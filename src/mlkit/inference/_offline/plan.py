@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from itertools import accumulate
+from operator import mul
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,12 +57,18 @@ def _cheapest(lengths: Sequence[int], cost: Cost) -> list[int]:
     """Return where the batches of the cheapest partition end."""
     counts = Counter(lengths)  # in the order of the lengths; rows of one length are never parted
     before = [0, *accumulate(counts.values())]  # rows up to each distinct length
+    prices = [*map(cost.per_row, counts)]
+    if not prices:
+        return []
+    least_work = sum(map(mul, counts.values(), prices))
+    if before[-1] * prices[-1] - least_work <= cost.start:
+        return [before[-1]]  # a second batch would cost more than all the filling it saves
     total = [0.0]  # the least cost of the rows up to there
     origin = [0]  # where the last batch of it begins
     # Which beginnings are worth it for some price, the later ones for higher prices.
     hull: list[int] = []
     first = 0
-    for place, price in enumerate(map(cost.per_row, counts)):
+    for place, price in enumerate(prices):
         rows, least = before[place], total[place]
         while len(hull) - first >= 2:
             a, b = hull[-2:]
