@@ -190,7 +190,19 @@ class Uncopyable(Exception):
         super().__init__(one)
 
 
-@pytest.mark.parametrize("error", [ValueError("bad row"), Uncopyable(1, 2)])
+class WithoutTraceback(Exception):
+    def with_traceback(self, trace):
+        raise RuntimeError("no")
+
+
+class FatalToCopy(Exception):
+    def __copy__(self):
+        raise SystemExit
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad row"), Uncopyable(1, 2), WithoutTraceback(), FatalToCopy()]
+)
 def test_each_caller_of_a_shared_run_gets_an_error_of_its_own(error):
     def model(batch):
         raise error

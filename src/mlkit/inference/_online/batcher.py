@@ -14,14 +14,14 @@ from mlkit.errors import ConfigurationError
 from mlkit.inference._batch.check import is_coroutine_function
 from mlkit.inference._batch.model import name_of
 from mlkit.inference._batch.modes import Modes
-from mlkit.inference._batch.runner import Failure, Runner
+from mlkit.inference._batch.runner import Runner
 from mlkit.inference._online.awaited import Awaited
 from mlkit.inference._online.bell import Bell
-from mlkit.inference._online.delivery import deliver
-from mlkit.inference._online.groups import PENDING, Failed, Group, take_rows
+from mlkit.inference._online.device import Device
+from mlkit.inference._online.groups import PENDING, Failed, Group
 from mlkit.inference._online.process import forks
 from mlkit.inference._online.queue import LONGEST_WAIT, Queue
-from mlkit.inference._online.reasons import echo, error_for, refusal, still_runs, too_late
+from mlkit.inference._online.reasons import refusal, still_runs, too_late
 from mlkit.inference._online.stats import as_samples
 from mlkit.inference._online.warm_up import WarmUp
 from mlkit.telemetry import register
@@ -171,15 +171,15 @@ class Batcher(Generic[_Row, _Result]):
         name: str | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._awaited = Awaited(fn) if is_coroutine_function(fn) else None
+        awaited = Awaited(fn) if is_coroutine_function(fn) else None
         modes = Modes.chosen(owner="Batcher", autocast=autocast, compile=compile, graphs=graphs)
-        if self._awaited is not None and (graphs or compile):
+        if awaited is not None and (graphs or compile):
             which, given = ("graphs", graphs) if graphs else ("compile", compile)
             raise ConfigurationError(
                 f"Batcher({which}=...)", given, f"False for an async function: {name_of(fn)}"
             )
         self._runner = Runner(
-            fn if self._awaited is None else self._awaited,
+            fn if awaited is None else awaited,
             owner="Batcher",
             name=name,
             limit=("max_batch_size", max_batch_size),
@@ -202,13 +202,13 @@ class Batcher(Generic[_Row, _Result]):
             buckets=self._runner.buckets,
             target=target_latency,
         )
+        self._device = Device(self._runner, self._queue, awaited)
         self._given_clock = clock
         self._clock = current(clock)
         self._lock = threading.Lock()  # start against close; taken before the queue's, never after
         self._thread: threading.Thread | None = None
         self._pid: int | None = None
         self._forks = -1  # how often mlkit's first process had been forked at `start`
-        self._entered = False  # the device thread has its torch settings
         self._running_loop: Callable[[], AbstractEventLoop] = self._find_running_loop
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -242,7 +242,10 @@ class Batcher(Generic[_Row, _Result]):
                 self._queue.go_by(self._clock)
                 context = copy_context()
                 thread = threading.Thread(
-                    target=context.run, args=(self._run,), name=f"mlkit-{self.name}", daemon=True
+                    target=context.run,
+                    args=(self._device.run,),
+                    name=f"mlkit-{self.name}",
+                    daemon=True,
                 )
                 thread.start()  # may fail, and then nothing has happened
                 self._thread, self._pid = thread, os.getpid()
@@ -313,13 +316,13 @@ class Batcher(Generic[_Row, _Result]):
             )  # the thread to stop lives in the parent, and the lock may be held for ever
         with self._lock:
             thread = self._thread
-            self._stop(drain=drain)
+            self._device.stop(drain=drain)
         if thread is not None and self._queue.device != get_ident():
             if self._queue.wait_until_over(timeout):
                 thread.join()
             else:
-                self._stop(drain=False)
-                self._turn_away(
+                self._device.stop(drain=False)
+                self._device.turn_away(
                     self._queue.running(), lambda _: still_runs(self.name, timeout or 0.0)
                 )
         return self.stats()
@@ -535,92 +538,6 @@ class Batcher(Generic[_Row, _Result]):
     def __repr__(self) -> str:
         state = "new" if self._pid is None else "closed" if self._queue.closing else "running"
         return f"<Batcher {self.name!r} {state}, max_batch_size={self._largest}>"
-
-    # --- the device thread -----------------------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        self._queue.device = get_ident()
-        try:
-            while self._work():
-                pass
-        finally:
-            self._stop(drain=False)  # nobody waits for a thread that is no more
-            try:
-                if self._awaited is not None:
-                    self._awaited.close()
-            finally:
-                self._queue.over()
-
-    def _work(self) -> bool:
-        """Wait for something to do and do it; return False once closed and drained.
-
-        In a frame of its own: what an idle thread still names stays in memory, perhaps in the device's.
-        """
-        batch, late, warm_up = self._queue.take()
-        if late:
-            self._turn_away(late, lambda group: too_late(self.name, group.allowed))
-        if not self._entered and (batch or warm_up is not None):
-            self._runner.enter_thread()
-            self._entered = True
-        if batch:
-            self._serve(batch)
-        elif warm_up is not None:
-            warm_up.run(self._runner, self._clock, self._queue.observe)
-        goes_on = bool(batch or late or warm_up is not None)
-        # An error that a caller keeps also keeps this frame; the neighbours' data must not stay with it.
-        del batch, late, warm_up
-        return goes_on
-
-    def _serve(self, batch: list[Group]) -> None:
-        rows = take_rows(batch)
-        outcomes: list[Any]
-        failed = 0
-        try:
-            outcomes = self._runner.run(rows)
-            if self._runner.failed:
-                failed = self._give_errors(outcomes)
-        except BaseException as error:  # noqa: BLE001 - a thread that dies here leaves every caller waiting
-            outcomes = [Failure(error, len(rows))] * len(rows)
-            failed = self._give_errors(outcomes)
-        # Only then the outcomes: a blocking caller may look at any time, and whoever has an answer must find it counted.
-        loops = {group.loop for group in batch}
-        shared = self._queue.ran(batch, failed, loops)
-        if shared:
-            batch = [*batch, *[group for _, group in shared]]
-            outcomes = [*outcomes, *[self._again(outcomes[place]) for place, _ in shared]]
-            loops = {group.loop for group in batch}
-        deliver(batch, outcomes, loops, self._queue.settle, self._queue.forget)
-        del rows, outcomes, batch, shared  # as in `_work`
-
-    def _give_errors(self, outcomes: list[Any]) -> int:
-        """Put the error of each failure in its place; return how many there are."""
-        seen: set[int] = set()
-        failed = 0
-        for place, outcome in enumerate(outcomes):
-            if isinstance(outcome, Failure):
-                outcomes[place] = Failed(error_for(self.name, outcome, seen))
-                failed += 1
-        return failed
-
-    def _again(self, outcome: Any) -> Any:
-        """Return *outcome* for one more caller: the same result, or an error of its own."""
-        return Failed(echo(self.name, outcome.error)) if type(outcome) is Failed else outcome
-
-    def _turn_away(self, groups: list[Group], error: Callable[[Group], BaseException]) -> None:
-        """Answer callers whose rows will not run, or run too long, each with an error of its own."""
-        if groups:
-            outcomes = [Failed(error(group)) for group in groups for _ in group.signals]
-            loops = {group.loop for group in groups}
-            deliver(groups, outcomes, loops, None, self._queue.forget)
-
-    def _stop(self, *, drain: bool) -> None:
-        """Take no more rows; unless *drain*, answer those who wait."""
-        dropped, warm_ups = self._queue.close(drain=drain)
-        for group in dropped:
-            group.rows = []
-        self._turn_away(dropped, lambda _: refusal(self.name, self._pid, closed=True))
-        for warm_up in warm_ups:
-            warm_up.fail(refusal(self.name, self._pid, closed=True))
 
 
 def _is_plain_key(key: object) -> bool:

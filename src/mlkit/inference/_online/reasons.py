@@ -30,7 +30,8 @@ def error_for(name: str, failure: Failure, seen: set[int]) -> BaseException:
     # StopIteration means something else to whoever awaits; what is no Exception would end their task or loop.
     if alone and isinstance(error, Exception) and not isinstance(error, StopIteration):
         if failure.hint and failure.hint not in getattr(error, "__notes__", ()):
-            error.add_note(failure.hint)
+            with suppress(Exception):  # as above
+                error.add_note(failure.hint)
         return error
     try:
         words = f"{type(error).__name__}: {error}"
@@ -51,16 +52,16 @@ def echo(name: str, error: BaseException) -> BaseException:
 
     try:
         fresh = copy(error)
-    except Exception:  # noqa: BLE001 - a user's own error may not allow it
-        fresh = None
-    if type(fresh) is not type(error) or fresh is error:
-        fresh = InferenceError(
-            f"{name} failed on a row that several callers share: {type(error).__name__}"
-        )
-        fresh.__cause__ = error
-        return fresh
-    fresh.__cause__ = error.__cause__
-    return fresh.with_traceback(error.__traceback__)
+        if type(fresh) is type(error) and fresh is not error:
+            fresh.__cause__ = error.__cause__
+            return fresh.with_traceback(error.__traceback__)
+    except BaseException:  # noqa: BLE001, S110 - whatever a user's own error does, its callers wait for one
+        pass
+    wrapped = InferenceError(
+        f"{name} failed on a row that several callers share: {type(error).__name__}"
+    )
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def refusal(name: str, process: int | None, *, closed: bool) -> InferenceError:

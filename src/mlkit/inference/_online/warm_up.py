@@ -35,10 +35,18 @@ class WarmUp:
         self._seconds: dict[int, float] | None = None
         self._error: BaseException | None = None
 
-    def run(self, runner: Runner, clock: Clock, observe: Callable[[int, float], None]) -> None:
-        """Run it, and wake who waits. In the device thread; raises nothing."""
+    def run(
+        self,
+        enter: Callable[[], None],
+        runner: Runner,
+        clock: Clock,
+        observe: Callable[[int, float], None],
+    ) -> None:
+        """Prepare the thread by *enter*, run the batches, and wake who waits. In the device thread; raises nothing."""
         seconds: dict[int, float] = {}
+        size = 1
         try:
+            enter()
             for size in self._sizes:
                 for _ in range(_RUNS):
                     start = clock.monotonic()
