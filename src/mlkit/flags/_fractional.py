@@ -98,8 +98,8 @@ def compile_rollout(given: list[Any], codes: Sequence[Code], scope: Scope) -> Co
     """
     keyed = bool(given) and type(given[0]) not in {int, float}
     by, rest = (codes[0], codes[1:]) if keyed else (_default_key, codes)
-    if not 3 <= len(rest) <= 4:
-        return _nothing
+    if not 3 <= len(rest) <= 4 or (keyed and type(given[0]) not in {dict, type(None)}):
+        return _nothing  # as for flagd, a constant is nothing to bucket by
     before, after = (rest[2], rest[3]) if len(rest) == 4 else (_nothing, rest[2])
 
     def run(data: Any) -> Any:
