@@ -103,7 +103,7 @@ class Queue:
     def go_by(self, clock: Clock) -> None:
         """Take the time, by which rows wait and expire, from *clock*. Before the device thread starts."""
         self.clock = clock
-        # Once for each row: past the clock's own method, which only passes the question on.
+        # Perhaps once for each row: past the clock's own method, which only passes the question on.
         self._now = time.monotonic if clock is SYSTEM else clock.monotonic  # noqa: TID251
 
     # --- callers -------------------------------------------------------------------------------------------------
@@ -226,8 +226,6 @@ class Queue:
 
     def _join(self, group: Group) -> bool:
         """Let *group* share the run of a row of the same key, if there is one."""
-        if group.key is None:
-            return False
         leader = self._flights.leader(group)
         if leader is None:
             return False
@@ -240,9 +238,10 @@ class Queue:
         if self.closing or get_ident() == self.device:
             return False
         now = group.since = self._now()
-        if self._join(group):
+        if group.key is not None and self._join(group):
             return True
-        self._admit(group, now)
+        if group.expires is not None or self._waiting.n_rows >= self._max_queue:
+            self._admit(group, now)
         if group.key is not None:
             self._flights.lead(group)
         self._open = _CLOSED  # what comes from now on comes after this one
