@@ -186,23 +186,19 @@ _COUNTS = {
     "reduce": (3, 3),
     "starts_with": (2, 2),
     "ends_with": (2, 2),
-    "lower": (1, 1),
-    "upper": (1, 1),
     "sem_ver": (3, 3),
     "rollout": (3, 5),
 }
 # What flagd's evaluators know and its schema does not, and what to write instead.
 _NOT_FLAGDS = {"?:": "; write 'if'", "log": ""}
 # What takes one argument without brackets there, or says more of its own about it.
-_UNLISTED = frozenset({"!", "!!", "var", "$ref", "fractional", "rollout", "lower", "upper"})
+_UNLISTED = frozenset({"!", "!!", "var", "$ref", "fractional", "rollout"})
 _CHECKS: dict[str, Callable[[list[Any], str, str], Iterator[Finding]]] = {
     "var": _var,
     "missing": _missing,
     "missing_some": _missing_some,
     "starts_with": _texts,
     "ends_with": _texts,
-    "lower": _texts,
-    "upper": _texts,
     "sem_ver": _versions,
     "fractional": _fractional,
     "rollout": _rollout,

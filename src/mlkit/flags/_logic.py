@@ -1,8 +1,7 @@
 """JsonLogic compiled to closures: one call per node, data in, JSON value out.
 
 The dialect is flagd's: classic JsonLogic (https://jsonlogic.com/operations.html) plus `fractional`, `rollout`,
-`sem_ver`, `starts_with`, `ends_with`, `lower` and `upper`. `check_rule` looks at a rule without running it;
-`compile_rule` trusts what it accepted.
+`sem_ver`, `starts_with` and `ends_with`. `check_rule` looks at a rule without running it; `compile_rule` trusts what it accepted.
 An operator never raises for want of a value: a number that cannot be made is NaN, as in ECMAScript.
 """
 

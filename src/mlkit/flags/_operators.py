@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["MAX_ITERATIONS", "SPREAD", "VALUE_OPERATORS", "contains", "limited", "spend"]
 
 MAX_ITERATIONS = 100_000
-_CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _room = threading.local()
 
 
@@ -180,17 +179,6 @@ def _text_test(test: Callable[[str, str], bool]) -> Callable[..., bool | None]:
     return run
 
 
-def _cased(change: dict[int, int]) -> Callable[..., str | None]:
-    """Return flagd's `lower` or `upper`: letters of ASCII alone, so that it is the same in every language."""
-
-    def run(*values: Any) -> str | None:
-        if len(values) != 1 or type(values[0]) is not str:
-            return None
-        return values[0].translate(change)
-
-    return run
-
-
 def _sem_ver(*values: Any) -> bool | None:
     return compare(*values) if len(values) == 3 else None
 
@@ -216,8 +204,6 @@ VALUE_OPERATORS: dict[str, Callable[..., Any]] = {
     "starts_with": _text_test(str.startswith),
     "ends_with": _text_test(str.endswith),
     "sem_ver": _sem_ver,
-    "lower": _cased(str.maketrans(_CAPITALS, _CAPITALS.lower())),
-    "upper": _cased(str.maketrans(_CAPITALS.lower(), _CAPITALS)),
 }
 # What they take may also come as one list that a rule makes: {"max": {"var": "scores"}}.
-SPREAD = frozenset({"+", "-", "*", "/", "%", "min", "max", "cat", "lower", "upper"})
+SPREAD = frozenset({"+", "-", "*", "/", "%", "min", "max", "cat"})
