@@ -416,7 +416,7 @@ def test_flags_of_its_own_are_made_in_initialize_and_closed_in_shutdown(tmp_path
         until(lambda: not any(thread.name == "mlkit-flags" for thread in threading.enumerate()))
 
 
-def test_newer_sdks_tell_the_domain():
+def test_an_sdk_may_tell_the_domain():
     provider = Provider(lambda: Flags.in_memory({"ranker": "v2"}))
     provider.initialize(EvaluationContext(), domain="search")
     assert provider.resolve_string_details("ranker", "v1").value == "v2"

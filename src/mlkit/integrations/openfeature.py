@@ -123,7 +123,7 @@ class Provider:
 
         Args:
             evaluation_context: The global context; it is not used, as each evaluation brings its own.
-            domain: The domain that the provider is bound to, which newer SDKs tell; it answers all alike.
+            domain: The domain that the provider is bound to, for an SDK that tells it; it answers all alike.
 
         Raises:
             GeneralError: If there are no flags to be had now.
