@@ -146,3 +146,13 @@ def test_the_actors_end_with_the_job():
     next(results)
     assert library.available_resources().get("CPU", 0) <= 1
     results.close()
+
+
+def test_a_dataset_over_a_remote_address_is_refused(monkeypatch):
+    import ray.data
+    from ray.util import client
+
+    rows = ray.data.range(3)
+    monkeypatch.setattr(client.ray, "is_connected", lambda: True)
+    with pytest.raises(EngineError, match="does not run over a ray:// address"):
+        ray_engine().dataset(None, rows)

@@ -224,3 +224,14 @@ def test_a_frame_needs_a_schema_and_a_session(session):
         map_batches(score, session.range(3), engine=spark(session))
     with pytest.raises(ConfigurationError, match="SparkSession"):
         spark(session.range(3))
+
+
+def test_a_session_of_spark_connect_takes_data_frames_and_may_be_stopped():
+    # A stand-in: the real one needs grpcio-status.
+    kind = type("SparkSession", (), {"createDataFrame": len, "is_stopped": False})
+    kind.__module__ = "pyspark.sql.connect.session"
+    with pytest.raises(EngineError, match="over Spark Connect only data frames"):
+        map_batches(np.negative, range(3), engine=spark(kind()))
+    kind.is_stopped = True
+    with pytest.raises(EngineError, match="the session was stopped"):
+        map_batches(np.negative, range(3), engine=spark(kind()))

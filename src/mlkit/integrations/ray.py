@@ -28,7 +28,8 @@ def ray(*, n_workers: int | None = None, n_cpus: float = 1, n_gpus: float = 0) -
     Rows from any iterable are sent to the actors in chunks, and their results come back in order. An actor holds one
     model; actors are started as there is work for them, and end with the job. When an actor or its node dies, Ray starts
     it again, loads the model there and runs its chunks again; a chunk whose actors died four times is given up with an
-    `EngineError` that names its rows. Ray is connected to as by `ray.init()` if it is not yet.
+    `EngineError` that names its rows. Ray is connected to as by `ray.init()` if it is not yet; an address of `ray://` will
+    do, but for datasets.
 
     A `ray.data.Dataset`, whose rows reach *fn* as dicts, gives a lazy dataset with the results as further columns: one
     for each key of a result that is a dict, else one named `"result"`. `on_error="return"` adds a column `"error"` with
@@ -110,6 +111,13 @@ class RayEngine:
         data = sys.modules.get("ray.data")
         if data is None or not isinstance(rows, data.Dataset):
             return NotImplemented
+        from ray.util import client
+
+        if client.ray.is_connected():
+            raise EngineError(
+                self.name,
+                "Ray Data does not run over a ray:// address; pass the rows, or run this program as a Ray job",
+            )
         return rows.map_batches(
             _Blocks,
             fn_constructor_args=(work, self._threads()),
