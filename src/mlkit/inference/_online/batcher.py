@@ -109,7 +109,7 @@ class Batcher(Generic[_Row, _Result]):
     Note:
         Late binding is how Triton's dynamic batcher works; the two turns of the event loop before a batch leaves keep
         callers in a closed loop together, which greedy dispatch splits into alternating halves. Handing over a row is
-        O(1); a batch wakes each event loop once.
+        O(1); a batch wakes each event loop once. A caller who leaves is looked for among at most 256 rows.
     """
 
     @overload
@@ -500,14 +500,16 @@ class Batcher(Generic[_Row, _Result]):
     ) -> Group | None:
         """Let *group* wait with what its caller asks for; return None if it is not taken."""
         group.alone = True
-        group.priority = whole("priority", priority, low=-(2**63), high=2**63 - 1)
+        if priority is not _USUAL:
+            group.priority = whole("priority", priority, low=-(2**63), high=2**63 - 1)
         argument, allowed = limit
         if allowed is not None:
             group.allowed = seconds(argument, allowed, zero=True)
             group.expires = self._clock.monotonic() + group.allowed
-        if not _is_plain_key(key):
-            raise ConfigurationError("key", key, "text, bytes, a number or a tuple of these")
-        group.key = key
+        if key is not None:
+            if not _is_plain_key(key):
+                raise ConfigurationError("key", key, "text, bytes, a number or a tuple of these")
+            group.key = key
         return group if self._queue.push(group) else None
 
     def _refusal(self) -> InferenceError:

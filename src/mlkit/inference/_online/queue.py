@@ -261,18 +261,18 @@ class Queue:
                 self._asleep = False
                 self._wake.notify()
         n_rows, loop = self._waiting.n_rows, group.loop
-        if self._free and gathering.complete(n_rows):
+        leaves = self._free and gathering.complete(n_rows)
+        if leaves:
             self._wake.notify()
-            if n_rows < gathering.full:
-                return  # they leave now; another turn to wait for would hold them back
         if loop is None:
             return
-        if loop not in gathering.unsettled:
+        # A turn to wait for would hold back what leaves now, but for a full batch.
+        if loop not in gathering.unsettled and (not leaves or n_rows >= gathering.full):
             # Also while the device is busy: it may become free in the middle of this loop's turn.
             gathering.unsettled.add(loop)
             loop.call_soon(self._turn, loop, 1)
         if not group.alone and now > gathering.misses_until and n_rows < self._max_queue:
-            self._open = group  # until the next turn at the latest
+            self._open = group  # until the next turn or batch
             self._look_at = gathering.next_sign(n_rows, self._max_queue)
 
     def _look(self) -> None:

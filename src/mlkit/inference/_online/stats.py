@@ -56,7 +56,8 @@ class BatcherStats(NamedTuple):
         batch_sizes: How many batches had how many rows, `{rows: batches}`, in ascending order.
         n_joined: Callers that shared the run of an accepted row of the same key; not accepted rows themselves.
         rejects: The rejected rows by reason, `{"queue full": ..., "deadline": ...}`.
-        latency: From the arrival of a row to its outcome, over the last 4,096 to 8,192 rows that ran.
+        latency: From the arrival of a row to its outcome, over the last 4,096 to 8,192 rows that ran. Rows that were
+            submitted in one turn of an event loop count as having come with the first of them.
         waited: The part of it before the row's batch left.
         batch_limit: The most rows that a batch takes now: *max_batch_size*, or less if memory or the latency objective
             ask for it.
