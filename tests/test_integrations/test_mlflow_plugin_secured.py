@@ -239,6 +239,47 @@ def test_a_traced_function_neither_fails_nor_waits_for_a_server_that_hangs(
         assert after not in told
 
 
+def test_an_answer_that_is_lost_makes_no_second_run_and_no_second_model(servers, tmp_path):
+    faults = sys.modules["mlkit_tests_faults"]
+
+    class Forgetful(faults.Handler):
+        def answer(self) -> None:
+            makes = self.path.endswith(("/runs/create", "/mlflow/logged-models"))
+            first = makes and self.command == "POST" and self.path not in self.server.lost
+            if first and self.server.mode == "ok":
+                self.server.lost.add(self.path)
+                self.server.mode = "drop"  # it is done, and nobody hears of it
+                super().answer()
+                self.server.mode = "ok"
+            else:
+                super().answer()
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
+
+    proxy = servers.proxy("lost")
+    proxy.RequestHandlerClass, proxy.lost = Forgetful, set()
+    use(proxy)
+    experiment = mlflow.set_experiment("lost").experiment_id
+    proxy.mode = "500"
+    ask_again()
+    client = mlflow.MlflowClient()
+    with mlflow.start_run() as run:
+        mlflow.log_metric("loss", 0.5, step=1)
+        model = client.create_logged_model(experiment, "m", source_run_id=run.info.run_id)
+        (tmp_path / "weights").write_text("w")
+        client.log_model_artifact(model.model_id, str(tmp_path / "weights"))
+        client.finalize_logged_model(model.model_id, "READY")
+    proxy.mode = "ok"
+    ask_again()
+    delivered()
+    there = servers.stored("lost", run.info.run_id)  # which says so if there are two
+    plain = mlflow.MlflowClient(f"http://127.0.0.1:{proxy.server_port}")
+    (made,) = plain.search_logged_models([experiment])
+    assert (made.source_run_id, str(made.status)) == (there.id, "READY")
+    assert [one.path for one in plain.list_logged_model_artifacts(made.model_id)] == ["weights"]
+    assert proxy.lost == {"/api/2.0/mlflow/runs/create", "/api/2.0/mlflow/logged-models"}
+
+
 def test_autologging_of_sklearn_while_the_server_dies_and_comes_back(servers):
     from sklearn.linear_model import Ridge
 
