@@ -77,7 +77,8 @@ class Device:
         outcomes: list[Any]
         failed = 0
         try:
-            self._enter()
+            if not self._entered:
+                self._enter()
             outcomes = self._runner.run(rows)
             if self._runner.failed:
                 failed = self._give_errors(outcomes)
@@ -96,9 +97,8 @@ class Device:
 
     def _enter(self) -> None:
         """Give the thread its torch settings, which may fail as a batch may."""
-        if not self._entered:
-            self._runner.enter_thread()
-            self._entered = True
+        self._runner.enter_thread()
+        self._entered = True
 
     def _give_errors(self, outcomes: list[Any]) -> int:
         """Put the error of each failure in its place; return how many there are."""

@@ -345,14 +345,17 @@ class Queue:
             if waiting.n_rows >= 2 * n_rows and n_rows < self._largest:
                 # An objective holds batches small. A backlog of more than two says that the load needs larger ones.
                 n_rows = min(waiting.n_rows // 2, self._largest)
+            n_waiting = waiting.n_rows
             batch = waiting.take(n_rows)
+            n_taken = n_waiting - waiting.n_rows
             late: list[Group] = []
             if self._timed and any(group.expires is not None for group in batch):
                 batch, late = self._on_time(batch, n_rows, now)
+                n_taken = n_rows_of(batch)
             self._running, self._sealed_at = batch, now
-            self._n_running = n_rows_of(batch)
+            self._n_running = n_taken
             self._open = _CLOSED
-            gathering.sealed(self._n_running, now)
+            gathering.sealed(n_taken, now)
         return Taken(batch, late)
 
     def ran(
