@@ -1,8 +1,12 @@
-"""What every test starts from: Hypothesis profiles and one thread for torch."""
+"""What every test starts from, and leaves as it was: Hypothesis profiles, one thread for torch, the process's settings."""
 
 from __future__ import annotations
 
+import gc
+import locale
+import logging
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -41,3 +45,60 @@ def _no_stray_config() -> Iterator[None]:
     """Hand nothing of one test's trackers on to the next, nor to the processes it starts."""
     yield
     _forget_trackers()
+
+
+# What libraries set for good when they are loaded, or for as long as a fixture of theirs lives.
+_OF_LIBRARIES = (
+    "_", "ABSL_", "CUBLAS_", "CUDA_", "GLOG_", "GRPC_", "HF_", "JAVA_", "KMP_", "LRU_", "MASTER_", "MKL_", "NCCL_",
+    "OMP_", "PYSPARK_", "PYTEST_", "PYTORCH_", "RAY_", "SPARK_", "TF_", "TOKENIZERS_", "TORCH", "TRITON_", "XLA_",
+)  # fmt: skip
+
+
+def _shared() -> dict[str, object]:
+    """Return what belongs to the whole process, and a test may change only for as long as it runs.
+
+    Hooks, handlers of signals and levels of loggers are not here: libraries set them for good when they are loaded.
+    """
+    os.umask(umask := os.umask(0o022))
+    found: dict[str, object] = {
+        "the working folder": os.getcwd(),  # noqa: PTH109 - this runs twice a test
+        "the umask": umask,
+        "the switch interval": sys.getswitchinterval(),
+        "the garbage collector": gc.isenabled(),
+        "the profiler": sys.getprofile(),
+        "the locale": locale.setlocale(locale.LC_ALL),
+        "what is logged at all": logging.root.manager.disable,
+    }
+    if (torch := sys.modules.get("torch")) and hasattr(torch, "is_grad_enabled"):
+        found["torch"] = {
+            "threads": torch.get_num_threads(),
+            "default dtype": torch.get_default_dtype(),
+            "determinism": torch.are_deterministic_algorithms_enabled(),
+            "gradients": torch.is_grad_enabled(),
+        }
+    if (numpy := sys.modules.get("numpy")) and hasattr(numpy, "geterr"):
+        found["numpy"] = numpy.geterr()
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Name the test that leaves the process changed, not the one that fails of it an hour later."""
+    before = _shared()
+    variables = os.environ._data.copy()  # a hundred times cheaper than dict(os.environ)
+    yield
+    after = _shared()
+    left = [
+        f"{what}: {old!r} became {after[what]!r}"
+        for what, old in before.items()
+        if old != after[what]
+    ]
+    left += [
+        f"${os.fsdecode(name)} was {'set' if name in now else 'deleted'}"
+        for now in [os.environ._data]
+        if now != variables
+        for name in sorted(variables.keys() | now.keys())
+        if variables.get(name) != now.get(name)
+        and not os.fsdecode(name).startswith((*_TRACKERS, *_OF_LIBRARIES))
+    ]
+    assert not left, "left behind: " + "; ".join(left)
