@@ -261,6 +261,23 @@ def test_a_storm_of_callers_who_come_and_go_leaves_nobody_without_an_outcome():
     assert outcomes
 
 
+@pytest.mark.parametrize("kind", ["debug", "uvloop"])
+def test_another_loop_and_task_groups_are_served_alike(kind):
+    factory = asyncio.new_event_loop
+    if kind == "uvloop":
+        factory = pytest.importorskip("uvloop").new_event_loop
+
+    async def main(batcher):
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(batcher.submit(number)) for number in range(150)]
+        return [task.result() for task in tasks]
+
+    with Batcher(lambda batch: [-row for row in batch], collate=list, max_batch_size=8) as batcher:
+        for _ in range(2):
+            with asyncio.Runner(loop_factory=factory, debug=kind == "debug") as runner:
+                assert runner.run(main(batcher)) == [-number for number in range(150)]
+
+
 def test_a_thread_that_cannot_be_prepared_answers_its_callers_and_tries_again(monkeypatch):
     def fail(_):
         raise RuntimeError("no threads for torch")
