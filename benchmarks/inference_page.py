@@ -84,9 +84,9 @@ def _cpu(found: dict[str, Any]) -> str:
                 [
                     name,
                     *[f"{1e6 * min(found['cpu'][each][name]):.1f} us" for each in callers],
-                    f"{found['idle'][name]:.1%}",
+                    f"{found['idle'][name]:.1%}" if name in found["idle"] else "",
                 ]
-                for name in found["idle"]
+                for name in found["cpu"][callers[0]]
             ],
         ]
     )

@@ -11,6 +11,8 @@ import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from mlkit.inference import Batcher
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
     Model = Callable[[list[Any]], list[Any]]
     Submit = Callable[[Any], Awaitable[Any]]
 
-__all__ = ["CONTENDERS", "FALLBACK", "OURS", "UNBOUNDED", "missing"]
+__all__ = ["CONTENDERS", "FALLBACK", "FLOOR", "OURS", "UNBOUNDED", "bare", "missing"]
 
 OURS = "mlkit Batcher"
+FLOOR = "bare hand-over"
 UNBOUNDED = 100_000  # rows that may wait, where a contender has such a bound
 
 
@@ -34,6 +37,46 @@ async def _ours(
     options: dict[str, Any] = {"max_batch_size": size, "max_wait": wait, "max_queue": bound}
     async with Batcher(model, collate=list, **options) as batcher:
         yield batcher.submit
+
+
+@asynccontextmanager
+async def bare(model: Model, size: int, wait: float) -> AsyncIterator[Submit]:
+    """Do only what every batcher must that runs the model in a thread: the floor under the CPU time a request.
+
+    A future for each row, one hand-over to the thread a turn of the loop, one back a batch. It knows one loop, and has no
+    bound, no wait for company, no cancellation, no errors and no counts.
+    """
+    loop, inbox = asyncio.get_running_loop(), SimpleQueue[Any]()
+    waiting: list[tuple[Any, asyncio.Future[Any]]] = []
+
+    def hand_over() -> None:
+        for first in range(0, len(waiting), size):
+            inbox.put(waiting[first : first + size])
+        waiting.clear()
+
+    def run() -> None:
+        while (batch := inbox.get()) is not None:
+            loop.call_soon_threadsafe(answer, batch, model([row for row, _ in batch]))
+
+    def answer(batch: list[tuple[Any, asyncio.Future[Any]]], results: list[Any]) -> None:
+        for (_, future), result in zip(batch, results, strict=True):
+            if not future.done():
+                future.set_result(result)
+
+    async def submit(row: Any) -> Any:
+        future = loop.create_future()
+        if not waiting:
+            loop.call_soon(hand_over)
+        waiting.append((row, future))
+        return await future
+
+    thread = Thread(target=run)
+    thread.start()
+    try:
+        yield submit
+    finally:
+        inbox.put(None)
+        await asyncio.to_thread(thread.join)
 
 
 @asynccontextmanager
