@@ -35,6 +35,7 @@ def running():
         "distributed.scheduler.allowed-failures": 1,
         "distributed.worker.daemon": True,
         "distributed.comm.timeouts.connect": "60s",
+        "distributed.deploy.lost-worker-timeout": "600s",  # else one that is slow to come back never does
     }
     with library.config.set(settings):
         with (
@@ -56,7 +57,7 @@ def running():
 
 @pytest.fixture
 def client(running):
-    running.wait_for_workers(2, timeout=100)  # one may have been killed a moment ago
+    running.wait_for_workers(2, timeout=600)  # one may have been killed a moment ago
     return running
 
 

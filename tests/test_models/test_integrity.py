@@ -418,9 +418,8 @@ def test_stray_files_are_no_models(tmp_path):
 
 
 def test_a_store_that_may_only_be_read():
-    with tempfile.TemporaryDirectory() as root:
+    with folder_for_all() as root:
         store = make(Path(root) / "s")
-        Path(root).chmod(0o755)
         everything = [Path(store.path), *Path(store.path).rglob("*")]
         for path in everything:
             path.chmod(path.stat().st_mode & ~0o222 | 0o044)
@@ -435,9 +434,8 @@ def test_a_store_that_may_only_be_read():
 
 
 def test_a_store_that_may_not_be_read_is_a_wrong_path():
-    with tempfile.TemporaryDirectory() as root:
+    with folder_for_all() as root:
         store = make(Path(root) / "s")
-        Path(root).chmod(0o755)
         Path(store.path).chmod(0)
         with as_nobody():
             reader = ModelStore(store.path)
@@ -465,10 +463,9 @@ def test_a_disk_that_fails_is_no_wrong_path(tmp_path, monkeypatch, number, file)
 
 
 def test_a_history_that_may_not_be_read_is_in_nobody_elses_way():
-    with tempfile.TemporaryDirectory() as root:
+    with folder_for_all() as root:
         store = make(Path(root) / "s")
         store.save("private", b"x")
-        Path(root).chmod(0o755)
         (Path(store.path) / "models" / "private.jsonl").chmod(0)
         with as_nobody():
             reader = ModelStore(store.path)
@@ -477,6 +474,22 @@ def test_a_history_that_may_not_be_read_is_in_nobody_elses_way():
                 reader.get("pirvate@1")
             with pytest.raises(PermissionError):
                 reader.get("private@1")
+
+
+@contextmanager
+def folder_for_all():
+    """A folder that others can reach, whatever the umask."""
+    before = os.umask(0o022)
+    try:
+        with tempfile.TemporaryDirectory() as root:
+            Path(root).chmod(0o755)
+            with as_nobody():
+                reached = os.path.isdir(root)  # noqa: PTH112 - which does not raise
+            if not reached:
+                pytest.skip("the folder of temporary files is closed to others")
+            yield root
+    finally:
+        os.umask(before)
 
 
 @contextmanager
