@@ -119,9 +119,8 @@ class _Window:
             gains = self._gains.get(bet)
             if gains is None:
                 gains = self.question.gains(bet)
-                if (
-                    len(self._gains) < _MAX_GAINS
-                ):  # few bets come again and again, those on figures do not
+                # Few bets come again and again, those on figures do not.
+                if len(self._gains) < _MAX_GAINS:
                     self._gains[bet] = gains
             self.logs = [log + n * gain for log, gain in zip(self.logs, gains, strict=True)]
 

@@ -125,10 +125,8 @@ def _check_text(data: bytes, source: str) -> None:
         return
     from codecs import getincrementaldecoder
 
-    decode, done = (
-        getincrementaldecoder("utf-8")().decode,
-        0,
-    )  # a text of it all may take four times the room
+    # A text of it all may take four times the room.
+    decode, done = getincrementaldecoder("utf-8")().decode, 0
     try:
         for begin in range(0, len(data), _CHUNK):
             decode(data[begin : begin + _CHUNK], begin + _CHUNK >= len(data))

@@ -113,11 +113,8 @@ class Folder:
                     moved.append(path)
             try:
                 states = together(list(kept.values()))
-            except (
-                KeyError,
-                TypeError,
-                AttributeError,
-            ):  # it is no evidence: whoever reads it says so
+            except (KeyError, TypeError, AttributeError):
+                # It is no evidence: whoever reads it says so.
                 return
             # Written before the others go: who reads in between finds the same twice, which does no harm.
             put(self.own / _GONE, json.dumps(states).encode(), sync=True)

@@ -125,9 +125,8 @@ def _leaf(where: str, place: str, value: Any) -> Leaf:
         value, (bool, int, float, complex, str, bytes, Sequence)
     ):
         raise ConfigurationError(_at(where, place), _a(value), _EXPECTED)
-    if hasattr(
-        value, "to_numpy"
-    ):  # a column of a table: its own dtype may be one that only pandas has
+    # A column of a table: its own dtype may be one that only pandas has.
+    if hasattr(value, "to_numpy"):
         return Leaf(_column_dtype(where, place, value), tuple(value.shape), "array")
     try:
         array = np.asarray(value)

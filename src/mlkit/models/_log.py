@@ -100,9 +100,8 @@ class Log:
         descriptor = self._folder.open(self.relative, flags)
         try:
             if state.end == 0:
-                self._folder.sync(
-                    "models"
-                )  # first: a line that cannot be lost must be in a file that cannot be
+                # First: a line that cannot be lost must be in a file that cannot be.
+                self._folder.sync("models")
             if os.fstat(descriptor).st_size != state.end:
                 os.ftruncate(descriptor, state.end)  # what a dead writer left
                 _REPAIRS.add()

@@ -225,9 +225,8 @@ class PairedGate:
         return mean, mean - above * error, mean - below * error
 
     def _exact_bounds(self, won: int, lost: int, n: int) -> tuple[float, float]:
-        if (
-            self._margin == 0.0
-        ):  # given how many differ at all, those won are a fair coin's if nothing is better
+        # Given how many differ at all, those won are a fair coin's if nothing is better.
+        if self._margin == 0.0:
             differ = won + lost
             low, high = share_bounds(won, differ, self.alpha) if differ else (0.0, 1.0)
             return (2 * low - 1) * (differ / n) + 0.0, (2 * high - 1) * (differ / n)

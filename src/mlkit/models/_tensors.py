@@ -123,10 +123,8 @@ def problem_of(state: object) -> str | None:
     """
     if not isinstance(state, Mapping):
         return f"a state that is a {type(state).__name__}"
-    torch, numpy = (
-        sys.modules.get("torch"),
-        sys.modules.get("numpy"),
-    )  # whoever has a tensor imported it
+    # Whoever has a tensor imported it.
+    torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
     n_tensors = 0
     for name, value in state.items():
         if not isinstance(name, str) or not name or name == "__metadata__":

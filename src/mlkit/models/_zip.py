@@ -7,10 +7,8 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 __all__ = ["BadZipFile", "problem_of_archive"]
 
-_UNPACKED, _RATIO = (
-    256 << 20,
-    10,
-)  # what code and sparse matrices come to, and far from what an archive can be made to
+# What code and sparse matrices come to, and far from what an archive can be made to.
+_UNPACKED, _RATIO = 256 << 20, 10
 _MAX_MEMBERS = 1_000_000
 
 

@@ -32,9 +32,8 @@ def same_definition(first: Any, second: Any, *, depth: int = 0) -> bool:
     """
     if first is second:
         return True
-    classes = isinstance(first, type) and isinstance(
-        second, type
-    )  # a reload renews metaclasses too
+    # A reload renews metaclasses too.
+    classes = isinstance(first, type) and isinstance(second, type)
     if (type(first) is not type(second) and not classes) or depth > _DEEPEST:
         return False
     if type(first) in _ATOMS:

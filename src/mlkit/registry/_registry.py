@@ -273,10 +273,8 @@ class Registry(Generic[T]):
         if not catalogue.overriding:
             try:
                 factory = catalogue.ready[ref]
-            except (
-                KeyError,
-                TypeError,
-            ):  # new, or no name at all, for which the slow way has words
+            except (KeyError, TypeError):
+                # New, or no name at all, for which the slow way has words.
                 pass
             else:
                 return factory(*args, **kwargs)

@@ -83,9 +83,8 @@ def packages() -> dict[str, str]:
             continue
         for name in sorted(names):
             stem, dot, kind = name.rpartition(".")
-            if (
-                not dot or kind not in {"dist-info", "egg-info"} or name.startswith("~")
-            ):  # pip's leftovers
+            # What pip leaves behind begins with a tilde.
+            if not dot or kind not in {"dist-info", "egg-info"} or name.startswith("~"):
                 continue
             project, dash, version = stem.partition("-")
             if not dash:

@@ -35,10 +35,8 @@ def code_of(folder: Path) -> Code:
     """Return the state of the working tree that *folder* lies in; a finding says what could not be told."""
     try:
         return _capture(folder)
-    except (
-        _GitError,
-        OSError,
-    ) as error:  # OSError: no place for temporary files, an index of somebody else
+    except (_GitError, OSError) as error:
+        # OSError: no place for temporary files, an index of somebody else.
         what = f"the code has no git tree id: {error}"
         return Code(None, None, None, (Finding("no-git", what, _fix(str(error))),))
 
@@ -56,9 +54,8 @@ def _capture(folder: Path) -> Code:
     from tempfile import TemporaryDirectory
 
     places = _git(folder, "rev-parse", "--show-toplevel", "--git-path", "index")
-    lines = places.removesuffix("\n").split(
-        "\n"
-    )  # not splitlines: it knows more ends of lines than a path
+    # Not splitlines: it knows more ends of lines than a path.
+    lines = places.removesuffix("\n").split("\n")
     if len(lines) != 2:
         raise _GitError("the path of the folder has a line break in it")
     top, index = (folder / line for line in lines)

@@ -206,9 +206,8 @@ def _report(
         for fixed in kept
         if fixed > 1
     }
-    from mlkit.repro._batch_op import (
-        breaking_op,
-    )  # with all that follows operations, for who needs it
+    # With all that follows operations, for who needs it.
+    from mlkit.repro._batch_op import breaking_op
 
     return InvarianceReport(
         stable,

@@ -81,9 +81,8 @@ class Trace:
         """Take note of an operation and of the tensors that it wrote."""
         if self._paused:
             return
-        if (
-            len(values) == 1
-        ):  # most of them; each microsecond here is a tenth of the operation's own time
+        # Most of them; each microsecond here is a tenth of the operation's own time.
+        if len(values) == 1:
             value = values[0]
             head: Head = (operation.name, module, value.dtype, value.shape)
             content = b"" if operation.views else self._content(value)
@@ -140,9 +139,8 @@ def tracing(trace: Sink) -> Iterator[None]:
         yield
         trace.finish()
         return
-    ask_layout(
-        torch
-    )  # its operations are not the block's, and only the first use of a generator has them
+    # Its operations are not the block's, and only the first use of a generator has them.
+    ask_layout(torch)
     from torch.nn.modules import module as hooks
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -267,10 +265,8 @@ def hasher(*, kept: bool) -> Callable[[Any], bytes]:
     def content(tensor: Any) -> bytes:
         try:
             array = (tensor.detach() if tensor.requires_grad else tensor).numpy()
-        except (
-            TypeError,
-            RuntimeError,
-        ):  # not on the CPU, not dense, or of a type that NumPy lacks
+        except (TypeError, RuntimeError):
+            # Not on the CPU, not dense, or of a type that NumPy lacks.
             torch = sys.modules["torch"]
             dense = tensor.layout is torch.strided and not tensor.is_quantized
             if not dense or tensor.device.type == "meta":

@@ -203,9 +203,8 @@ class Breaker:
             probe_lease=self._settings["probe_lease"] or self._settings["cooldown"],
         )
         self._clock = clock
-        self._machine = Machine(
-            rules, lambda: current(clock).monotonic()
-        )  # a method would hold it in a cycle
+        # A method would hold it in a cycle.
+        self._machine = Machine(rules, lambda: current(clock).monotonic())
         self._name = name
         self._lock = fork_safe_lock()
         self._storage = storage

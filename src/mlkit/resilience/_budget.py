@@ -89,9 +89,8 @@ class Budget:
         self.name, self._label = name, None
         self._share = round(self.ratio * _TOKEN)
         self.level = self.burst * _TOKEN
-        self.full = (
-            self.level if self._share else 0
-        )  # what earns nothing is never short of anything
+        # What earns nothing is never short of anything.
+        self.full = self.level if self._share else 0
         self._lock = fork_safe_lock()
         if name is None:
             return self

@@ -228,9 +228,10 @@ def judged(
     bad, slow, left = record.bad, record.slow, rules.probes - record.settled
     if bad / rules.probes >= rules.failure_rate or slow / rules.probes >= rules.slow_rate:
         return entered(record, "open", until=now + rules.cooldown)
+    # Whatever the others say, both rates stay below.
     if (bad + left) / rules.probes < rules.failure_rate and (
         rules.slow_rate == inf or (slow + left) / rules.probes < rules.slow_rate
-    ):  # whatever the others say, both rates stay below
+    ):
         return entered(record, "closed")
     return record
 

@@ -307,9 +307,8 @@ class Runner:
                 fitting.append(index)
             else:
                 results[index] = Failure(error, 1)
-        if len(fitting) == len(
-            part
-        ):  # each fits the example, yet not all together: again by halves
+        # Each fits the example, yet not all together: again by halves.
+        if len(fitting) == len(part):
             middle = len(part) // 2
             return [part[:middle], part[middle:]]
         return [fitting] if fitting else []
@@ -366,10 +365,8 @@ class Runner:
         """Run *rows* in one call; return their results or what went wrong."""
         n_rows = len(rows)
         rows = self._filled(rows)
-        n_filled, first = (
-            len(rows),
-            rows[0],
-        )  # now: the list is the function's, to empty if it likes
+        # Now, because the list is the function's, to empty if it likes.
+        n_filled, first = len(rows), rows[0]
         batch = output = None
         try:
             if staged is not None:

@@ -262,9 +262,8 @@ class Checkpoint:
         try:
             while data:
                 data = data[file.write(data) :]
-        except (
-            OSError
-        ) as error:  # a full disk; the next run cuts off what was written of this record
+        except OSError as error:
+            # A full disk; the next run cuts off what was written of this record.
             error.filename = str(self._path)
             raise
 

@@ -12,15 +12,10 @@ __all__ = ["Cost", "Learned", "learned_for"]
 _GUESS_START = 64.0  # before anything ran: starting a batch costs as much as this many entries
 _KEPT = 256  # measurements; older ones make room, since machines change their pace
 _ROUNDS = 4  # of weighing measurements anew by how far off they are
-_TRUSTED = (
-    0.1  # a measurement that is this far above the fit counts less: the machine did something else
-)
-_PLAIN = (
-    1e-9,
-    0.01,
-    1e-9,
-    0.01,
-)  # how much rows and squares must explain to be taken for costs; never singular
+# A measurement that is this far above the fit counts less: the machine did something else.
+_TRUSTED = 0.1
+# How much rows and squares must explain to be taken for costs; never 0, so that no equation is singular.
+_PLAIN = (1e-9, 0.01, 1e-9, 0.01)
 _FIRST = 4096  # entries in a batch before anything ran
 _STEP = 4  # how much larger than any batch that ran a batch may be
 _ENOUGH = 4  # batches of about one size, for a word about that size

@@ -23,9 +23,8 @@ __all__ = ["Ways"]
 
 _WINDOW = 4096
 _SHARE = 8  # batches per device that are read at a time: the devices wait for each other at the end of it
-_WIDTHS = (
-    8,
-)  # of exact batches; then 12, 16, 24, 32, 48, ...: a quarter of the entries is filling at worst
+# Of exact batches; then 12, 16, 24, 32, 48, ...: a quarter of the entries is filling at worst.
+_WIDTHS = (8,)
 
 
 @final

@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Planner"]
 
 _SAMPLE = 32  # rows whose majority decides what the others must look like
-_PROBES = (
-    (0.5, 4),
-    (0.25, 1),
-    (0.9, 1),
-    (0.6, 8),
-)  # where in the sorted rows, and how many of them
+# Where in the sorted rows, and how many of them.
+_PROBES = ((0.5, 4), (0.25, 1), (0.9, 1), (0.6, 8))
 _LEARNING = 32  # measurements, until which the rest of a window is planned anew with each fit
 _RARELY = 8  # afterwards, on a device that runs behind, every how many batches are waited for and measured
 

@@ -311,9 +311,8 @@ class Batcher(Generic[_Row, _Result]):
         if timeout is not None:
             timeout = seconds("close(timeout=...)", timeout, zero=True)
         if self._forked():
-            return (
-                self.stats()
-            )  # the thread to stop lives in the parent, and the lock may be held for ever
+            # The thread to stop lives in the parent, and the lock may be held for ever.
+            return self.stats()
         with self._lock:
             thread = self._thread
             self._device.stop(drain=drain)

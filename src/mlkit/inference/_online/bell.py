@@ -48,9 +48,8 @@ class Bell:
             rang = self._rope.acquire(timeout=-1 if timeout is None else max(timeout, 0.0))
         finally:
             self._lock.acquire()
-            if (
-                not rang and not self._waits
-            ):  # rung after the time was over, or while a signal was handled
+            # Rung after the time was over, or while a signal was handled.
+            if not rang and not self._waits:
                 rang = self._rope.acquire(blocking=False)
             self._waits = False
         return rang

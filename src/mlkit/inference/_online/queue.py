@@ -319,9 +319,8 @@ class Queue:
         with self._lock:
             gathering, n_rows = self._gathering, self._waiting.n_rows
             self._open = _CLOSED  # those of one turn count as having come together
-            if (
-                n_rows >= gathering.full
-            ):  # nothing is waited for, and the next row may have its turns again
+            # Nothing is waited for, and the next row may have its turns again.
+            if n_rows >= gathering.full:
                 left = 0
             if not left:
                 gathering.settled(loop)

@@ -139,9 +139,8 @@ def _silence_our_downloads() -> None:
 
     name = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
     setting = getattr(file_utils, name, None)
-    if setting is not None and not isinstance(
-        setting, _Shown
-    ):  # without it a bar is shown, no more
+    # Without it a bar is shown, no more.
+    if setting is not None and not isinstance(setting, _Shown):
         setattr(file_utils, name, _Shown(setting))
 
 

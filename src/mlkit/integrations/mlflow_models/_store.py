@@ -711,9 +711,8 @@ class MlflowModelStore:
             self._backing.server.client.delete_model_version(name, str(found.number))
             run = found.entity.run_id
             if run and self._backing.server.client.get_run(run).data.tags.get(VERSION_RUN) == name:
-                self._backing.server.client.delete_run(
-                    run
-                )  # so that `mlflow gc` may free its artifacts
+                # So that `mlflow gc` may free its artifacts.
+                self._backing.server.client.delete_run(run)
         emit("models.version.deleted", name, version=found.number, files_kept=0)
         return change
 

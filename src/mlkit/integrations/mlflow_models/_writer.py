@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Writer"]
 
 _GRACE = 2.0  # seconds that another writer may take between its two requests
-_FIRST_LOOK, _LAST_LOOK = (
-    0.02,
-    0.32,
-)  # seconds until the next look at whether it did, doubled each time
+# Seconds until the next look at whether it did, doubled each time.
+_FIRST_LOOK, _LAST_LOOK = 0.02, 0.32
 _MAX_TRIES = 1000  # each one that fails means that another writer got ahead
 _OUTSIDE = "not by mlkit"
 

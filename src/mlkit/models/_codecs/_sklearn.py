@@ -116,9 +116,8 @@ def _without_padding(data: bytes) -> bytes:
     padding = np.ones(array.itemsize, dtype=bool)
     for dtype, offset, *_ in array.dtype.fields.values():
         padding[offset : offset + dtype.itemsize] = False
-    content = np.frombuffer(
-        bytearray(data), dtype=np.uint8
-    )  # NumPy's own writer does not keep zeros there
+    # NumPy's own writer does not keep zeros there.
+    content = np.frombuffer(bytearray(data), dtype=np.uint8)
     content[-array.nbytes :].reshape(-1, array.itemsize)[:, padding] = 0
     return content.tobytes()
 
