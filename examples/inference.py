@@ -63,5 +63,6 @@ async def online() -> None:
     print(f"batches by size: {dict(stats.batch_sizes)}, mean {stats.mean_batch_size:.1f}")
 
 
-offline()
-asyncio.run(online())
+if __name__ == "__main__":
+    offline()
+    asyncio.run(online())

@@ -1,4 +1,7 @@
-"""Requests of many users, one row each, answered by a model that runs on batches."""
+"""Requests of many users, one row each, answered by a model that runs on batches.
+
+`python web_service.py` sends it sixty requests; `uvicorn web_service:app` serves it.
+"""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -53,4 +56,5 @@ async def main() -> None:
         print(f"{stats.n_done} rows in {stats.n_batches} batches")
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())
