@@ -129,3 +129,33 @@ def test_unknown_words_are_refused_with_the_known_ones(capsys: pytest.CaptureFix
         main(["docter"])
     assert caught.value.code == 2
     assert "doctor" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("words", [["flags", "check"], ["flags", "check", "--format", "json"]])
+def test_output_that_cannot_be_written_is_one_readable_line(
+    words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "flags.json").write_text('{"flags": {}}')
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mlkit", *words, "flags.json"],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "mlkit flags: [Errno 28] No space left on device\n",
+    )
+
+
+def test_a_closed_output_is_no_trouble(tmp_path: Path) -> None:
+    (tmp_path / "flags.json").write_text('{"flags": {}}')
+    line = f"{sys.executable} -m mlkit flags check flags.json >&-"
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -171,3 +171,10 @@ def test_compare_and_export(place, capsys):
     status, out, _ = run(capsys, "export", "store", "digits@2", "two.tar", "--json")
     assert (status, json.loads(out)["ref"]) == (0, "digits@2")
     assert ModelStore("other").import_("two.tar").ref == "digits@2"
+
+
+def test_an_expectation_that_is_no_number_is_said_in_words_of_the_command(place, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["models", "promote", str(place), "churn@1", "--expect", "x"])
+    assert stopped.value.code == 2
+    assert "expected a version's number or none, got 'x'" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         status: int = import_module(f"mlkit.cli.{options.command}").run(options)
-        sys.stdout.flush()  # here, so that a reader who is gone is noticed here
+        print(end="", flush=True)  # here, so that a reader who is gone is noticed here
     except MlkitError as error:
         print(f"mlkit {options.command}: {error}", file=sys.stderr)
         return 1
@@ -65,9 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mlkit {options.command}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read it has seen enough, as in `... | head -1`
-        import os
-
-        # The interpreter writes what is left when it ends, and would say that it cannot.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_the_output()
         return 141  # as a shell says of a program that SIGPIPE ended
+    except OSError as error:  # a full disk, a folder that may not be written
+        _let_go_of_the_output()
+        print(f"mlkit {options.command}: {error}", file=sys.stderr)
+        return 1
     return status
+
+
+def _let_go_of_the_output() -> None:
+    """Drop what is not written yet, which the interpreter would try again, and complain of, when it ends."""
+    import os
+
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

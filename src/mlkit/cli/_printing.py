@@ -19,6 +19,8 @@ def say(line: str, *, file: TextIO | None = None) -> None:
         file: Where to; the standard output by default.
     """
     file = sys.stdout if file is None else file
+    if file is None:  # it was closed before the start, and `print` says nothing then
+        return
     encoding = file.encoding or "utf-8"
     shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
     print(shown.encode(encoding, "backslashreplace").decode(encoding), file=file)

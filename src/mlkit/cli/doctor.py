@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlkit._optional import DISTRIBUTION
+from mlkit.cli._printing import print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -61,10 +62,7 @@ def run(options: argparse.Namespace) -> int:
     checks = examine()
     trouble = any(check.status == "trouble" for check in checks)
     if options.json:
-        import json
-
-        content = {"ok": not trouble, "checks": [check._asdict() for check in checks]}
-        print(json.dumps(content, indent=1))
+        print_json({"ok": not trouble, "checks": [check._asdict() for check in checks]})
         return int(trouble)
     topic = ""
     for check in checks:

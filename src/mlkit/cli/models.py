@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a check, or a list of checks, that must let it pass; the module is imported",
     )
     made["rollback"].add_argument("name", metavar="NAME", help="the model")
-    made["rollback"].add_argument("alias", nargs="?", default="champion", help="(champion)")
+    made["rollback"].add_argument(
+        "alias", nargs="?", default="champion", metavar="ALIAS", help="(champion)"
+    )
     for name in ("promote", "rollback"):
         made[name].epilog = _STATUS
         made[name].add_argument(
@@ -105,11 +107,6 @@ def run(options: argparse.Namespace) -> int:
     except (AliasConflictError, ChecksFailedError) as error:
         print(f"mlkit models: {error}", file=sys.stderr)
         return _MOVED if isinstance(error, AliasConflictError) else _REFUSED
-    except OSError as error:  # a full disk, a folder that may not be written
-        if isinstance(error, BrokenPipeError):
-            raise
-        print(f"mlkit models: {error}", file=sys.stderr)
-        return 1
 
 
 def _open(place: str, who: str | None) -> Store:
@@ -284,7 +281,13 @@ def _checks(target: str) -> list[Any]:
 
 
 def _expected(text: str) -> int | None:
-    return None if text == "none" else int(text)
+    if text == "none":
+        return None
+    if not text.isdecimal():
+        import argparse
+
+        raise argparse.ArgumentTypeError(f"expected a version's number or none, got {text!r}")
+    return int(text)
 
 
 def _held(aliases: dict[str, int]) -> dict[int, list[str]]:

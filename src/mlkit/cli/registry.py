@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for name, (_, purpose) in _ACTIONS.items():
-        action = actions.add_parser(name, help=purpose, description=purpose)
+        action = actions.add_parser(
+            name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}."
+        )
         action.add_argument("target", metavar="TARGET", help="e.g. mypkg.registry:models")
         if name in {"list", "schema"}:
             action.add_argument(

@@ -144,7 +144,7 @@ def _capture(options: argparse.Namespace) -> int:
         if not options.output:
             raise  # of the standard output, such as a reader who is gone
         raise ConfigurationError(
-            "--output", options.output, "a file that can be written"
+            "--output", options.output, "a file that can be written", hint=error.strerror or ""
         ) from error
     return 0
 
@@ -208,7 +208,9 @@ def _load(path: str) -> Manifest:
     try:
         return Manifest.load(path)
     except OSError as error:
-        raise ConfigurationError("FILE", path, "a manifest that can be read") from error
+        raise ConfigurationError(
+            "FILE", path, "a manifest that can be read", hint=error.strerror or ""
+        ) from error
 
 
 def _named_path(word: str) -> tuple[str, str]:

@@ -68,11 +68,12 @@ def run(options: argparse.Namespace) -> int:
     action, _ = _ACTIONS[options.action]
     try:
         return action(options)
-    except BrokenPipeError:  # of the output, which is not ours to explain
-        raise
     except OSError as error:
-        place = str(error.filename or options.folder)
-        raise JournalError(place, f"{type(error).__name__}: {error.strerror}") from error
+        if error.filename is None:  # of the output, which is not ours to explain
+            raise
+        raise JournalError(
+            str(error.filename), f"{type(error).__name__}: {error.strerror}"
+        ) from error
 
 
 def _status(options: argparse.Namespace) -> int:
