@@ -83,9 +83,6 @@ def diff(
     Raises:
         ConfigurationError: If an argument is wrong.
 
-    Note:
-        Rules that ask the time see the same moment on both sides. Rollouts and overrides in memory count.
-
     Examples:
         >>> from mlkit.flags import Flags
         >>> def ramp(weight):
@@ -94,6 +91,9 @@ def diff(
         >>> [found] = diff(ramp(10), ramp(25))
         >>> found.key, round(found.moved, 6), found.exact
         ('ranker', 0.15, True)
+
+    Note:
+        Rules that ask the time see the same moment on both sides. Rollouts and overrides in memory count.
     """
     before, after = _snapshot("diff(old)", old), _snapshot("diff(new)", new)
     asked = _Asked(_contexts(contexts), units)

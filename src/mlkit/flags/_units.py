@@ -26,11 +26,11 @@ _WORD = 4
 class Units:
     """Ids of units.
 
-    Attributes:
-        odd: The places of ids that no hash is made of here: empty, none, or no text.
-
     Args:
         given: The ids.
+
+    Attributes:
+        odd: The places of ids that no hash is made of here: empty, none, or no text.
     """
 
     odd: NDArray[np.intp]

@@ -50,8 +50,8 @@ class Recording:
         experiment: What the run belongs to.
         run_id: Its id; of a run that is there already, that one is gone on with.
         timeout: Seconds for which the end of the run waits for the sinks.
-        abandoned: How a run counts that nobody has ended, if no exception says better.
         options: The rest of what `start_run` takes.
+        abandoned: How a run counts that nobody has ended, if no exception says better.
     """
 
     id: str

@@ -64,10 +64,11 @@ class ModelStore:
         codecs: Formats beside the built-in ones; asked first by `save`, in this order.
         who: Who is written down for a change; by default `user@host`.
         clock: Where times come from; by default the context's clock.
+        require: Who must have signed every version that is not merely listed: `signed_by(...)`. `get`, `load`, `compare`,
+            `card`, `verify`, `promote`, `rollback`, `export`, `copy` and `import_` ask for it.
+        timeout: How long a change waits for another writer to finish, in seconds; None for as long as it takes.
         keys: Where the keys come from that weights, specs, signatures and manifests are sealed with at rest, see
             `KeyProvider`. Names, numbers, metrics, tags and digests stay readable.
-        timeout: How long a change waits for another writer to finish, in seconds; None for as long as it takes.
-        require: Who must have signed every version that `get`, `load`, `promote` and `rollback` touch: `signed_by(...)`.
 
     Raises:
         ConfigurationError: If *path* is not the path of a local folder, *who* not text of at most 1000 characters, or
@@ -252,7 +253,6 @@ class ModelStore:
             trust: What is saved without it loads without it. `"torchscript"` and `"pt2"` store such a program;
                 `"pickle"` stores what has no safe format, and estimators, with pickle; each load must then say the
                 same. A list has names of types that an estimator may hold beside those that skops trusts.
-
             sign: A private key, see `sign`; the version and its signature come into the history together.
 
         Returns:
