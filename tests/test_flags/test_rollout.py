@@ -196,6 +196,37 @@ def test_saved_it_is_the_same_for_another_process(tmp_path, targeting, seed):
     assert [file.name for file in tmp_path.iterdir()] == ["flags.json"]
 
 
+@pytest.mark.parametrize("end", ["advance", "rollback", "kill"])
+@pytest.mark.parametrize("seed", [None, "wave"])
+@pytest.mark.parametrize(
+    "rewritten",
+    [
+        {"if": [{"==": [{"var": "plan"}, "pro"]}, "v3"]},
+        {"if": [{"==": [{"var": "plan"}, "pro"]}, "v3", "v1"]},
+        {"or": [{"if": [{"==": [{"var": "plan"}, "pro"]}, "v3"]}, {"var": "group"}]},
+    ],
+)
+def test_a_rule_that_was_rewritten_while_it_ramped_stays(tmp_path, rewritten, seed, end):
+    path = tmp_path / "flags.json"
+    path.write_text(json.dumps({"flags": {"m": FLAG}}))
+    rollout = Flags.from_file(path).model("m", default="v1").rollout("v2", seed=seed)
+    getattr(rollout, end)(*([] if end == "advance" else ["why"]))
+    rollout.save()
+    document = json.loads(path.read_text())
+    document["flags"]["m"] |= {"targeting": rewritten}  # in the file, in haste: the marks stay
+    path.write_text(json.dumps(document))
+    flags = Flags.from_file(path)
+    model = flags.model("m", default="v1")
+    resumed = model.rollout("v2", seed=seed)
+    assert resumed.status == rollout.status
+    if end != "kill":
+        assert model.details("ann", plan="pro").variant == "v3"
+    resumed.kill("the variant that was brought in is gone for good")
+    resumed.save()
+    saved = json.loads(path.read_text())["flags"]["m"]
+    assert saved["targeting"] == rewritten
+
+
 def test_saving_through_a_link_keeps_the_link(tmp_path):
     real, link = tmp_path / "real.json", tmp_path / "flags.json"
     real.write_text(json.dumps({"flags": {"m": FLAG}}))

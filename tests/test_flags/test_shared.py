@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from mlkit.errors import DegradedWarning
+from mlkit.errors import DegradedWarning, FlagFileError
 from mlkit.flags import Audit, ErrorRate, Flags, Guard, verify_audit
 from mlkit.telemetry import listen
 from mlkit.testing import record_events, virtual_time
@@ -234,6 +234,24 @@ def test_a_folder_in_trouble_is_a_warning_and_stops_no_rollback(tmp_path):
     with pytest.warns(DegradedWarning) as caught:
         assert rollout.rollback("now").action == "rolled_back"
     assert len(caught) == 2  # the others, and the audit, do not know
+    assert model.assign(range(100)).counts() == {"v1": 100}
+
+
+@pytest.mark.parametrize("content", [b"", b"{ torn", b"[]", b"\xff", b'{"status": ["x"]}'])
+def test_a_state_that_says_nothing_begins_no_rollout_anew_and_stops_no_rollback(tmp_path, content):
+    _, rollout = made(tmp_path)
+    rollout.advance()
+    (own,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (own / "state.json").write_bytes(content)
+    if not content.startswith(b'{"'):
+        with pytest.raises(FlagFileError, match=r"state.json: .* remove it"):
+            made(tmp_path)
+        with pytest.raises(FlagFileError, match=r"state.json"):
+            rollout.advance()
+        assert rollout.share == 0.1
+    assert rollout.rollback("v2 is broken").action == "rolled_back"
+    model, restarted = made(tmp_path)  # whom the rollback was told
+    assert restarted.status == "rolled_back"
     assert model.assign(range(100)).counts() == {"v1": 100}
 
 

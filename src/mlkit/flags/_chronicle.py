@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, final
 
-from mlkit.errors import DegradedWarning
+from mlkit.errors import DegradedWarning, FlagFileError
 from mlkit.flags._audit import Audit
 from mlkit.flags._shared import Folder
 
@@ -42,10 +42,13 @@ class Chronicle:
         status = record["status"]
         try:
             with self.folder.lock():
-                known = self.folder.state() or {}
-                if known.get("status") not in {"killed", status}:
+                try:
+                    known = (self.folder.state() or {}).get("status")
+                except FlagFileError:
+                    known = None  # whatever it said, it was no further than an end
+                if known not in ("killed", status):
                     self.folder.keep_state(record)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             degraded(f"could not tell the others that it is {status}", self._key, error)
 
     def write(self, decision: Decision, before: str) -> str | None:

@@ -69,6 +69,7 @@ class ModelFlag(Flag[str]):
             ConfigurationError: If an argument is wrong, the flag or a variant does not exist, or another rollout of the
                 flag is under way, here or in the file.
             OSError: If the folder cannot be used.
+            FlagFileError: If what the folder says of the rollout cannot be read.
         """
         from mlkit.flags._plan import Plan
         from mlkit.flags._rollout import Rollout

@@ -99,19 +99,35 @@ def _without_ramp(document: dict[str, Any]) -> dict[str, Any]:
     made["metadata"] = {
         name: value for name, value in metadata.items() if not name.startswith(MARK)
     }
-    rule = made.pop("targeting", None) or {}
-    before = None
-    if status in {"killed", "rolled_back"}:
-        if status == "killed":
-            made["state"] = "ENABLED"
-            before = rule or None
-        elif "if" in rule:
-            before = rule["if"][2]
-    elif "or" in rule:
-        before = rule["or"][0]
-    if before is not None:
+    if status == "killed":
+        made["state"] = "ENABLED"
+    sides = metadata.get(f"{MARK}candidate"), metadata.get(f"{MARK}incumbent")
+    before = _rule_before(made.pop("targeting", None), *sides)
+    if before:
         made["targeting"] = before
     return made
+
+
+def _rule_before(rule: Any, candidate: object, incumbent: object) -> Any:
+    """Return what *rule* was before the ramp; all of it if it has no ramp: somebody has rewritten it since."""
+    match rule:
+        case {"if": [{"==": [before, taken]}, given, other]}:
+            if (taken, given, other) == (candidate, incumbent, before):
+                return before
+        case {"or": [before, split]} if _is_split(split, candidate, incumbent):
+            return before
+    return None if _is_split(rule, candidate, incumbent) else rule
+
+
+def _is_split(rule: Any, candidate: object, incumbent: object) -> bool:
+    """Whether *rule* is what `_split` returns, of whatever share and seed."""
+    match rule:
+        case {"if": [{"var": "targetingKey"}, split, other]} if other == incumbent:
+            rule = split
+    match rule:
+        case {"fractional": [*_, [one, int(share)], [two, int(rest)]]}:
+            return (one, two, share + rest) == (candidate, incumbent, WEIGHTS)
+    return False
 
 
 def replace_flag(path: str, key: str, document: dict[str, Any]) -> None:

@@ -134,6 +134,7 @@ class Rollout:
 
         Raises:
             OSError: If the folder cannot be written; nothing has changed then.
+            FlagFileError: If what the folder says of the rollout cannot be read; likewise.
         """
         return self._course.advance()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from mlkit._clock import current
 from mlkit._digest import digest, short
+from mlkit.errors import FlagFileError
 from mlkit.flags._audit import locked
 from mlkit.flags._evidence import together
 
@@ -60,12 +61,22 @@ class Folder:
             os.close(descriptor)
 
     def state(self) -> dict[str, Any] | None:
-        """Return how far the rollout is, None if it never began."""
+        """Return how far the rollout is, None if it never began.
+
+        Raises:
+            FlagFileError: If the file says nothing: it might have said that the candidate was rolled back.
+        """
+        path = self.own / "state.json"
         try:
-            made = json.loads((self.own / "state.json").read_bytes())
+            made = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
-        return made if isinstance(made, dict) else None
+        except ValueError:
+            made = None
+        if not isinstance(made, dict):
+            reason = "it does not say how far the rollout is; remove it to begin anew"
+            raise FlagFileError(str(path), reason)
+        return made
 
     def keep_state(self, state: dict[str, Any]) -> None:
         """Write how far the rollout is, durably."""
