@@ -8,13 +8,13 @@ import time
 import traceback
 import weakref
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 
 import pytest
 
 from mlkit import telemetry
 from mlkit.errors import BulkheadFullError, ConfigurationError, DeadlineExceededError
-from mlkit.resilience import Breaker, Policy, Retry, Threaded, deadline, remaining
+from mlkit.resilience import Breaker, Budget, Policy, Retry, Threaded, deadline, remaining
 from mlkit.testing import virtual_time
 
 COLOUR = ContextVar("colour", default="none")
@@ -125,6 +125,40 @@ def test_one_left_behind_sees_that_its_time_is_over(gate):
     left.set()
     assert ended.wait(60)
     assert seen == [0.0]
+
+
+def test_what_goes_on_after_an_attempt_is_free_of_its_time(gate):
+    seen = []
+
+    def work():
+        context = copy_context()
+
+        def later():
+            gate.wait()
+            seen.append(context.run(remaining))
+
+        thread = threading.Thread(target=later)
+        thread.start()
+        assert context.run(remaining) <= 60.0
+        return thread
+
+    thread = Policy(timeout=Threaded(60.0)).call(work)
+    gate.set()
+    thread.join()
+    assert seen == [None]
+
+
+def test_one_call_earns_once_whether_or_not_it_runs_in_a_thread():
+    earned = []
+    for timeout in (None, 60.0, Threaded(60.0)):
+        budget = Budget(ratio=0.5, burst=4)
+        while budget.spend():
+            pass
+        inner = Policy(retry=Retry(2, budget=budget))
+        outer = Policy(retry=Retry(2, budget=budget), timeout=timeout)
+        assert outer.call(inner.call, int) == 0
+        earned.append(budget.tokens)
+    assert earned == [0.5, 0.5, 0.5]
 
 
 def test_a_deadline_around_it_cuts_it(gate):

@@ -178,7 +178,9 @@ class TestPushback:
             Policy(retry=Retry(2, backoff=1)).call(flaky(Http(429, **{"Retry-After": past})))
             assert clock.sleeps == [20.0, 1.0]
 
-    @pytest.mark.parametrize("text", ["soon", "", "-3", "1e400", "٣٣٣٣"[:0] or "never"])
+    @pytest.mark.parametrize(
+        "text", ["soon", "", "-3", "1e400", "never", f"Mon, 01 Jan 2024 00:00:00 +{9:0<20}"]
+    )
     def test_a_header_that_says_nothing_is_not_heard(self, text):
         with virtual_time() as clock:
             Policy(retry=Retry(2, backoff=1)).call(flaky(Http(503, **{"Retry-After": text})))

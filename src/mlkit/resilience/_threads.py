@@ -92,15 +92,16 @@ def in_worker(plan: Plan, how: Threaded, fn: Callable[_P, _R]) -> Callable[_P, _
 class _Job:
     """One call on its way to a worker and back."""
 
-    __slots__ = ("_answer", "_call", "_context", "_done", "_error", "_left", "_over")
+    __slots__ = ("_answer", "_call", "_context", "_done", "_error", "_left", "_link", "_over")
 
     def __init__(self, call: Callable[[], Any]) -> None:
         head = AMBIENT.get()
         self._call: Callable[[], Any] | None = call
         self._context: Context | None = copy_context()
         # A link of its own: for one that is left behind, the time is over, not the limit gone.
-        link = Ambient()
+        self._link = link = Ambient()
         link.when, link.allowed, link.retrying = inherited(head)
+        link.around = head
         self._context.run(AMBIENT.set, link)
         self._done = threading.Condition()
         self._over = False
@@ -118,6 +119,7 @@ class _Job:
             answer = context.run(call)
         except BaseException as raised:  # noqa: BLE001 - it is the caller's, and is raised there
             error = raised
+        self._link.over = True
         del call, context
         with self._done:
             self._over = True

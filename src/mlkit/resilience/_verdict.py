@@ -210,6 +210,6 @@ def _header(text: str) -> float | None:
 
     try:
         when = parsedate_to_datetime(text).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):  # a zone of 20 digits
         return None
     return max(0.0, when - current().time())
