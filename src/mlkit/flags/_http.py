@@ -17,7 +17,7 @@ from mlkit._clock import current
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Answer", "LookError", "Target", "get"]
+__all__ = ["Answer", "Deadline", "LookError", "Target", "get"]
 
 _CHUNK = 65_536
 # Answers after which the same request may do better in a moment.
@@ -110,25 +110,28 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def get(target: Target, headers: Mapping[str, str], *, timeout: float, max_bytes: int) -> Answer:
+def get(
+    target: Target, headers: Mapping[str, str], *, deadline: Deadline, max_bytes: int
+) -> Answer:
     """Get a resource. Nothing is followed and nothing tried again.
 
     Args:
         target: The resource.
         headers: Headers of the request.
-        timeout: Seconds for all of it.
+        deadline: When all of it must have ended.
         max_bytes: A longer body is not read to its end.
 
     Raises:
         LookError: If there is no answer of the status 200, 304 or 3xx, whole and in time.
     """
     try:
-        return _exchange(target, headers, _Deadline(timeout), max_bytes)
+        return _exchange(target, headers, deadline, max_bytes)
     except ssl.SSLCertVerificationError as error:
         reason = f"the certificate is not trusted: {error.verify_message}"
         raise LookError(reason, transient=False) from None
     except TimeoutError:
-        raise LookError(f"no whole answer within {timeout:.3g} s", transient=True) from None
+        reason = f"no whole answer within {deadline.allowed:.3g} s"
+        raise LookError(reason, transient=True) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise LookError(f"cannot be reached: {reason}", transient=True) from None
@@ -139,7 +142,7 @@ def get(target: Target, headers: Mapping[str, str], *, timeout: float, max_bytes
 
 
 def _exchange(
-    target: Target, headers: Mapping[str, str], deadline: _Deadline, max_bytes: int
+    target: Target, headers: Mapping[str, str], deadline: Deadline, max_bytes: int
 ) -> Answer:
     with closing(_connect(target, deadline)) as connected:
         connection = http.client.HTTPConnection(target.host, target.port)
@@ -154,8 +157,8 @@ def _exchange(
         raise _refusal(response.status, found)
 
 
-def _connect(target: Target, deadline: _Deadline) -> socket.socket:
-    plain = socket.create_connection((target.host, target.port), timeout=deadline.left())
+def _connect(target: Target, deadline: Deadline) -> socket.socket:
+    plain = _connect_plain(target, deadline)
     if target.scheme == "http":
         return plain
     try:
@@ -164,6 +167,23 @@ def _connect(target: Target, deadline: _Deadline) -> socket.socket:
     except OSError:
         plain.close()
         raise
+
+
+def _connect_plain(target: Target, deadline: Deadline) -> socket.socket:
+    """Connect to one of the host's addresses, each of which gets its share of the time that is left."""
+    found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    for tried, (family, kind, protocol, _, address) in enumerate(found, start=1):
+        made = socket.socket(family, kind, protocol)
+        try:
+            made.settimeout(deadline.left() / (len(found) - tried + 1))
+            made.connect(address)
+        except OSError:
+            made.close()
+            if tried == len(found):
+                raise
+        else:
+            return made
+    raise OSError("the host has no address")
 
 
 def _refusal(status: int, headers: Mapping[str, str]) -> LookError:
@@ -211,13 +231,24 @@ def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
 
 
 @final
-class _Deadline:
-    """The time that is left for an exchange; what waits on a socket waits no longer."""
+class Deadline:
+    """The time that is left for an exchange; what waits on a socket waits no longer.
 
-    def __init__(self, timeout: float) -> None:
+    Args:
+        timeout: Seconds.
+        allowed: Of how many this is a part: what messages say was allowed.
+    """
+
+    def __init__(self, timeout: float, allowed: float) -> None:
         self._end = current().monotonic() + timeout
+        self.allowed = allowed
 
     def left(self) -> float:
+        """Return the seconds that are left.
+
+        Raises:
+            TimeoutError: If there are none.
+        """
         left = self._end - current().monotonic()
         if left <= 0:
             raise TimeoutError
@@ -231,7 +262,7 @@ class _Timed:
     The time-out of a socket alone bounds each wait: a server that sends a byte now and then could go on for ever.
     """
 
-    def __init__(self, connected: socket.socket, deadline: _Deadline) -> None:
+    def __init__(self, connected: socket.socket, deadline: Deadline) -> None:
         self._socket, self._deadline = connected, deadline
 
     def sendall(self, data: Any) -> None:
@@ -250,7 +281,7 @@ class _Timed:
 class _Stream(io.RawIOBase):
     """The reading side of a socket."""
 
-    def __init__(self, connected: socket.socket, deadline: _Deadline) -> None:
+    def __init__(self, connected: socket.socket, deadline: Deadline) -> None:
         self._socket, self._deadline = connected, deadline
 
     def readable(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 from mlkit._clock import current
 from mlkit._digest import digest_bytes
 from mlkit.errors import ConfigurationError, FlagFileError
-from mlkit.flags._http import LookError, Target, get
+from mlkit.flags._http import Deadline, LookError, Target, get
 from mlkit.flags._source import Reading
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ class Url:
             for attempt in retrying:
                 with attempt:
                     left = self._attempts - attempt.retry_state.attempt_number + 1
-                    share = max(0.001, end - current().monotonic()) / left
-                    made = self._ask(headers, mark, share)
+                    share = (end - current().monotonic()) / left
+                    made = self._ask(headers, mark, Deadline(share, self._timeout))
         except LookError as error:
             if error.wait:
                 self._pause = current().monotonic() + error.wait, error.reason
@@ -118,14 +118,14 @@ class Url:
         self._pause = None
         return made
 
-    def _ask(self, headers: Mapping[str, str], mark: Any, timeout: float) -> Reading:
+    def _ask(self, headers: Mapping[str, str], mark: Any, deadline: Deadline) -> Reading:
         """Ask once, following redirects."""
-        target, end = self._target, current().monotonic() + timeout
+        target = self._target
         for _ in range(_MAX_REDIRECTS + 1):
             answer = get(
                 target,
                 self._request(target, headers, mark),
-                timeout=max(0.001, end - current().monotonic()),
+                deadline=deadline,
                 max_bytes=self._max_bytes,
             )
             if answer.status == 304 and mark:
