@@ -496,11 +496,15 @@ class OutputShapeError(InferenceError, ValueError):
 
     def __init__(self, function: str, *, expected: int, got: int | str) -> None:
         self.expected = expected
-        came = f"{got} rows" if isinstance(got, int) else got
+        came = _rows(got) if isinstance(got, int) else got
         super().__init__(
-            f"{function} was given a batch of {expected} rows and returned {came}; it must return one output per row, "
+            f"{function} was given a batch of {_rows(expected)} and returned {came}; it must return one output per row, "
             f"in the same order"
         )
+
+
+def _rows(n: int) -> str:
+    return f"{n} row{'s' * (n != 1)}"
 
 
 class RowError(InferenceError, ValueError):
@@ -915,7 +919,7 @@ class VersionNotFoundError(ModelStoreError, LookupError):
         near = did_you_mean(ref, known)
         if not near and (known or not hint):
             near = f"; the store has {listing(known)}"
-        super().__init__(f"no model version {clip(ref, 120)!r}{near}{hint and '; '}{hint}")
+        super().__init__(f"no model version {clip(ref, 120)!r}{hint and '; '}{hint}{near}")
 
 
 class IntegrityError(ModelStoreError, ValueError):

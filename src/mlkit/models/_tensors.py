@@ -140,16 +140,16 @@ def problem_of(state: object) -> str | None:
         if torch is not None and isinstance(value, torch.Tensor):
             n_tensors += 1
             if (reason := _tensor_problem(torch, value)) is not None:
-                return f"{name!r} is {reason}"
+                return f"{name!r}, {reason},"
         elif numpy is not None and isinstance(value, numpy.ndarray):
             if isinstance(value, numpy.ma.MaskedArray):
                 raise ConfigurationError(
                     f"save(model)[{name!r}]", "a masked array", "an array", hint="fill it first"
                 )
             if value.dtype.name not in _NUMPY_DTYPES:
-                return f"{name!r} is an array of dtype {value.dtype}"
+                return f"{name!r}, an array of dtype {value.dtype},"
         else:
-            return f"{name!r} is a {type(value).__name__}"
+            return f"{name!r}, of type {type(value).__name__},"
     if 0 < n_tensors < len(state):
         return "a mixture of NumPy arrays and torch tensors"
     return None

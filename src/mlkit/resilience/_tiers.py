@@ -162,7 +162,9 @@ def tier(
     if isinstance(fn, Tier):
         raise ConfigurationError("tier(fn)", fn, "a function", hint="it is a tier already")
     if not callable(fn):
-        raise ConfigurationError("tier(fn)", fn, "a callable")
+        raise ConfigurationError(
+            "tier(fn)", fn, "a callable", hint="a fixed answer is constant(...)"
+        )
     if policy is _OWN_BREAKER:
         policy = Policy(breaker=Breaker())
     elif policy is None:

@@ -187,7 +187,8 @@ def make_sinks(where: str, sinks: object) -> list[Sink]:
         ConfigurationError: If that is no list, or one of them is no sink or is there twice.
     """
     if not isinstance(sinks, (list, tuple)):
-        raise ConfigurationError(where, sinks, "a list of addresses or sinks")
+        hint = f"pass [{sinks!r}]" if isinstance(sinks, str) else ""
+        raise ConfigurationError(where, sinks, "a list of addresses or sinks", hint=hint)
     made: dict[str, Sink] = {}
     for one in sinks:
         sink = _make(one, where) if isinstance(one, str) else one
@@ -223,6 +224,8 @@ def _make(uri: str, where: str = "start_run(sinks=...)") -> Sink:
 
         known = ["jsonl", "tensorboard", *found]
         near = did_you_mean(scheme, known)
+        if not near and rest.startswith("//"):
+            near = f"; if it is MLflow's, 'mlflow:{uri}'"
         raise ConfigurationError(
             where,
             uri,
