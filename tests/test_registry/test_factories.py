@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections import deque
 from collections.abc import Iterable, Sequence
-from enum import Enum
+from enum import Enum, Flag
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Required, TypedDict, Unpack
 
 import jsonschema
@@ -516,3 +516,55 @@ def test_keywords_that_a_typed_dictionary_names_are_arguments():
     ]
     assert problems({"type": "tuned"}) == ["rate: tuned@1 needs an argument 'rate'"]
     jsonschema.validate({"type": "tuned", "rate": 1.0}, kinds.json_schema("tuned"))
+
+
+@dataclasses.dataclass
+class Decay:
+    rate: float
+    steps: int = 1
+
+
+class Step(TypedDict):
+    decay: Decay
+    size: NotRequired[int]
+
+
+def stepped(first: Step, span: tuple[int, int] = (0, 1)) -> Keep:
+    return Keep(first=first, span=span)
+
+
+kinds.register("stepped")(stepped)
+
+
+def test_names_inside_typed_dictionaries_and_dataclasses_are_checked():
+    built = kinds.build({"type": "stepped", "first": {"decay": {"rate": 1}}})
+    assert built.first == {"decay": Decay(1.0)}
+    slips = {"decay": {"rate": "x", "stpes": 2}, "szie": 3}
+    assert problems({"type": "stepped", "first": slips, "span": [1]}) == [
+        "first.decay.rate: expected float, got 'x'",
+        "first.decay.stpes: expected nothing of that name, got 2",
+        "first.szie: expected nothing of that name, got 3",
+        "span[1]: an item 1 is needed",
+    ]
+    assert problems({"type": "stepped", "first": {"size": 1}}) == [
+        "first.decay: a value for 'decay' is needed"
+    ]
+
+
+class Access(Flag):
+    READ = 1
+    WRITE = 2
+
+
+@kinds.register("opened")
+def opened(access: Access = Access.READ) -> Keep:
+    return Keep(access=access)
+
+
+def test_members_of_a_flag_are_given_together():
+    both = kinds.build({"type": "opened", "access": Access.READ | Access.WRITE})
+    assert both.access == Access.READ | Access.WRITE
+    assert kinds.build(spec_of(both)).access == both.access
+    assert kinds.build({"type": "opened", "access": 0}).access == Access(0)
+    assert problems({"type": "opened", "access": True}) == ["access: expected int, got True"]
+    assert problems({"type": "opened", "access": 4}) == ["access: expected 1 or 2, got 4"]

@@ -9,7 +9,16 @@ import json
 import pathlib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    LiteralString,
+    NamedTuple,
+    NotRequired,
+    Required,
+    TypedDict,
+)
 
 import jsonschema
 import pytest
@@ -75,6 +84,17 @@ class Level(enum.IntEnum):
     HIGH = 2
 
 
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+    SHARE = 8
+
+
+class Bits(enum.IntFlag):
+    A = 1
+    B = 2
+
+
 @dataclasses.dataclass
 class Point:
     x: int
@@ -88,6 +108,11 @@ class Pair(NamedTuple):
 
 class Options(TypedDict, total=False):
     depth: int
+
+
+class Tree(TypedDict):
+    x: Required[float]
+    y: NotRequired[list[Tree]]
 
 
 class Model(BaseModel):
@@ -140,6 +165,9 @@ PLAIN: list[Any] = [
     Literal[1],
     Color,
     Level,
+    Access,
+    Bits,
+    LiteralString,
     pathlib.Path,
     list[int],
     list[float],
@@ -162,6 +190,8 @@ PLAIN: list[Any] = [
     Point,
     Pair,
     Options,
+    Tree,
+    dict[str, Tree] | None,
     Model,
     list[Model],
     Callable[[], int],
@@ -238,7 +268,8 @@ def agree(registry: Registry[Any], validator: jsonschema.Draft202012Validator, d
 SPOTS: list[Any] = (
     [None, True, False, 0, 1, 2, -1, 1.0, 2.0, 0.5, 1e300, "", "a", "red", "1", "ab", [], [1], [1.0], [1, 1], [1, "b"],
      ["x"], ["x", "x"], [True], [0.5], [None], {}, {"x": 1}, {"x": 1.0, "y": 2}, {"x": True}, {"depth": 1}, {"lr": 0.5},
-     {"lr": "0.5"}, {"lr": 1}, [{"lr": 2}], {"a": [True]}, {"x": 1, "z": 2}, {"type": 1}]
+     {"lr": "0.5"}, {"lr": 1}, [{"lr": 2}], {"a": [True]}, {"x": 1, "z": 2}, {"type": 1},
+     {"x": 1, "y": [{"x": 2}]}, {"x": 1, "y": [{}]}, {"a": {"x": 1}}, 3, 4, 9, 16]
 )  # fmt: skip
 telling = st.sampled_from(SPOTS)
 names = st.sampled_from(

@@ -71,38 +71,60 @@ class Choose(NamedTuple):
 
 
 Shape = Node | Plain | Items | Fixed | Values | Choose
+_Aliases = dict[Any, bool]  # those that are being looked into, and whether each was met in itself
 
 
 def shape_of(annotation: Any) -> Shape | None:
     """Return how *annotation* nests specs, or None if it does not.
 
     Raises:
-        UnsupportedError: If it does so where no spec can be told from data: in a callable, in the keys of a mapping.
+        UnsupportedError: If it does so where no spec can be told from data: in a callable, in the keys of a mapping, in
+            itself.
     """
-    annotation = getattr(annotation, "__value__", annotation)  # `type X = ...`
+    return _shape_of(annotation, {})
+
+
+def _shape_of(annotation: Any, aliases: _Aliases) -> Shape | None:
     origin, args = get_origin(annotation), get_args(annotation)
+    if hasattr(annotation, "__value__"):
+        return _of_alias(origin or annotation, args, aliases)
     if origin is Annotated:
-        return _annotated(annotation)
+        return _annotated(annotation, aliases)
     if not args:
         return None
     if origin is Union or origin is types.UnionType:
-        return _union(annotation, args)
-    shapes = [shape_of(arg) for arg in args if arg is not Ellipsis and not isinstance(arg, list)]
-    if all(shape is None for shape in shapes):
+        return _union(annotation, args, aliases)
+    inner = [arg for arg in args if arg is not Ellipsis and not isinstance(arg, list)]
+    if all(_shape_of(arg, aliases) is None for arg in inner):
         return None
-    return _container(annotation, origin, args)
+    return _container(annotation, origin, args, aliases)
 
 
-def _part(annotation: Any) -> Shape:
-    return shape_of(annotation) or Plain(Validator({IT: annotation}))
+def _of_alias(alias: Any, args: tuple[Any, ...], aliases: _Aliases) -> Shape | None:
+    """Return the shape of `type X = ...`, or of `X[...]`; what it says may have itself in it."""
+    if alias in aliases:
+        aliases[alias] = True
+        return None
+    value, given = alias.__value__, dict(zip(alias.__type_params__, args, strict=False))
+    if given and (wanted := getattr(value, "__parameters__", ())):
+        value = value[tuple(given.get(parameter, parameter) for parameter in wanted)]
+    aliases[alias] = False
+    shape = _shape_of(value, aliases)
+    if aliases.pop(alias) and shape is not None:
+        raise UnsupportedError(f"{alias} nests a registry and itself; write out one level of it")
+    return shape
 
 
-def _annotated(annotation: Any) -> Shape | None:
+def _part(annotation: Any, aliases: _Aliases) -> Shape:
+    return _shape_of(annotation, aliases) or Plain(Validator({IT: annotation}))
+
+
+def _annotated(annotation: Any, aliases: _Aliases) -> Shape | None:
     from mlkit.registry._registry import Registry
 
     found = [mark for mark in annotation.__metadata__ if isinstance(mark, Registry)]
     if not found:
-        return shape_of(annotation.__origin__)
+        return _shape_of(annotation.__origin__, aliases)
     if len(found) > 1:
         raise UnsupportedError(
             f"{annotation} names two registries; write Annotated[A, a] | Annotated[B, b]"
@@ -113,8 +135,8 @@ def _annotated(annotation: Any) -> Shape | None:
     return Node(found[0], plain if is_class else None)
 
 
-def _union(annotation: Any, args: tuple[Any, ...]) -> Shape | None:
-    shapes = [shape_of(arg) for arg in args]
+def _union(annotation: Any, args: tuple[Any, ...], aliases: _Aliases) -> Shape | None:
+    shapes = [_shape_of(arg, aliases) for arg in args]
     members = tuple(shape for shape in shapes if shape is not None)
     if not members:
         return None
@@ -130,22 +152,22 @@ def _union(annotation: Any, args: tuple[Any, ...]) -> Shape | None:
     return Choose(members, type(None) in args, plain)
 
 
-def _container(annotation: Any, origin: Any, args: tuple[Any, ...]) -> Shape:
+def _container(annotation: Any, origin: Any, args: tuple[Any, ...], aliases: _Aliases) -> Shape:
     from collections import abc
 
     lists = {list, abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable}
     if origin in lists:
-        return Items(_part(args[0]), list)
+        return Items(_part(args[0], aliases), list)
     if origin in {set, abc.MutableSet}:
-        return Items(_part(args[0]), set)
+        return Items(_part(args[0], aliases), set)
     if origin in {frozenset, abc.Set}:
-        return Items(_part(args[0]), frozenset)
+        return Items(_part(args[0], aliases), frozenset)
     if origin is tuple:
         if len(args) == 2 and args[1] is Ellipsis:
-            return Items(_part(args[0]), tuple)
-        return Fixed(tuple(_part(arg) for arg in args))
+            return Items(_part(args[0], aliases), tuple)
+        return Fixed(tuple(_part(arg, aliases) for arg in args))
     if origin in {dict, abc.Mapping, abc.MutableMapping} and args[0] is str:
-        return Values(_part(args[1]))
+        return Values(_part(args[1], aliases))
     raise UnsupportedError(
         f"{annotation} is not understood; nest a registry in list, tuple, set, dict[str, ...] or a union"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlkit._suggest import clip
+from mlkit.registry._checkable import with_self
 
 if TYPE_CHECKING:
     import inspect
@@ -81,11 +82,18 @@ def _typed_dict(factory: Any, required: frozenset[str]) -> inspect.Signature:
 
 def annotation_of(factory: Any, annotation: Any) -> Any:
     """Return *annotation* as an object where it was written as text, `Unreadable` if a name in it is unknown."""
+    import typing
+
     if _has_text(annotation):
         annotation = _evaluated(factory, annotation)
     if type(annotation).__name__ == "InitVar" and hasattr(annotation, "type"):
         return annotation_of(factory, annotation.type)  # an argument of `__init__` that is no field
-    return annotation
+    if annotation is typing.Final:
+        return typing.Any
+    if typing.get_origin(annotation) is typing.Final:  # a field of a dataclass
+        return annotation_of(factory, annotation.__args__[0])
+    own = factory if isinstance(factory, type) else getattr(factory, "__self__", None)
+    return with_self(annotation, own) if isinstance(own, type) else annotation
 
 
 def _has_text(annotation: Any) -> bool:
@@ -106,8 +114,8 @@ def _evaluated(factory: Any, annotation: Any) -> Any:
 
     failure: Exception | None = None
     for names in _namespaces(factory):
-        holder = typing.cast("Any", lambda: None)
-        holder.__annotations__ = {"it": annotation}
+        # A class, because only there may an annotation be Final.
+        holder = type("Holder", (), {"__annotations__": {"it": annotation}})
         try:
             return typing.get_type_hints(holder, globalns=names, include_extras=True)["it"]
         except Exception as error:  # noqa: BLE001 - an annotation is any expression
@@ -137,9 +145,13 @@ def _namespaces(factory: Any) -> list[dict[str, Any]]:
         found += [method.__globals__ for method in methods if inspect.isfunction(method)]
         modules = [kind.__module__ for kind in factory.__mro__ if kind is not object]
         found += [vars(sys.modules[name]) for name in modules if name in sys.modules]
+        generic = [*reversed(factory.__mro__), *methods]
     else:
         function = getattr(factory, "__func__", factory)
         if not hasattr(function, "__globals__"):
             function = type(factory).__call__
         found.append(getattr(function, "__globals__", {}))
-    return found or [{}]
+        generic = [getattr(factory, "__self__", None), function]
+    # `def f[T](...)` and `class C[T]`: names that no module has.
+    own = {one.__name__: one for each in generic for one in getattr(each, "__type_params__", ())}
+    return [names | own for names in found] if own else found or [{}]

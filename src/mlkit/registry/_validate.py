@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Checked", "Mismatch", "Validator", "exact_types"]
 
+_LISTED = 256  # a flag of more bits is described by its bounds
 _PYDANTIC = "pydantic_core._pydantic_core"
 _NAMES = {
     "bool_type": "bool",
     "bytes_type": "bytes",
     "dict_type": "a mapping",
+    "extra_forbidden": "nothing of that name",
     "float_type": "float",
     "int_type": "int",
     "list_type": "a list",
     "none_required": "None",
     "string_type": "str",
+    "unexpected_keyword_argument": "nothing of that name",
 }
 
 
@@ -207,7 +210,8 @@ def _adapter(annotations: dict[str, Any]) -> Any:
     from mlkit.registry._checkable import checkable
 
     annotations = {name: checkable(annotation) for name, annotation in annotations.items()}
-    config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+    # Of typed dictionaries and dataclasses, too, a name that they do not have is a slip; a model says that itself.
+    config: ConfigDict = {"strict": True, "arbitrary_types_allowed": True, "extra": "forbid"}
     make: Any = TypedDict  # mypy wants a literal here
     adapter = TypeAdapter(with_config(config)(make("Arguments", annotations, total=False)))
     if not adapter.pydantic_complete:  # a class it refers to is not defined
@@ -231,6 +235,9 @@ def _generator() -> Any:
         def is_subclass_schema(self, schema: Any) -> dict[str, Any]:  # noqa: ARG002 - as above
             return {"not": {}}
 
+        def enum_schema(self, schema: Any) -> dict[str, Any]:
+            return _of_flag(schema["cls"], super().enum_schema(schema))
+
         def set_schema(self, schema: Any) -> dict[str, Any]:
             return _of_set(super().set_schema(schema))
 
@@ -253,6 +260,23 @@ def _also_by_name(listed: dict[str, Any], names: list[str]) -> dict[str, Any]:
         "additionalProperties": False,
     }
     return {"anyOf": [listed, named]}
+
+
+def _of_flag(kind: Any, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an enumeration: a flag is any of its members together, or none of them."""
+    from enum import Flag
+
+    if not issubclass(kind, Flag):
+        return schema
+    mask = functools.reduce(int.__or__, [member.value for member in kind], 0)
+    made = {key: value for key, value in schema.items() if key != "enum"}
+    try:
+        kind(1 << mask.bit_length())
+    except ValueError:  # it has no members but its own
+        if mask < _LISTED:
+            return made | {"enum": [value for value in range(mask + 1) if not value & ~mask]}
+        return made | {"minimum": 0, "maximum": mask}
+    return made | {"minimum": 0, "maximum": (1 << 63) - 1}  # of the numbers that pydantic has
 
 
 def _of_set(schema: dict[str, Any]) -> dict[str, Any]:
@@ -290,8 +314,9 @@ def _mismatches(value: Any, rows: Iterable[Any]) -> list[Mismatch]:
     for row in rows:
         path, found = _walk(value, row["loc"])
         if row["type"] == "missing":  # a field of a model; what is there is its whole mapping
-            name = str(row["loc"][-1])
-            missing.append(Mismatch((*path, name), f"a value for {name!r} is needed", []))
+            name = row["loc"][-1]
+            what = f"a value for {name!r}" if isinstance(name, str) else f"an item {name}"
+            missing.append(Mismatch((*path, name), f"{what} is needed", []))
             continue
         inputs[path] = row["loc"][-2] if row["loc"][-1] == "[key]" else found
         places.setdefault(path, []).append(row)
