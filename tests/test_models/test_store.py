@@ -82,7 +82,9 @@ def test_a_store_without_the_model_says_where_it_is(store):
         store.load("m@1")
     assert str(caught.value) == f"no model version 'm'; there are no models in {store.path}"
     store.save("churn", b"x")
-    with pytest.raises(VersionNotFoundError, match=f"; the store is {store.path}; did you mean 'churn'"):
+    with pytest.raises(
+        VersionNotFoundError, match=f"; the store is {store.path}; did you mean 'churn'"
+    ):
         store.load("chrun@1")
 
 
@@ -596,7 +598,7 @@ def test_a_version_of_another_store_moves_and_deletes_nothing(tmp_path):
 
 def test_pickle_needs_two_decisions(store):
     class_free = {"threshold": 0.5}
-    with pytest.raises(UntrustedFormatError, match="'threshold', of type float, .*trust='pickle'"):
+    with pytest.raises(UntrustedFormatError, match=r"'threshold', of type float, .*trust='pickle'"):
         store.save("m", class_free)
     assert store.names() == []
     version = store.save("m", class_free, trust="pickle")
