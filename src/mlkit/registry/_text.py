@@ -10,7 +10,7 @@ from mlkit.errors import ConfigurationError, SpecError, SpecProblem
 from mlkit.registry._plain import MAX_VALUES, dotted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from os import PathLike
 
     from mlkit.registry._plain import Found, Path
@@ -129,8 +129,6 @@ def _parse_yaml(name: str, text: str) -> Any:
         raise _syntax(name, 1, 1, str(error)) from None
     except RecursionError:
         raise _syntax(name, 1, 1, "nested too deeply") from None
-    except ValueError as error:  # a number of more digits than Python converts
-        raise _syntax(name, 1, 1, str(error)) from None
 
 
 def _syntax(name: str, line: int, column: int, message: str) -> SpecError:
@@ -149,6 +147,10 @@ _CORE = {
     "tag:yaml.org,2002:null": (r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     "tag:yaml.org,2002:merge": (r"^(?:<<)$", "<"),
 }
+
+
+# None is for every other tag, to say that there is no such thing.
+_TAGS = (*(f"tag:yaml.org,2002:{kind}" for kind in ("null", "str", "seq")), None)
 
 
 def _reader() -> Any:
@@ -184,6 +186,8 @@ def _loader() -> Any:
 
     class Loader(base):  # type: ignore[misc]  # chosen when it runs
         yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own class attribute
+        # Without those of YAML 1.1 that make what is no plain data.
+        yaml_constructors = {tag: base.yaml_constructors[tag] for tag in _TAGS}  # noqa: RUF012 - as above
 
         def flatten_mapping(self, node: Any) -> None:
             # Merged mappings of merged mappings grow exponentially, before anything counts values.
@@ -206,20 +210,37 @@ def _loader() -> Any:
         loader.flatten_mapping(node)
         return dict(loader.construct_pairs(node, deep=True))
 
-    def integer(loader: Any, node: Any) -> int:
-        text = loader.construct_scalar(node)
-        return int(text, 0) if text[:2] in {"0o", "0x"} else int(text)
+    def scalar(read: Callable[[str], Any]) -> Callable[[Any, Any], Any]:
+        def construct(loader: Any, node: Any) -> Any:
+            try:
+                return read(loader.construct_scalar(node))
+            except ValueError as error:  # behind a tag, or of more digits than Python converts
+                raise yaml.constructor.ConstructorError(
+                    None, None, str(error), node.start_mark
+                ) from None
 
-    def number(loader: Any, node: Any) -> float:
-        text = loader.construct_scalar(node).lower()
-        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+        return construct
 
     for tag, (pattern, first) in _CORE.items():
         Loader.add_implicit_resolver(tag, re.compile(pattern), list(first))
     Loader.add_constructor("tag:yaml.org,2002:map", mapping)
-    Loader.add_constructor("tag:yaml.org,2002:int", integer)
-    Loader.add_constructor("tag:yaml.org,2002:float", number)
+    for kind, read in (("bool", _bool), ("int", _int), ("float", _float)):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", scalar(read))
     return Loader
+
+
+def _bool(text: str) -> bool:
+    if text.lower() not in {"true", "false"}:
+        raise ValueError(f"expected true or false, got {clip(text, 60)!r}")
+    return text.lower() == "true"
+
+
+def _int(text: str) -> int:
+    return int(text, 0) if text[:2] in {"0o", "0x"} else int(text)
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
 @functools.cache
