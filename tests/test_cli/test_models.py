@@ -178,3 +178,10 @@ def test_an_expectation_that_is_no_number_is_said_in_words_of_the_command(place,
         main(["models", "promote", str(place), "churn@1", "--expect", "x"])
     assert stopped.value.code == 2
     assert "expected a version's number or none, got 'x'" in capsys.readouterr().err
+
+
+def test_a_misspelt_database_is_not_created(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, "list", "sqlite:///mlfow.db")
+    assert (status, out, list(tmp_path.iterdir())) == (1, "", [])
+    assert "a database that exists, got 'sqlite:///mlfow.db'" in err

@@ -116,6 +116,10 @@ def _open(place: str, who: str | None) -> Store:
     from mlkit.errors import ConfigurationError
 
     uri = place.removeprefix("mlflow:")
+    if uri.startswith("sqlite:///"):  # MLflow would make the database
+        file = uri.removeprefix("sqlite:///").partition("?")[0]
+        if not Path(file).is_file():
+            raise ConfigurationError("STORE", place, "a database that exists")
     if "://" in uri:
         from mlkit.integrations.mlflow_models import MlflowModelStore
 
