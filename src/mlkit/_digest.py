@@ -15,7 +15,7 @@ cannot say exactly is written as an object with one tagged key:
 | mapping with other keys | `{"!map":[[key,value],...]}` | sorted by encoded key; also for keys that begin with `!` |
 | `set`, `frozenset` | `{"!set":[...]}` | sorted by encoding |
 | `datetime` | `{"!datetime":"2026-01-02T03:04:05+00:00"}` | aware: the instant, in UTC; naive: without an offset |
-| `date`, `time`, `timedelta` | `{"!date":...}`, `{"!time":...}`, `{"!timedelta":[d,s,us]}` | |
+| `date`, `time`, `timedelta` | `{"!date":...}`, `{"!time":...}`, `{"!timedelta":[d,s,us]}` | nanoseconds of pandas after them, if there are any |
 | `Decimal`, `Fraction`, `UUID` | `{"!decimal":"1.5"}`, `{"!fraction":[n,d]}`, `{"!uuid":...}` | `Decimal("1.50")` equals `Decimal("1.5")` |
 | pure paths | `{"!path":"a/b"}` | |
 | `Enum` | `{"!enum":["Color","RED"]}` | one that is also a str or int is that str or int |
@@ -191,11 +191,7 @@ def _find_rare_encoder(value: object) -> Callable[[Any, _Parents], str] | None:
         (dt.datetime, "datetime", _instant),
         (dt.date, "date", lambda date: date.isoformat()),
         (dt.time, "time", lambda time: time.isoformat()),
-        (
-            dt.timedelta,
-            "timedelta",
-            lambda delta: [delta.days, delta.seconds, delta.microseconds],
-        ),
+        (dt.timedelta, "timedelta", _duration),
         (Decimal, "decimal", _decimal),
         (Fraction, "fraction", lambda ratio: [ratio.numerator, ratio.denominator]),
         (UUID, "uuid", str),
@@ -282,7 +278,10 @@ def _encode_mapping(value: Mapping[Any, object], parents: _Parents) -> str:
 def _encode_dataclass(value: object, parents: _Parents) -> str:
     from dataclasses import fields
 
-    steps = [(field.name, getattr(value, field.name)) for field in fields(value)]  # type: ignore[arg-type]
+    names = [field.name for field in fields(value)]  # type: ignore[arg-type]
+    if unset := [name for name in names if not hasattr(value, name)]:
+        raise _NoEncodingError(f"its field {unset[0]!r} has no value")
+    steps = [(name, getattr(value, name)) for name in names]
     values = _encode_all(((f".{name}", item) for name, item in steps), value, parents)
     content = ",".join(
         f"{_encode_str(name, ())}:{item}"
@@ -297,6 +296,12 @@ def _instant(value: Any) -> str:
     # utcoffset(), not tzinfo: a zone may decline to give an offset, and then the value is naive.
     aware = value.utcoffset() is not None
     return str((value.astimezone(UTC) if aware else value.replace(tzinfo=None, fold=0)).isoformat())
+
+
+def _duration(value: Any) -> list[int]:
+    parts = [value.days, value.seconds, value.microseconds]
+    finer = getattr(value, "nanoseconds", 0)  # of pandas
+    return [*parts, finer] if finer else parts
 
 
 def _decimal(value: Any) -> str:

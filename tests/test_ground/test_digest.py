@@ -10,7 +10,7 @@ import pickle
 import subprocess
 import sys
 from collections import OrderedDict, UserDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -222,6 +222,11 @@ def _holding_itself() -> list:
     return value
 
 
+@dataclass
+class Unfinished:
+    loss: float = field(init=False)
+
+
 def _deep(levels: int) -> object:
     value: object = 1
     for _ in range(levels):
@@ -241,6 +246,7 @@ def _deep(levels: int) -> object:
         (np.ma.masked_array([1.0], [True]), "$", "masked"),
         ({"type": int}, "$[type]", "builtins.type"),
         (range(3), "$", "range"),
+        ([Unfinished()], "$[0]", "'loss' has no value"),
     ],
 )
 def test_what_has_no_encoding_says_where_it_is(value: object, path: str, reason: str) -> None:

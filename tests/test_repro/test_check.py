@@ -128,6 +128,28 @@ def test_uninitialised_memory_is_no_difference():
     assert check(lambda: torch.empty(1000).fill_(1.0)) is None
 
 
+def dirtied():
+    """Leave no freed memory as a run before has left it."""
+    for size in (1_000, 10_000, 30_000, 100_000):
+        del [torch.empty(size, dtype=torch.uint8).random_() for _ in range(4)][:]
+
+
+def test_memory_that_a_kernel_keeps_for_its_backward_pass_is_no_difference():
+    """Most of it is never written, nor read."""
+    layer = torch.nn.LSTM(8, 4, num_layers=2, dropout=0.5)
+    rows = torch.rand(3, 2, 8)
+    places = torch.tensor([5, 3]), torch.tensor([2, 2])
+
+    def fn():
+        dirtied()
+        output = layer(rows)[0]
+        logits = torch.rand(5, 2, 6).log_softmax(2)
+        loss = torch.nn.functional.ctc_loss(logits, torch.tensor([[1, 2], [2, 3]]), *places)
+        return output.sum(), loss
+
+    assert all(check(fn) is None for _ in range(3))
+
+
 def test_dtype_and_length_of_the_trace():
     runs = count()
     found = check(lambda: torch.ones(2, dtype=torch.float32 if next(runs) == 0 else torch.float64))
@@ -308,6 +330,105 @@ def test_a_compiled_function_is_followed_as_it_is_written():
     fn(torch.ones(3), 1.0)
     assert len(compiled) == 1  # and afterwards it compiles again
     torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_encoder_that_leaves_out_padding_is_followed():
+    """Inside it makes a nested tensor, which has no shape."""
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = torch.nn.TransformerEncoder(layer, 2).eval()
+    rows, padding = torch.rand(2, 3, 8), torch.tensor([[False, False, True], [False] * 3])
+
+    @torch.no_grad()
+    def encode(scale):
+        return encoder(rows * scale, src_key_padding_mask=padding)
+
+    assert check(encode, 1.0) is None
+    runs = count(1)
+    found = check(lambda: encode(float(next(runs))))
+    assert (found.op, found.module) == ("aten::mul", "")
+
+
+def layouts():
+    """Return for each kind of tensor without elements of its own at their index what makes one of a number."""
+    eye = torch.eye(3)
+    return {
+        "coo": lambda x: (eye * x).to_sparse(),
+        "csr": lambda x: (eye * x).to_sparse_csr(),
+        "bsc": lambda x: (eye * x).to_sparse_bsc((1, 1)),
+        "onednn": lambda x: (eye * x).to_mkldnn(),
+        "quantized": lambda x: torch.quantize_per_tensor(eye * x, 0.1, 0, torch.qint8),
+        "nested": lambda x: torch.nested.nested_tensor([torch.ones(2) * x, torch.ones(3)]),
+        "complex halves": lambda x: torch.full((2,), x).to(torch.complex32),
+        "eighths": lambda x: torch.full((2,), x).to(torch.float8_e5m2),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("layout", layouts())
+def test_every_layout_is_compared_in_operations_and_results(layout):
+    made = layouts()[layout]
+    tensors = {x: made(x) for x in (1.0, 2.0)}
+    assert check(made, 1.0) is None
+    runs = count()
+    found = check(lambda: tensors[2.0 if next(runs) else 1.0])  # made before: no operation
+    assert (found.op, found.path[:1]) == ("", "$")
+    runs = count()
+    found = check(lambda: made(2.0 if next(runs) else 1.0))
+    assert found.op.startswith("aten::")
+
+
+def test_the_operation_on_a_sparse_tensor_is_named_and_no_later_one():
+    runs = count(1)
+    found = check(lambda: (torch.eye(3).to_sparse() * next(runs)).to_dense())
+    assert (found.op, found.element) == ("aten::mul", (0, 0))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, as it loads the mode
+def test_tensors_without_elements_are_followed():
+    from torch._subclasses import FakeTensorMode
+
+    def fake():
+        with FakeTensorMode():
+            return tuple(torch.ones(3).add(1).shape)
+
+    assert check(fake) is None
+    assert check(lambda: torch.ones(2, device="meta")) is None
+    cubes = torch.func.hessian(lambda x: (x**3).sum())  # with tangents of zeros that take no memory
+    assert check(lambda: cubes(torch.ones(3))) is None
+
+
+def test_tables_are_compared_column_by_column():
+    import pandas as pd
+
+    frame = pd.DataFrame({"a": [1, 2], "b": [0.5, float("nan")]})
+    assert check(frame.copy) is None
+
+    def found(other, first=frame):
+        runs = count()
+        return check(lambda: other if next(runs) else first)
+
+    changed = found(frame.assign(b=[0.5, 1.0]))
+    assert (changed.path, changed.element) == ("$['b']", (1,))
+    assert found(frame[["b", "a"]]).reason.startswith("columns ['a', 'b'] became")
+    assert found(frame.set_axis([1, 2])).path == "$.index"
+    assert found(frame.astype({"a": "int32"})).reason == "dtype int64 became int32"
+    assert found(pd.Series([1, 3]), pd.Series([1, 2])).element == (1,)
+
+
+def test_results_and_arguments_that_cannot_be_handled_are_refused():
+    class Rows:
+        def __eq__(self, other):
+            raise ValueError("ambiguous")
+
+        __hash__ = None
+
+    with pytest.raises(ConfigurationError, match="results that can be compared"):
+        check(Rows)
+    inner = torch.ones(2, requires_grad=True) * 2
+    with pytest.raises(ConfigurationError, match=r"deepcopy.*inside of fn"):
+        check(lambda x: x, inner)
+    assert check(lambda: complex("nan")) is None
 
 
 def test_a_check_takes_constant_memory():

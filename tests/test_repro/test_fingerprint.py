@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -59,6 +59,7 @@ SAME = [
     (torch.tensor([nan]), torch.from_numpy(other_nan)),
     ({"w": torch.ones(2)}, OrderedDict(w=torch.ones(4)[::2])),
     (torch.tensor([1 + 2j]).conj(), torch.tensor([1 - 2j])),
+    (torch.tensor([125, 1, 255], dtype=torch.uint8).view(torch.float8_e5m2), torch.tensor([nan, 2**-16, nan]).to(torch.float8_e5m2)),
     (Point(1, [2]), Point(1, (2,))),
 ]  # fmt: skip
 
@@ -73,6 +74,9 @@ DIFFERENT = [
     torch.zeros(2, 3), -torch.zeros(2, 3), torch.zeros(0), torch.zeros(0, 2), torch.tensor(1.0), torch.tensor(1),
     {"w": torch.ones(2)}, {"w": torch.zeros(2)}, [torch.ones(2)], {"v": torch.ones(2)}, Point(1, 2), Point(2, 1),
     Point(torch.ones(1), 2), PurePosixPath("a"), {"dtype": "float32"},
+    torch.ones(2).to(torch.float8_e4m3fn), torch.zeros(2).to(torch.float8_e4m3fn), torch.ones(2).to(torch.float8_e5m2),
+    torch.ones(2).to(torch.float8_e8m0fnu), torch.tensor([1.0, nan]).to(torch.float8_e8m0fnu), torch.tensor([1, nan]).to(torch.float8_e4m3fnuz),
+    torch.ones(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
 ]  # fmt: skip
 
 
@@ -155,10 +159,22 @@ def test_it_is_the_same_for_any_hash_seed():
         assert done.stdout.strip() == expected
 
 
+@dataclass
+class Unfinished:
+    x: int
+    y: int = field(init=False)
+
+
 def unhashable():
+    from torch._subclasses import FakeTensorMode
+
     cycle: list[Any] = []
     cycle.append(cycle)
+    with FakeTensorMode():
+        fake = torch.ones(2)
     return [
+        Unfinished(1), fake, torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]), Path("a\0b"),
+        {(Path("x"), 1)}, {frozenset({Path("x")})},
         object(), lambda: None, Point, sys, iter([1]), np.array([object()]), np.zeros(2, dtype=[("a", "f4")]),
         torch.ones(2).to_sparse(), torch.ones(2, device="meta"), torch.nn.Linear(2, 2), cycle,
         {"deep": [{"x": object()}]}, {Path("x")}, torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
@@ -173,6 +189,8 @@ def test_what_cannot_be_hashed_is_refused():
     with pytest.raises(FingerprintError, match=r"\$\[deep\]\[0\]\[x\]") as caught:
         fingerprint({"deep": [{"x": object()}]})
     assert caught.value.path == "$[deep][0][x]"
+    with pytest.raises(FingerprintError, match="cannot be read"):
+        torch.vmap(fingerprint)(torch.ones(2, 3))
 
 
 def test_a_file_has_the_digest_that_sha256sum_prints(tmp_path):

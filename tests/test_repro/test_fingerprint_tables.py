@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ def times(zone=None, unit="ns"):
 
 FRAME = pd.DataFrame({"a": [1, 2, 3], "b": [0.5, None, -0.0], "c": ["x", None, "z"]})
 
+BIG = pa.array([Decimal("1.5")], pa.decimal256(50, 2))
 SAME = [
     (FRAME, FRAME.copy()),
     (FRAME, pd.concat([FRAME[:1], FRAME[1:]])),
@@ -44,6 +46,9 @@ SAME = [
     (pl.DataFrame({"a": [1, 2], "b": ["x", None]}), pl.DataFrame({"a": [1, 2], "b": ["x", None]}).to_arrow()),
     (pl.Series([1, 2]), pa.array([1, 2])),
     (pl.concat([pl.Series([1]), pl.Series([2])], rechunk=False), pl.Series([1, 2])),
+    (pl.Series(["a", None, "a"], dtype=pl.Categorical), pa.array(["a", None, "a"]).dictionary_encode()),
+    (pl.Series(["b"], dtype=pl.Enum(["a", "b"])), pl.Series(["b"], dtype=pl.Enum(["a", "b"])).to_arrow()),
+    (pa.chunked_array([BIG, BIG[1:]]), BIG),
 ]  # fmt: skip
 
 DIFFERENT = [
@@ -68,6 +73,7 @@ DIFFERENT = [
     pa.array([{"p": None}], pa.struct([("p", pa.int64())])), pa.array(["a"]).dictionary_encode(), pa.array([True, None]),
     pa.array([True, False]), pa.array([1], pa.timestamp("s")), pa.array([1], pa.timestamp("s", "UTC")), pa.array([1], pa.date32()),
     pa.array([1], pa.duration("s")), pa.array([1.0, np.nan]), pa.array([1.0, None]), pa.nulls(1), pa.nulls(2),
+    pd.Timedelta(0), pd.Timedelta(1, "ns"), pd.Timestamp(0), pd.Timestamp(1), BIG, pl.Series(["b"], dtype=pl.Enum(["a", "b"])),
     pa.array([dt.date(2026, 1, 1)]), pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())),
 ]  # fmt: skip
 
@@ -117,6 +123,10 @@ def test_what_cannot_be_hashed_is_refused_with_its_column():
     reader = pa.RecordBatchReader.from_batches(pa.schema([("a", pa.int64())]), [])
     with pytest.raises(FingerprintError, match="read_all"):
         fingerprint(reader)
+    objects = pl.Series("o", [object()])  # of which polars exports the addresses
+    for held in (objects, pl.DataFrame({"a": [1], "o": objects})):
+        with pytest.raises(FingerprintError, match="'o' holds objects"):
+            fingerprint(held)
 
 
 def test_frozen_fingerprints():

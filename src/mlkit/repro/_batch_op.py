@@ -70,10 +70,10 @@ class _RowTrace:
         """Take note that the call is over."""
 
     def _bits(self, values: list[Any]) -> list[bytes | None]:
-        from mlkit.repro._compare import as_array
+        from mlkit.repro._tensors import as_array, is_dense
 
         torch = sys.modules["torch"]
-        dense = [value for value in values if value.layout is torch.strided]
+        dense = [value for value in values if is_dense(torch, value)]
         return [row_of(as_array(torch, value), self._size, self._place) for value in dense]
 
     def _told(self, seen: _Seen, call: int) -> str:

@@ -119,7 +119,7 @@ def _outputs(result: Any, size: int) -> Iterator[Any]:
 
     import numpy as np
 
-    from mlkit.repro._compare import as_array
+    from mlkit.repro._tensors import as_array
 
     torch = sys.modules.get("torch")
     if isinstance(result, Mapping):

@@ -37,7 +37,8 @@ def check(
 
     Args:
         fn: What to run. Results are compared bit by bit: mappings (with their order), sequences, dataclasses, arrays,
-            tensors, numbers (NaN equals NaN of the same bits, 0.0 is not -0.0), and anything else with `==`.
+            tensors, pandas tables, numbers (NaN equals NaN of the same bits, 0.0 is not -0.0), and anything else with
+            `==`.
         *args: Its arguments.
         runs: How often to run it under equal conditions, at least 2.
         vary: What to change besides, one at a time:
@@ -53,8 +54,9 @@ def check(
         The first difference, or None.
 
     Raises:
-        ConfigurationError: If an argument is wrong, `"threads"` or `"workers"` is asked for without torch, or
-            `"hashseed"` for a function that a new process cannot import.
+        ConfigurationError: If an argument is wrong or cannot be copied (a tensor in the middle of an autograd graph), the
+            results cannot be compared, `"threads"` or `"workers"` is asked for without torch, or `"hashseed"` for a function
+            that a new process cannot import.
         ReproError: If *fn* raises in a new process.
         Exception: What *fn* raises.
 
@@ -197,10 +199,19 @@ class _Reference(NamedTuple):
 
 def _run(fn: Callable[..., Any], args: Any, trace: Trace, change: Change) -> tuple[Any, str]:
     """Return the result of one run, and what was changed for it."""
-    import copy
-
     from mlkit.repro._trace import tracing
 
-    own = copy.deepcopy(args)
+    own = _copied(args)
     with isolated(), change(trace) as setting, tracing(trace):
         return fn(*own), setting
+
+
+def _copied(args: Any) -> Any:
+    import copy
+
+    try:
+        return copy.deepcopy(args)
+    except Exception as error:
+        hint = "make it inside of fn"
+        expected = "arguments that copy.deepcopy can copy, one for each run"
+        raise ConfigurationError("check(*args)", args, expected, hint=hint) from error

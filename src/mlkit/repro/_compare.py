@@ -6,8 +6,10 @@ import sys
 from typing import Any, NamedTuple
 
 from mlkit._suggest import clip
+from mlkit.errors import ConfigurationError, FingerprintError
+from mlkit.repro._tensors import as_array, is_dense, parts_of, shape_of
 
-__all__ = ["Difference", "arrays_differ", "as_array", "frozen", "results_differ"]
+__all__ = ["Difference", "arrays_differ", "frozen", "results_differ"]
 
 
 class Difference(NamedTuple):
@@ -31,7 +33,7 @@ def results_differ(first: Any, second: Any, path: str = "$") -> Difference | Non
         return Difference(path, f"{type(first).__name__} became {type(second).__name__}")
     if (arrays := _as_arrays(first, second)) is not None:
         return arrays_differ(*arrays, path)
-    if isinstance(first, float):
+    if isinstance(first, (float, complex)):
         return _floats_differ(first, second, path)
     if (parts := _parts(first, second)) is not None:
         if isinstance(parts, str):
@@ -41,9 +43,24 @@ def results_differ(first: Any, second: Any, path: str = "$") -> Difference | Non
             if found is not None:
                 return found
         return None
-    if first is second or bool(first == second):
+    if first is second or _equal(first, second):
         return None
     return Difference(path, f"{clip(repr(first), 40)} became {clip(repr(second), 40)}")
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Return what `==` says, or where it gives no answer, whether the fingerprints are equal."""
+    try:
+        return bool(first == second)
+    except Exception:  # noqa: BLE001 - compared element by element, or code of a user
+        from mlkit.repro._fingerprint import fingerprint
+    try:
+        return fingerprint(first) == fingerprint(second)
+    except FingerprintError:
+        hint = "return its parts: arrays, tensors, numbers"
+        raise ConfigurationError(
+            "check(fn)", first, "results that can be compared", hint=hint
+        ) from None
 
 
 def arrays_differ(first: Any, second: Any, path: str) -> Difference | None:
@@ -111,34 +128,25 @@ def frozen(value: Any) -> Any:
         return value
 
 
-def as_array(torch: Any, tensor: Any) -> Any:
-    """Return a dense tensor as a NumPy array of the same bits; types that NumPy lacks as whole numbers."""
-    try:
-        return tensor.detach().numpy()
-    except (TypeError, RuntimeError):
-        pass  # not on the CPU, lazily conjugated, or of a type that NumPy lacks
-    dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    try:
-        return dense.numpy()
-    except TypeError:  # bfloat16, float8
-        sizes = {1: torch.uint8, 2: torch.int16}
-        return dense.view(sizes[dense.element_size()]).numpy()
-
-
 def _as_arrays(first: Any, second: Any) -> tuple[Any, Any] | None:
     numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
     if numpy is not None and isinstance(first, (numpy.ndarray, numpy.generic)):
         return numpy.asarray(first), numpy.asarray(second)
     if torch is not None and isinstance(first, torch.Tensor):
-        dense = [
-            tensor.to_dense() if tensor.layout is not torch.strided else tensor
-            for tensor in (first, second)
-        ]
-        return as_array(torch, dense[0]), as_array(torch, dense[1])
+        dense = [_densely(torch, tensor) for tensor in (first, second)]
+        if all(is_dense(torch, tensor) for tensor in dense):
+            return as_array(torch, dense[0]), as_array(torch, dense[1])
     return None
 
 
-def _floats_differ(first: float, second: float, path: str) -> Difference | None:
+def _densely(torch: Any, tensor: Any) -> Any:
+    """Return a tensor whose elements have another place as one where they lie at their index, if there is one."""
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor if tensor.layout in {torch.strided, torch.jagged} else tensor.to_dense()
+
+
+def _floats_differ(first: complex, second: complex, path: str) -> Difference | None:
     import numpy as np
 
     found = arrays_differ(np.asarray(first), np.asarray(second), path)
@@ -161,4 +169,32 @@ def _parts(first: Any, second: Any) -> list[tuple[str, Any, Any]] | str | None:
     if dataclasses.is_dataclass(first) and not isinstance(first, type):
         names = [field.name for field in dataclasses.fields(first)]
         return [(f".{name}", getattr(first, name), getattr(second, name)) for name in names]
-    return None
+    torch, pandas = sys.modules.get("torch"), sys.modules.get("pandas")
+    if torch is not None and isinstance(first, torch.Tensor):  # no dense one
+        shapes = [f"{tensor.dtype}{list(shape_of(tensor))}" for tensor in (first, second)]
+        if shapes[0] != shapes[1]:
+            return " became ".join(shapes).replace("torch.", "")
+        return _parts(parts_of(torch, first), parts_of(torch, second))
+    return None if pandas is None else _parts_of_table(pandas, first, second)
+
+
+def _parts_of_table(
+    pandas: Any, first: Any, second: Any
+) -> list[tuple[str, Any, Any]] | str | None:
+    """Do the same for pandas: index and columns, each as values of NumPy."""
+    if isinstance(first, pandas.DataFrame):
+        if not first.columns.equals(second.columns):
+            return (
+                f"columns {clip(list(first.columns), 60)} became {clip(list(second.columns), 60)}"
+            )
+        places = enumerate(first.columns)
+        columns = [(f"[{name!r}]", first.iloc[:, at], second.iloc[:, at]) for at, name in places]
+        return [(".index", first.index, second.index), *columns]
+    if not isinstance(first, (pandas.Series, pandas.Index)):
+        return None
+    if first.dtype != second.dtype:
+        return f"dtype {first.dtype} became {second.dtype}"
+    values = [("", first.to_numpy(), second.to_numpy())]
+    if isinstance(first, pandas.Series):
+        return [(".index", first.index, second.index), *values]
+    return values

@@ -145,9 +145,13 @@ class _Contents(NamedTuple):
             return self.resolved(dict(value), path, depth)
         if isinstance(value, (list, tuple)):
             return self.resolved(list(value), path, depth)
-        if isinstance(value, (set, frozenset)) and any(isinstance(item, Path) for item in value):
-            reason = "it is a set that holds paths; pass a list, or a mapping from names to paths"
-            raise FingerprintError(path, reason)
+        if isinstance(value, (set, frozenset)):
+            if _holds_path(value):
+                reason = (
+                    "it is a set that holds paths; pass a list, or a mapping from names to paths"
+                )
+                raise FingerprintError(path, reason)
+            return value
         if isinstance(value, Path):
             return _mark("path", self.of_path(value))
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -160,6 +164,8 @@ class _Contents(NamedTuple):
 
         resolved = copy.copy(value)
         for field in dataclasses.fields(value):
+            if not hasattr(value, field.name):
+                continue  # refused as what has no canonical encoding
             content = self.resolved(getattr(value, field.name), f"{path}.{field.name}", depth + 1)
             object.__setattr__(resolved, field.name, content)  # also where it is frozen
         return resolved
@@ -192,20 +198,36 @@ class _Contents(NamedTuple):
 
     def _of_tensor(self, torch: Any, tensor: Any, path: str) -> list[Any]:
         """Return dtype, shape and the digest of the elements."""
-        if (
-            tensor.layout is not torch.strided
-            or tensor.is_quantized
-            or tensor.device.type == "meta"
-        ):
-            what = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
+        from mlkit.repro._tensors import is_dense
+
+        if not is_dense(torch, tensor):
             raise FingerprintError(
-                path, f"it is a {what} tensor; pass what it is made of (values, indices)"
+                path, f"it is {_kind(torch, tensor)}; pass what it is made of (values, indices)"
             )
         if sys.byteorder != "little":
             raise FingerprintError(path, "tensors are fingerprinted on little-endian machines only")
-        flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
-        content = self.hashing.of_pieces(_plain_tensor(torch, piece) for piece in _pieces(flat))
+        try:
+            flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+            content = self.hashing.of_pieces(_plain_tensor(torch, piece) for piece in _pieces(flat))
+        except RuntimeError as error:  # inside torch.vmap, say
+            raise FingerprintError(path, f"its elements cannot be read ({error})") from error
         return [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), content]
+
+
+def _holds_path(value: Any) -> bool:
+    """Return whether a path is in a set, or in what a set may hold."""
+    from pathlib import Path
+
+    inside = isinstance(value, (set, frozenset, tuple))
+    return isinstance(value, Path) or (inside and any(map(_holds_path, value)))
+
+
+def _kind(torch: Any, tensor: Any) -> str:
+    if tensor.is_nested or tensor.is_quantized:
+        return f"a {'nested' if tensor.is_nested else 'quantized'} tensor"
+    if tensor.layout is torch.strided and not tensor.is_meta:
+        return f"a {type(tensor).__name__}"
+    return f"a {tensor.layout} on {tensor.device} tensor"
 
 
 def _pieces(row: Any) -> Iterator[Any]:
@@ -223,15 +245,26 @@ def _plain_tensor(torch: Any, row: Any) -> memoryview:
         found = None
     if found is not None:
         return found[1]
+    if row.element_size() == 1 and row.is_floating_point():
+        return _plain_eighths(torch, row)
     if _may_hold_nan(torch, row):
         row = row.masked_fill(torch.isnan(row), float("nan"))
     return cast("memoryview", row.view(torch.uint8).numpy().data)
 
 
+def _plain_eighths(torch: Any, row: Any) -> memoryview:
+    """Return the bytes of floats of 8 bits, which torch can neither order nor fill; pairs of 4 bits have no NaN."""
+    data = row.view(torch.uint8)
+    if not str(row.dtype).endswith("_x2"):
+        missing = torch.isnan(row)
+        if missing.any():
+            one = torch.tensor(float("nan")).to(row.dtype).view(torch.uint8)
+            data = torch.where(missing, one, data)
+    return cast("memoryview", data.numpy().data)
+
+
 def _may_hold_nan(torch: Any, row: Any) -> bool:
     if row.is_complex():
         row = torch.view_as_real(row)
-    if not row.is_floating_point():
-        return False
-    # A NaN wins a minimum, which is several times as fast as asking each element; eighths have no minimum.
-    return row.element_size() == 1 or bool(torch.isnan(row.min()))
+    # A NaN wins a minimum, which is several times as fast as asking each element.
+    return row.is_floating_point() and bool(torch.isnan(row.min()))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit._arguments import whole
 from mlkit.errors import ConfigurationError, TraceError
-from mlkit.repro._compare import Difference, as_array, results_differ
+from mlkit.repro._compare import Difference, results_differ
 from mlkit.repro._divergence import Divergence
 from mlkit.repro._fingerprint import fingerprint
 from mlkit.repro._generators import loaded_torch
 from mlkit.repro._steps import kind_of
+from mlkit.repro._tensors import as_array, is_dense, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +84,7 @@ class TraceRecorder:
         if self._noting:
             return
         content = b"" if operation.views else b"".join(map(self._content, values))
-        written = tuple([(tensor.dtype, tensor.shape) for tensor in values])
+        written = tuple([(tensor.dtype, shape_of(tensor)) for tensor in values])
         self._write(operation.name, module, kind_of(written), content.hex(), values)
 
     def finish(self) -> None:
@@ -285,8 +286,7 @@ def _plain_value(value: Any, limit: int | None) -> dict[str, Any] | None:
     most = inf if limit is None else limit
     torch, numpy = loaded_torch(), sys.modules.get("numpy")
     if torch is not None and isinstance(value, torch.Tensor):
-        dense = value.layout is torch.strided and not value.is_quantized
-        if not dense or value.device.type == "meta" or value.nbytes > most:
+        if not is_dense(torch, value) or value.nbytes > most:
             return None
         value = as_array(torch, value)
     if numpy is not None and isinstance(value, numpy.ndarray) and not value.dtype.hasobject:

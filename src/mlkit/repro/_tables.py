@@ -100,7 +100,7 @@ def of_arrow(value: Any, path: str) -> tuple[str, Any] | None:
         path: Where it is, for errors.
 
     Raises:
-        FingerprintError: If it is a stream that can be read once only.
+        FingerprintError: If it is a stream that can be read once only, or holds objects of Python.
     """
     if not (hasattr(value, "__arrow_c_stream__") or hasattr(value, "__arrow_c_array__")):
         return None
@@ -109,6 +109,7 @@ def of_arrow(value: Any, path: str) -> tuple[str, Any] | None:
         raise FingerprintError(
             path, "it is a stream, which can be read once only; pass reader.read_all()"
         )
+    _refuse_objects(value, path)
     if not hasattr(value, "columns"):  # one column
         column = value if isinstance(value, pa.Array) else pa.chunked_array(value)
         return "arrow column", _arrow_column(pa, column)
@@ -120,10 +121,24 @@ def of_arrow(value: Any, path: str) -> tuple[str, Any] | None:
     return "arrow table", [table.num_rows, columns]
 
 
+def _refuse_objects(value: Any, path: str) -> None:
+    """Raise for a column of Python objects, of which polars exports the addresses."""
+    polars = sys.modules.get("polars")
+    if polars is None or not isinstance(value, (polars.DataFrame, polars.Series)):
+        return
+    columns = [value] if isinstance(value, polars.Series) else value.get_columns()
+    for column in columns:
+        if column.dtype == polars.Object:
+            reason = f"its column {column.name!r} holds objects of Python; convert it to a type of polars"
+            raise FingerprintError(path, reason)
+
+
 def _arrow_column(pa: Any, column: Any) -> list[Any]:
     """Return type and values of a column; how it is cut into chunks does not count."""
     if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.chunks else pa.array([], column.type)
+        # Arrow trips over some empty ones.
+        chunks = [chunk for chunk in column.chunks if len(chunk)]
+        column = pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
     return [_arrow_type(pa, column.type), *_arrow_values(pa, column)]
 
 
@@ -147,7 +162,12 @@ def _arrow_values(pa: Any, array: Any) -> list[Any]:
     """Return what an array says, whatever lies in memory beside it or under its nulls."""
     kinds, kind = pa.types, array.type
     if kinds.is_dictionary(kind):  # two dictionaries can say the same
-        return _arrow_values(pa, array.dictionary_decode())
+        words = array.dictionary
+        # polars has these, and Arrow cannot take from them.
+        if words.type in {pa.string_view(), pa.binary_view()}:
+            words = words.cast(pa.large_binary())
+        decoded = pa.DictionaryArray.from_arrays(array.indices, words).dictionary_decode()
+        return _arrow_values(pa, decoded)
     if isinstance(kind, pa.BaseExtensionType):
         return [kind.extension_name, *_arrow_values(pa, array.storage)]
     missing = array.is_null().to_numpy(zero_copy_only=False)

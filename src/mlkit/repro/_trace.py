@@ -11,9 +11,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mlkit.errors import FingerprintError
-from mlkit.repro._compare import as_array, frozen
+from mlkit.repro._compare import frozen
 from mlkit.repro._generators import loaded_torch
 from mlkit.repro._steps import Step
+from mlkit.repro._tensors import as_array, is_dense, parts_of, shape_of
 from mlkit.repro._torch_mersenne import ask_layout
 
 if TYPE_CHECKING:
@@ -84,10 +85,11 @@ class Trace:
         # Most of them; each microsecond here is a tenth of the operation's own time.
         if len(values) == 1:
             value = values[0]
-            head: Head = (operation.name, module, value.dtype, value.shape)
+            shape = shape_of(value) if value.is_nested else value.shape
+            head: Head = (operation.name, module, value.dtype, shape)
             content = b"" if operation.views else self._content(value)
         else:
-            kinds = [part for value in values for part in (value.dtype, value.shape)]
+            kinds = [part for value in values for part in (value.dtype, shape_of(value))]
             head = (operation.name, module, *kinds)
             content = b"" if operation.views else b"".join(map(self._content, values))
         self._take(head, content, values)
@@ -174,6 +176,8 @@ def tracing(trace: Sink) -> Iterator[None]:
             operation = known.get(id(func)) or known.setdefault(id(func), Operation.of(func))
             if not operation.uninitialised:
                 values = [result] if type(result) is dense else _tensors(torch, result)
+                if operation.scratch:
+                    del values[-1]
                 if operation.writes:
                     values += _written(torch, operation.writes, args, kwargs or {})
                 add(operation, running[-1] if running else "", values)
@@ -193,6 +197,8 @@ def tracing(trace: Sink) -> Iterator[None]:
 
 # What these return is whatever the memory held; it counts once something is written to it.
 _UNINITIALISED = ("empty", "new_empty", "resize_", "set_")
+# The last output of these is memory for their backward pass, most of which nobody has written to.
+_SCRATCH = {"aten::mkldnn_rnn_layer", "aten::_cudnn_rnn", "aten::miopen_rnn", "aten::_ctc_loss"}
 
 
 def _tensors(torch: Any, value: Any) -> list[Any]:
@@ -207,11 +213,13 @@ class Operation(NamedTuple):
     """What the schema of an operation says.
 
     `views`: its outputs are other views of its arguments' memory, which was compared when it was written. `writes`:
-    the arguments, by position and name, that it writes to without returning them (`_foreach_add_`).
+    the arguments, by position and name, that it writes to without returning them (`_foreach_add_`). `scratch`: its
+    last output is no result.
     """
 
     name: str
     uninitialised: bool
+    scratch: bool
     views: bool
     writes: tuple[tuple[int, str], ...]
 
@@ -229,6 +237,7 @@ class Operation(NamedTuple):
         return cls(
             schema.name,
             uninitialised=schema.name.partition("::")[2].startswith(_UNINITIALISED),
+            scratch=schema.name in _SCRATCH,
             views=bool(aliases)
             and all(one is not None and not one.is_write for one in aliases)
             and not schema.name.endswith("lift_fresh"),  # where data enters torch
@@ -268,9 +277,8 @@ def hasher(*, kept: bool) -> Callable[[Any], bytes]:
         except (TypeError, RuntimeError):
             # Not on the CPU, not dense, or of a type that NumPy lacks.
             torch = sys.modules["torch"]
-            dense = tensor.layout is torch.strided and not tensor.is_quantized
-            if not dense or tensor.device.type == "meta":
-                return b""
+            if not is_dense(torch, tensor):
+                return b"".join(map(content, parts_of(torch, tensor)))
             array = as_array(torch, tensor)
         if not array.flags.c_contiguous:
             array = np.ascontiguousarray(array)

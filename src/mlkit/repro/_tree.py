@@ -48,7 +48,7 @@ def of_path(
                 cache.keep([Found(place, _signature(status), status.st_ctime_ns, content)])
             return content
         return _of_folder(path, hashing, cache, mark)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no path at all, it has a null byte
         raise FingerprintError(str(path), f"it cannot be read ({error})") from error
 
 
