@@ -95,6 +95,41 @@ def test_threads_that_need_a_model_at_once_load_it_once():
     assert shelf.loaded == ["m:/1"]
 
 
+def test_a_load_that_was_interrupted_leaves_no_model_and_is_tried_again():
+    begun, go_on = threading.Event(), threading.Event()
+    loads = []
+
+    def load(uri):
+        loads.append(uri)
+        if len(loads) == 1:
+            begun.set()
+            go_on.wait(60)
+            raise KeyboardInterrupt
+        return f"model {uri}"
+
+    _, rollout = made(load=load)
+
+    def first():
+        with pytest.raises(KeyboardInterrupt):
+            rollout.models.take("m:/1")
+
+    def second():
+        begun.wait(60)
+        taken.append(rollout.models.take("m:/1"))
+
+    taken = []
+    threads = [threading.Thread(target=one) for one in (first, second)]
+    for thread in threads:
+        thread.start()
+    begun.wait(60)
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    assert taken == ["model m:/1"]
+    assert rollout.models.take("m:/1") == "model m:/1"
+    assert loads == ["m:/1", "m:/1"]
+
+
 @pytest.mark.parametrize("where", ["load", "call"])
 def test_a_candidate_that_fails_is_a_failure_and_the_incumbent_answers_once(where):
     shelf = Shelf(*(["m:/2"] if where == "load" else []))
@@ -313,6 +348,20 @@ def test_a_shadow_that_fails_hangs_or_differs_harms_nobody():
     assert report.n == report.n_failed == 40 - report.n_dropped
     assert rollout.status == "ready"
     assert all("secret" not in str(event.fields) for event in events)
+
+
+def test_a_shadow_that_would_exit_is_one_that_fails():
+    def call(model):
+        if model == "m:/2":
+            raise SystemExit(2)
+        return model
+
+    _, rollout = made(shadow=1.0)
+    for user in range(3):
+        with rollout.serve(user) as served:
+            assert served.run(call) == "m:/1"
+    rollout.close()  # waits for all of them
+    assert (rollout.shadowing.n, rollout.shadowing.n_failed) == (3, 3)
 
 
 def test_results_are_compared_in_every_element():

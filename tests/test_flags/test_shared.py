@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 
-from mlkit.errors import DegradedWarning, FlagFileError
+from mlkit.errors import ConfigurationError, DegradedWarning, FlagFileError
 from mlkit.flags import Audit, ErrorRate, Flags, Guard, verify_audit
 from mlkit.telemetry import listen
 from mlkit.testing import record_events, virtual_time
@@ -432,6 +433,17 @@ def entries_that_read(path):
     return made
 
 
+def test_any_reason_is_written_and_any_line_is_read(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    # As Python names a file whose name is in Latin-1.
+    Audit(path).append("killed", reason="no such file: 'mod\udce9l'")
+    with path.open("ab") as file:
+        file.write(b"[" * 200_000 + b"\n")
+    head = Audit(path).append("restored")
+    report = verify_audit(path, head=head)
+    assert (report.n_entries, report.torn, report.ok) == (2, (2,), True)
+
+
 def test_processes_that_write_at_once_make_one_chain(tmp_path):
     code = """
         audit = Audit(sys.argv[1], actor=sys.argv[2])
@@ -525,6 +537,49 @@ def test_restarts_do_not_fill_the_folder(tmp_path):
         (path,) = tmp_path.rglob("evidence-gone.json")
         sizes.append(path.stat().st_size)
     assert sizes[-1] - sizes[0] < 5 * 2_500  # a unit is kept once
+
+
+_NAN = [["a", True, float("nan"), 0.0, 0.0]]
+_DAMAGE = {
+    "without metrics": {"metrics": {}},
+    "a negative number": {"n": -1},
+    "a number of 400 digits": {"n": 10**400},
+    "a value that is none": {"whole": {"units": _NAN, "loose": []}},
+    "a share above 1": {"whole": {"units": [["a", True, 1.0, 2.0, 0.0]], "loose": []}},
+    "too many": {"whole": {"units": [], "loose": [[10**400, True, 1.0, 0.0, 0.0]]}},
+    "less than nothing": {"whole": {"units": [], "loose": [[-(10**6), True, 1.0, 0.0, 0.0]]}},
+    "half of it": {"recent": None},
+    "a short tally": {"tally": [[1]]},
+    "a tally that is no number": {"tally": [[1, float("nan")], [1, 1.0]]},
+    "a tally of text": {"tally": [["a", "b"], ["c", "d"]]},
+}
+
+
+@pytest.mark.parametrize("damage", _DAMAGE.values(), ids=_DAMAGE.keys())
+def test_of_evidence_that_is_damaged_nothing_counts(tmp_path, damage):
+    _, far = made(tmp_path / "far")
+    far.advance()
+    far.observe("v2", ok=False, unit="bob")
+    state = far.state()
+    part = state if damage.keys() <= state.keys() else state["metrics"]["error_rate"]
+    part |= damage
+    model, rollout = made(tmp_path / "here")
+    rollout.advance()
+    rollout.observe("v2", ok=True, unit="ann")
+    before = rollout.evidence
+    with pytest.raises(ConfigurationError, match="the state of an equal guard"):
+        rollout.merge(state)
+    (own,) = (path for path in (tmp_path / "here").iterdir() if path.is_dir())
+    (own / f"evidence-{state['origin']}.json").write_text(json.dumps(state))
+    with pytest.warns(DegradedWarning, match="evidence of another process"):
+        rollout.sync()
+    assert rollout.evidence == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegradedWarning)
+        for unit in range(20):  # the guard still sees what there is to be seen
+            rollout.observe("v2", ok=False, unit=unit)
+    assert rollout.status == "rolled_back"
+    assert model.assign(range(100)).counts() == {"v1": 100}
 
 
 def test_a_file_that_is_no_evidence_stops_nothing(tmp_path):

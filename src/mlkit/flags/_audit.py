@@ -202,7 +202,10 @@ def _write(descriptor: int, entry: dict[str, Any]) -> str:
     entry["n"] = 0 if last is None else last["n"] + 1
     entry["previous"] = _START if last is None else last["digest"]
     entry["digest"] = digest(entry)
-    line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+    try:
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a pair, as in the name of a file that an error quotes
+        line = json.dumps(entry).encode() + b"\n"
     data = memoryview(line if whole else b"\n" + line)
     while data:
         data = data[os.write(descriptor, data) :]
@@ -232,7 +235,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     known = isinstance(entry, dict) and isinstance(entry.get("n"), int) and "digest" in entry
     return entry if known else None

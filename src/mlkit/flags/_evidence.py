@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from operator import mul
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit.flags._question import Bet, Split
 
@@ -33,6 +33,7 @@ _GROWTH = 1.5
 _LONGEST = 1_000_000
 _MAX_BETS = 20_000  # a window and metric, so that memory has a bound
 _MAX_GAINS = 64
+_MOST = 2**53
 
 
 def window_at(n_requests: int) -> tuple[int, int, int]:
@@ -83,15 +84,14 @@ class _Window:
         self._count(bet, 1)
         return True
 
-    def merge(self, origin: str, state: Mapping[str, Any]) -> None:
+    def merge(self, origin: str, told: _Bets) -> None:
         """Take in the bets of another process."""
-        for unit, *bet in state["units"]:
-            self._settle(int(unit, 16), _bet(bet))
-        loose = {_bet(bet): int(n) for n, *bet in state["loose"]}
+        for unit, bet in told.units:
+            self._settle(unit, bet)
         before = self.others.get(origin, {})
-        for bet, n in loose.items():
+        for bet, n in told.loose.items():
             self._count(bet, n - before.get(bet, 0))
-        self.others[origin] = loose
+        self.others[origin] = told.loose
 
     def state(self) -> dict[str, Any]:
         """Return the bets of this process as JSON data."""
@@ -216,22 +216,25 @@ class Case:
         """Take in what another process has seen, in place of what it said before.
 
         Raises:
-            ValueError: If it is of another guard, or not such a state.
+            ValueError: If it is of another guard, or not such a state; nothing of it counts then.
         """
         if state.get("guard") != repr(self._guard):
             raise ValueError(f"it is of {state.get('guard')}, not of {self._guard!r}")
         origin = str(state["origin"])
         if origin == self._origin:
             return
-        tallies = {name: made["tally"] for name, made in state["metrics"].items()}
+        # Read as a whole before any of it counts: what is damaged must not leave a half behind.
+        n, metrics = _amount(state["n"]), {name: state["metrics"][name] for name in self._evidence}
+        tallies = {name: _tally(made["tally"]) for name, made in metrics.items()}
+        told = {name: (_bets(one["whole"]), _bets(one["recent"])) for name, one in metrics.items()}
         known = self._others.get(origin, (0, {}))[0]
-        self._others[origin] = (max(int(state["n"]), known), tallies)
+        self._others[origin] = (max(n, known), tallies)
         self._turn()
         for name, evidence in self._evidence.items():
-            made = state["metrics"][name]
-            evidence.whole.merge(origin, made["whole"])
+            whole, recent = told[name]
+            evidence.whole.merge(origin, whole)
             if state["window"] == evidence.number:
-                evidence.recent.merge(origin, made["recent"])
+                evidence.recent.merge(origin, recent)
 
     def figures(self) -> dict[str, float]:
         """Return the figures of each metric by its name; of metrics of one name the second is `name_2`."""
@@ -287,6 +290,35 @@ def together(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
+class _Bets(NamedTuple):
+    """The bets of another process in one window: by unit, and how often each that has none."""
+
+    units: list[tuple[int, Bet]]
+    loose: dict[Bet, int]
+
+
+def _bets(told: Mapping[str, Any]) -> _Bets:
+    units = [(int(unit, 16), _bet(bet)) for unit, *bet in told["units"]]
+    return _Bets(units, {_bet(bet): _amount(n) for n, *bet in told["loose"]})
+
+
 def _bet(parts: list[Any]) -> Bet:
     candidate, value, share, centre = parts
-    return Bet(bool(candidate), float(value), float(share), float(centre))
+    bet = Bet(bool(candidate), float(value), float(share), float(centre))
+    if not (0.0 <= bet.value <= 1.0 and 0.0 <= bet.share < 1.0 and 0.0 <= bet.centre <= 1.0):
+        raise ValueError(f"{parts} is no bet")  # NaN, say, after which nothing would be found
+    return bet
+
+
+def _tally(told: Any) -> list[list[float]]:
+    made = [[_amount(n), float(total)] for n, total in told]
+    if len(made) != 2 or not all(math.isfinite(total) for _, total in made):
+        raise ValueError("that is no tally")
+    return made
+
+
+def _amount(told: Any) -> int:
+    n = int(told)
+    if not 0 <= n <= _MOST:
+        raise ValueError("so many requests there cannot be")
+    return n

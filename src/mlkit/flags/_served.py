@@ -25,10 +25,11 @@ _COROUTINE = 0x80  # `inspect.CO_COROUTINE`
 
 @final
 class _Loaded:
-    __slots__ = ("error", "model", "ready", "retired", "users")
+    __slots__ = ("error", "model", "ready", "retired", "there", "users")
 
     def __init__(self) -> None:
-        self.ready = threading.Event()
+        self.ready = threading.Event()  # loading has ended
+        self.there = False  # and well
         self.model: Any = None
         self.error: Exception | None = None
         self.users = 0
@@ -63,26 +64,33 @@ class Models:
             entry.users += 1
             entry.retired = False
         if first:
-            try:
-                entry.model = self._load(uri)
-            except Exception as error:
-                entry.error = error
-                with self._lock:
-                    self._loaded.pop(uri, None)
-                raise
-            finally:
-                entry.ready.set()
+            self._fill(entry, uri)
         else:
             entry.ready.wait()
             if entry.error is not None:
                 raise entry.error
+            if not entry.there:  # who was loading it was interrupted
+                return self.take(uri)
         return entry.model
+
+    def _fill(self, entry: _Loaded, uri: str) -> None:
+        try:
+            entry.model = self._load(uri)
+            entry.there = True
+        except Exception as error:
+            entry.error = error
+            raise
+        finally:
+            if not entry.there:
+                with self._lock:
+                    self._loaded.pop(uri, None)
+            entry.ready.set()
 
     def take_loaded(self, uri: str) -> tuple[bool, Any]:
         """Return whether a model is loaded, and if so the model, taken as by `take`; never waits."""
         with self._lock:
             entry = self._loaded.get(uri)
-            if entry is None or not entry.ready.is_set() or entry.error is not None:
+            if entry is None or not entry.there:
                 return False, None
             entry.users += 1
             entry.retired = False
@@ -132,7 +140,7 @@ class Models:
     def after_fork(self) -> None:
         """Make a child's copy usable: who was loading or using a model in another thread is gone."""
         self._lock = threading.Lock()
-        self._loaded = {uri: one for uri, one in self._loaded.items() if one.ready.is_set()}
+        self._loaded = {uri: one for uri, one in self._loaded.items() if one.there}
 
     def _drain(self) -> None:
         with self._lock:

@@ -163,7 +163,7 @@ class Shadow:
         begin = current().monotonic()
         try:
             self._compare(run(), answer, begin)
-        except Exception as error:  # noqa: BLE001 - whatever the candidate does, nobody must notice
+        except BaseException as error:  # noqa: BLE001 - whatever the candidate does, as to exit, it ends no thread of ours
             self._fail(error)
         finally:
             self._n.add()
@@ -190,7 +190,7 @@ class Shadow:
         if not self._same(answer, result):
             self._different.add()
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._failed.add()
         kind = type(error).__name__
         if kind not in self._reported and len(self._reported) < 64:

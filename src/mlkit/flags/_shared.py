@@ -119,12 +119,12 @@ class Folder:
             kept: dict[str, dict[str, Any]] = {}
             moved: list[Path] = []
             for path in [self.own / _GONE, *gone]:  # of two states of one process the later stays
-                with suppress(FileNotFoundError, ValueError, KeyError):
+                with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
                     kept |= {state["origin"]: state for state in _states(path)}
                     moved.append(path)
             try:
                 states = together(list(kept.values()))
-            except (KeyError, TypeError, AttributeError):
+            except (KeyError, TypeError, AttributeError, ValueError):
                 # It is no evidence: whoever reads it says so.
                 return
             # Written before the others go: who reads in between finds the same twice, which does no harm.

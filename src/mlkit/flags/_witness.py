@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Witness"]
 
 _SYNC_EVERY = 1.0  # seconds between two looks at what other processes saw
-_NO_STATE = (ValueError, KeyError, TypeError, AttributeError)
+_NO_STATE = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
 
 
 @final
