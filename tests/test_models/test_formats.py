@@ -22,6 +22,8 @@ DTYPES = ["bool", "i1", "<i2", ">i4", "i8", "u1", ">u2", "u4", "u8", "<f2", ">f4
 TORCH_DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16,
     torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.float8_e4m3fn,
+    torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
 ]  # fmt: skip
 
 
@@ -164,6 +166,47 @@ def test_tied_weights_are_stored_once(store):
     assert store.save("w", {"a": weight, "b": weight, "c": weight}).n_bytes == once
     loaded = store.load("w@2")
     assert loaded["a"] is loaded["b"] is loaded["c"]
+
+
+def test_one_element_is_stored_whatever_its_stride(store):
+    numbers = torch.arange(12.0).view(3, 4)
+    state = {"imag": torch.tensor([1 + 2j]).conj().imag, "corner": numbers[1:2, ::3][:, 1:]}
+    store.save("w", state)
+    loaded = store.load("w@1")
+    assert (loaded["imag"].tolist(), loaded["corner"].tolist()) == ([-2.0], [[7.0]])
+
+
+class Twice(torch.nn.Module):
+    """Two layers of one shape, perhaps with one weight."""
+
+    def __init__(self, *, tied):
+        super().__init__()
+        self.a = torch.nn.Linear(2, 2, bias=False)
+        self.b = torch.nn.Linear(2, 2, bias=False)
+        if tied:
+            self.b.weight = self.a.weight
+
+
+def test_two_weights_do_not_become_one_because_the_spec_builds_one(store):
+    store.save("twice", Twice(tied=False), spec={})
+    with pytest.raises(RebuildError, match=r"'a\.weight' and 'b.weight' are one tensor"):
+        store.load("twice@1", build=lambda spec: Twice(tied=True))
+    same = Twice(tied=False)
+    same.b.load_state_dict(same.a.state_dict())
+    with torch.no_grad():
+        same.a.weight[0, 0] = same.b.weight[0, 0] = torch.nan
+    store.save("twice", same, spec={})
+    loaded = store.load("twice@2", build=lambda spec: Twice(tied=True))
+    assert loaded.b.weight.isnan().tolist() == [[True, False], [False, False]]
+
+
+def test_a_spec_that_builds_what_cannot_hold_the_stored_dtype_is_said_so(store):
+    weight = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
+    net = torch.nn.Linear(2, 2, bias=False)
+    net.weight = weight
+    store.save("net", net, spec={})
+    with pytest.raises(RebuildError, match="floating point"):
+        store.load("net@1", build=lambda spec: torch.nn.Linear(2, 2, bias=False))
 
 
 def test_a_module_without_weights(store):

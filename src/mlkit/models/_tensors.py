@@ -83,16 +83,30 @@ def restore(ref: str, rebuilt: object, state: dict[str, Any]) -> None:
         raise RebuildError(
             ref, "build returned a module on the meta device, which holds no weights"
         )
-    # Copying converts: bfloat16 weights would silently become the float32 that the spec builds. Setting `data` keeps
-    # the parameters that are tied to each other tied, which load_state_dict(assign=True) does not.
-    for name, own in own_state.items():
-        stored = state.get(name)
-        if stored is not None and isinstance(own, torch.Tensor) and own.dtype != stored.dtype:
-            own.data = own.data.to(stored.dtype)
+    own_state = {name: own for name, own in own_state.items() if isinstance(own, torch.Tensor)}
     try:
+        # Copying converts: bfloat16 weights would silently become the float32 that the spec builds. Setting `data`
+        # keeps the parameters that are tied to each other tied, which load_state_dict(assign=True) does not.
+        for name, own in own_state.items():
+            stored = state.get(name)
+            if stored is not None and own.dtype != stored.dtype:
+                own.data = own.data.to(stored.dtype)
         rebuilt.load_state_dict(state)
     except RuntimeError as error:
         raise RebuildError(ref, str(error)) from error
+    for name, first in _ties(own_state).items():
+        if _differ(state.get(name), state.get(first)):
+            raise RebuildError(
+                ref,
+                f"{first!r} and {name!r} are one tensor in what build returned, and have different values in what was saved",
+            )
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Return whether two stored tensors of one shape have other bytes."""
+    if one is None or other is None or one is other:
+        return False
+    return bool((_torch_bytes(one) != _torch_bytes(other)).any())
 
 
 def refuse_wrapper(model: object) -> None:
@@ -164,6 +178,8 @@ def _tensor_problem(torch: Any, tensor: Any) -> str | None:
             "a model whose weights exist",
             hint="run it once, or move it off the meta device",
         )
+    if tensor.is_nested:
+        return "a nested tensor"
     if tensor.layout != torch.strided:
         return f"a tensor of layout {tensor.layout}"
     dtype = str(tensor.dtype).removeprefix("torch.")
@@ -222,9 +238,9 @@ def read_tensors(ref: str, file: IO[bytes], payload: Payload) -> dict[str, Any]:
         state: dict[str, Any]
         if payload.format == "torch":
             require("torch", extra="torch", feature=f"loading {ref}")
-            from safetensors.torch import load, load_file
+            from safetensors.torch import load_file
 
-            state = load(file.read()) if path is None else load_file(path)
+            state = _from_buffer(file.read()) if path is None else load_file(path)
         else:
             from safetensors.numpy import load as load_arrays
             from safetensors.numpy import load_file as load_array_file
@@ -235,6 +251,23 @@ def read_tensors(ref: str, file: IO[bytes], payload: Payload) -> dict[str, Any]:
             state[name] = state[kept]
     except (SafetensorError, KeyError, _HeaderError) as error:
         raise RebuildError(ref, f"its weights are not what its document says: {error}") from error
+    return state
+
+
+def _from_buffer(content: bytes) -> dict[str, Any]:
+    """Return the tensors in *content*; safetensors' own `load` knows fewer dtypes than its `load_file`."""
+    import torch
+    from safetensors import deserialize
+
+    read: Any = deserialize  # it has no types
+    dtypes = {stored: getattr(torch, name, None) for name, stored in _TORCH_DTYPES.items()}
+    state = {}
+    for name, facts in read(content):
+        dtype, shape = dtypes[facts["dtype"]], facts["shape"]
+        if len(facts["data"]):
+            state[name] = torch.frombuffer(facts["data"], dtype=dtype).reshape(shape)
+        else:
+            state[name] = torch.empty(shape, dtype=dtype)
     return state
 
 
@@ -295,7 +328,8 @@ def _torch_bytes(tensor: Any) -> Any:
     import torch
 
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy()
+    # Not reshape: one element is contiguous whatever its stride, which a view as bytes then refuses.
+    return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy()
 
 
 def _numpy_bytes(array: Any) -> Any:
