@@ -93,6 +93,23 @@ def test_what_is_missing_is_named_with_its_install_line(
     assert found["mlflow: mlflow"]["fix"] == "pip install 'mlkit-blocks[mlflow]'"
 
 
+def test_what_is_older_than_declared_is_not_ok(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import importlib.metadata
+
+    real = importlib.metadata.version
+    told = {"numpy": "1.9.3", "pydantic": "2.10", "mlflow": "2.22.0rc1", "torch": "2.40.0+cpu"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: told.get(name) or real(name))
+    assert main(["doctor", "--json"]) == 1
+    found = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert found["numpy"]["status"] == "trouble"
+    assert found["numpy"]["detail"].startswith("1.9.3, which is older than 1.")
+    assert found["mlflow: mlflow"]["status"] == "warning"
+    assert found["mlflow: mlflow"]["fix"] == "pip install 'mlkit-blocks[mlflow]'"
+    assert found["pydantic"]["status"] == found["torch: torch"]["status"] == "ok"
+
+
 def test_a_look_that_fails_is_a_finding(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,27 +163,49 @@ def _requirements() -> Iterator[Check]:
         )
         return
     extras: dict[str, str] = {}
+    least: dict[str, str] = {}
     for line in sorted(declared, key=str.lower):
         name = re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0]
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
         if name == DISTRIBUTION or (extra and extra[1] == "all"):
             continue
+        least[name] = _least(line)
         if extra:
             if extra[1] == name or name not in extras:  # its own extra brings least
                 extras[name] = extra[1]
             continue
+        fix = f"pip install --force-reinstall {DISTRIBUTION}"
         try:
-            yield Check("core", name, "ok", version(name))
+            yield _unless_recent(Check("core", name, "trouble", version(name), fix), least[name])
         except PackageNotFoundError:
-            yield Check(
-                "core", name, "trouble", "missing", f"pip install --force-reinstall {DISTRIBUTION}"
-            )
+            yield Check("core", name, "trouble", "missing", fix)
     for name, extra_name in sorted(extras.items(), key=lambda item: (item[1], item[0])):
+        shown, fix = f"{extra_name}: {name}", f"pip install '{DISTRIBUTION}[{extra_name}]'"
         try:
-            yield Check("extra", f"{extra_name}: {name}", "ok", version(name))
+            yield _unless_recent(Check("extra", shown, "warning", version(name), fix), least[name])
         except PackageNotFoundError:
-            fix = f"pip install '{DISTRIBUTION}[{extra_name}]'"
-            yield Check("extra", f"{extra_name}: {name}", "note", "absent", fix)
+            yield Check("extra", shown, "note", "absent", fix)
+
+
+def _least(requirement: str) -> str:
+    """Return the least version that a requirement such as `numpy>=1.26; extra == 'x'` takes, or nothing."""
+    found = re.search(r">=\s*([0-9.]+)", requirement.partition(";")[0])
+    return found[1] if found else ""
+
+
+def _unless_recent(check: Check, least: str) -> Check:
+    """Return *check*, whose detail is a version, as it is if that is older than *least*, and else as good."""
+    if _release(check.detail) < _release(least):
+        return check._replace(detail=f"{check.detail}, which is older than {least}")
+    return check._replace(status="ok", fix="")
+
+
+def _release(version: str) -> list[int]:
+    """Return the numbers of a version, without zeros at the end: `2.10.0rc1` is `[2, 10]`."""
+    numbers = [int(part) for part in re.findall(r"[0-9]+", re.split(r"[^0-9.]", version)[0])]
+    while numbers and not numbers[-1]:
+        del numbers[-1]
+    return numbers
 
 
 def _device() -> Iterator[Check]:
