@@ -637,7 +637,7 @@ def test_nothing_kept_and_no_server_is_an_error(site, tmp_path, quickly):
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut", "flip", "head", "empty", "other", "folder", "deep", "array"]
+    "damage", ["cut", "flip", "head", "mark", "empty", "other", "folder", "deep", "array"]
 )
 def test_a_damaged_copy_is_not_used(site, tmp_path, quickly, damage):
     keep = tmp_path / "kept.json"
@@ -653,6 +653,9 @@ def test_a_damaged_copy_is_not_used(site, tmp_path, quickly, damage):
             "cut": good[:-3],
             "flip": good.replace(b'"v": 1', b'"v": 2'),
             "head": b"{}\n" + good.partition(b"\n")[2],
+            "mark": json.dumps(json.loads(good.partition(b"\n")[0]) | {"mark": [1, 2]}).encode()
+            + b"\n"
+            + good.partition(b"\n")[2],
             "empty": b"",
             "deep": b"[" * 60_000,
             "array": b"[1]\n{}",

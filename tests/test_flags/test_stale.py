@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from datetime import date, datetime
 
@@ -176,11 +177,13 @@ def test_a_flag_that_cannot_be_read_is_not_missing(tmp_path):
 def test_what_is_no_python_is_told(tmp_path):
     path = code(tmp_path, "def f(:")
     (tmp_path / "bytes.py").write_bytes(b"\xff\xfe\x00")
+    os.mkfifo(tmp_path / "pipe.py")  # nobody writes into it, and nobody waits for that
     code(tmp_path, 'x = "f"', name="good.py")
     found = find_stale(made(), code=[tmp_path])
     assert sorted((one.kind, one.place) for one in found) == [
         ("invalid", str(path)),
         ("invalid", str(tmp_path / "bytes.py")),
+        ("invalid", str(tmp_path / "pipe.py")),
     ]
 
 

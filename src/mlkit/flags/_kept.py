@@ -65,8 +65,10 @@ class Kept:
             if head["digest"] != digest_bytes(data):
                 raise ValueError("it is damaged")
             age = max(0.0, current().time() - float(head["confirmed"]))
-            mark = head["mark"]
-            made = store(data, origin.name, origin, mark=tuple(mark) if mark else None, age=age)
+            mark = head["mark"] and tuple(head["mark"])
+            if mark and [type(one) for one in mark] != [str, str]:
+                raise ValueError("it is damaged")
+            made = store(data, origin.name, origin, mark=mark or None, age=age)
         except FileNotFoundError:
             return None
         except (

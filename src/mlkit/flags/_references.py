@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, NamedTuple, final
 
 from mlkit.errors import ConfigurationError
@@ -63,7 +64,9 @@ class References:
 
     def _read(self, path: Path) -> None:
         try:
-            if path.stat().st_size > _MAX_BYTES:
+            found = path.stat()
+            # A pipe would be waited for.
+            if not S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
                 self.unread.append(str(path))
                 return
             with warnings.catch_warnings():
