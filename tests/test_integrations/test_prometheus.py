@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 
 import pytest
@@ -97,6 +98,13 @@ def test_names_and_labels_that_prometheus_cannot_hold_are_mended(registry):
     with listen(registry, namespace="shop"):
         family = scrape(registry)["shop_prometheus_odd_rows"]
     assert family.samples[0].labels == {"the_model": 'a"\n\\é'}
+
+
+def test_names_that_are_no_text_do_not_break_a_scrape(registry):
+    with listen(registry):
+        emit("resilience.breaker.opened", os.fsdecode(b"mod\xe8le"))
+        for written in (generate_latest(registry), openmetrics(registry)):
+            assert b'name="mod\\\\udce8le"' in written
 
 
 def test_series_are_bounded(registry):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mlkit.errors import ConfigurationError
-from mlkit.repro import Finding, audit, deterministic, isolated, seed_all
+from mlkit.repro import Finding, audit, deterministic, isolated, rng_state, seed_all
 
 torch.set_num_threads(1)
 
@@ -90,11 +90,25 @@ def test_audit_tells_switches_apart():
 
 
 def test_audit_tells_an_unseeded_torch():
+    def unseeded():
+        return "torch-unseeded" in {finding.code for finding in audit()}
+
     with isolated():
-        torch.manual_seed(torch.random.default_generator.seed() and 67280421310721)
-        assert "torch-unseeded" in {finding.code for finding in audit()}
-        seed_all(7)
-        assert "torch-unseeded" not in {finding.code for finding in audit()}
+        torch.seed()  # as a process starts
+        assert unseeded()
+        state = rng_state()
+        for seeded in (lambda: seed_all(7), lambda: torch.manual_seed(7)):
+            seeded()
+            assert not unseeded()
+            torch.rand(10_000)
+            assert not unseeded()
+        state.restore()
+        assert unseeded()
+    code = "import torch; from mlkit.repro import audit; print([one.code for one in audit()])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "torch-unseeded" in done.stdout
 
 
 def test_audit_names_libraries_with_generators_of_their_own(monkeypatch):

@@ -273,7 +273,7 @@ def test_secrets_stay_out(repository, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     monkeypatch.setenv("MY_OWN_SETTING", "hunter3")
     command = ["train.py", "--api-key", "hunter4", "--token=hunter5", "--lr", "0.1", "DB_PASSWORD=hunter6",
-               "https://user:hunter7@host/x", "--auth", "--verbose"]  # fmt: skip
+               "https://user:hunter7@host/x", "--tokenizer", "bpe", "--max-tokens=9", "--auth", "--verbose"]  # fmt: skip
     monkeypatch.setattr(sys, "orig_argv", ["python", *command])
     manifest = Manifest.capture(code=repository)
     text = json.dumps(manifest.to_dict())
@@ -281,7 +281,7 @@ def test_secrets_stay_out(repository, monkeypatch):
     assert "MY_OWN_SETTING" not in text
     shown = manifest.to_dict()["facts"]["command"][1:]
     assert shown == ["train.py", "--api-key", "<hidden>", "--token=<hidden>", "--lr", "0.1", "DB_PASSWORD=<hidden>",
-                     "https://<hidden>@host/x", "--auth", "--verbose"]  # fmt: skip
+                     "https://<hidden>@host/x", "--tokenizer", "bpe", "--max-tokens=9", "--auth", "--verbose"]  # fmt: skip
 
 
 def test_what_torch_computes_with_is_recorded(repository):
@@ -336,12 +336,12 @@ def test_the_packages_are_those_that_importlib_finds():
 
 def test_data_by_path_by_value_and_by_fingerprint(tmp_path, repository):
     (tmp_path / "rows.csv").write_text("1,2\n")
-    made = fingerprint(np.arange(4))
-    manifest = Manifest.capture(
-        data={"file": tmp_path / "rows.csv", "array": np.arange(4), "made": made}, code=repository
-    )
+    made, quick = fingerprint(np.arange(4)), fingerprint(np.arange(4), algorithm="blake3")
+    given = {"file": tmp_path / "rows.csv", "array": np.arange(4), "made": made, "quick": quick}
+    manifest = Manifest.capture(data=given, code=repository)
     data = manifest.to_dict()["identity"]["data"]
     assert data["array"] == data["made"] == made
+    assert data["quick"] == quick
     assert data["file"] == fingerprint(tmp_path / "rows.csv")
 
 
@@ -482,6 +482,45 @@ def test_a_split_index_stays_as_it_is(repository):
     assert tree(repository)
     # Git refreshes the time of the shared file that it reads, and nothing else changes.
     assert {name: content for name, (_, content) in everything(repository).items()} == before
+
+
+@pytest.mark.parametrize("flag", ["--assume-unchanged", "--skip-worktree"])
+def test_what_git_was_told_to_pass_over_is_code_all_the_same(repository, flag):
+    """As people do with a config of their own; Git calls such a tree clean."""
+    git(repository, "update-index", flag, "train.py")
+    assert tree(repository) == git(repository, "rev-parse", "HEAD^{tree}")
+    (repository / "train.py").write_text("print(2)\n")
+    before = everything(repository)
+    manifest = Manifest.capture(code=repository)
+    assert everything(repository) == before
+    assert manifest.to_dict()["facts"]["clean"] is False
+    git(repository, "update-index", f"--no-{flag[2:]}", "train.py")
+    git(repository, "commit", "-qam", "second")
+    assert tree(repository) == git(repository, "rev-parse", "HEAD^{tree}")
+    assert manifest.to_dict()["identity"]["code"]["tree"] == tree(repository)
+
+
+@pytest.mark.parametrize("sparse_index", ["--sparse-index", "--no-sparse-index"])
+def test_a_sparse_checkout_has_the_whole_tree(repository, sparse_index):
+    for folder in ("here", "elsewhere"):
+        (repository / folder).mkdir()
+        (repository / folder / "a.py").write_text(folder)
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "folders")
+    git(repository, "sparse-checkout", "init", "--cone", sparse_index)
+    git(repository, "sparse-checkout", "set", "here")
+    assert not (repository / "elsewhere").exists()
+    before = {name: content for name, (_, content) in everything(repository).items()}
+    assert tree(repository) == git(repository, "rev-parse", "HEAD^{tree}")
+    # Git refreshes the times of the trees that it opens a sparse index with, and nothing else changes.
+    assert {name: content for name, (_, content) in everything(repository).items()} == before
+    (repository / "elsewhere").mkdir()
+    (repository / "elsewhere" / "new.py").write_text("2")  # outside of what is checked out
+    found = Manifest.capture(code=repository)
+    assert found.findings == ()
+    git(repository, "add", "--sparse", ".")
+    git(repository, "commit", "-qm", "all")
+    assert found.to_dict()["identity"]["code"]["tree"] == tree(repository)
 
 
 @pytest.mark.parametrize("registered", [True, False])

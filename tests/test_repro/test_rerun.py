@@ -126,6 +126,23 @@ def test_a_run_that_fails_or_is_killed_leaves_its_record(project):
     assert Manifest.load("run.json").status == "running"
 
 
+def test_it_is_repeated_where_it_ran_whatever_folder_the_code_is_in(project):
+    folder = project / "experiments"
+    folder.mkdir()
+    (folder / "train.py").write_text(TRAIN.replace("capture(", "capture(code='..', "))
+    (folder / "scale").write_text("1.0")
+    subprocess.run([sys.executable, "train.py", "--tokenizer=bpe"], cwd=folder, check=False)
+    record = Manifest.load(folder / "run.json")
+    assert record.to_dict()["facts"]["directory"] == str(folder)
+    assert record.status == "failed"  # it ended with a message
+    code = (folder / "train.py").read_text().replace("sys.argv[1])", "0)")
+    (folder / "train.py").write_text(code)
+    subprocess.run([sys.executable, "train.py", "--tokenizer=bpe"], cwd=folder, check=True)
+    record = Manifest.load(folder / "run.json")
+    assert record.status == "completed"  # sys.exit(0) is no failure
+    assert record.rerun().level == "identical"
+
+
 def test_a_command_that_does_not_record_or_end_is_an_error(project):
     train()
     record = Manifest.load("run.json")

@@ -92,7 +92,7 @@ class _Collector:
         families: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
         for name, labels, value in self._reader.read():
             series = families.setdefault(_safe(name), {})
-            key = tuple((_safe(label).replace(":", "_"), text) for label, text in labels)
+            key = tuple((_safe(label).replace(":", "_"), _written(text)) for label, text in labels)
             series[key] = series.get(key, 0) + value
         for name, series in families.items():
             family = self._family(name)
@@ -108,3 +108,8 @@ class _Collector:
 
 def _safe(name: str) -> str:
     return re.sub(r"[^a-zA-Z0-9_:]", "_", name)
+
+
+def _written(text: str) -> str:
+    """Return *text* as UTF-8 can write it: bytes of a file name that are no text would break every scrape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

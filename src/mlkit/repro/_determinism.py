@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit.errors import ConfigurationError
 from mlkit.repro._generators import loaded_torch
+from mlkit.repro._mersenne import WORDS
+from mlkit.repro._torch_mersenne import FIRST
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -16,7 +18,6 @@ __all__ = ["Finding", "audit", "deterministic", "make_deterministic"]
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _WORKSPACES = (":4096:8", ":16:8")  # the two that NVIDIA documents as deterministic
-_TORCH_DEFAULT_SEED = 67280421310721
 # Libraries that draw from generators of their own, which no global seed reaches, and how they are seeded.
 _OWN_GENERATORS = {
     "albumentations": "pass seed= to Compose",
@@ -142,8 +143,8 @@ def _hash_seed_at_start() -> bytes:
 
 def _audit_torch(torch: Any) -> list[Finding]:
     findings = []
-    if torch.initial_seed() == _TORCH_DEFAULT_SEED:
-        what = "torch's global generator has its built-in seed, which no run chose"
+    if _is_unseeded(torch):
+        what = "torch's global generator has the random seed that this process started with"
         findings.append(Finding("torch-unseeded", what, "call seed_all after importing torch"))
     if not torch.are_deterministic_algorithms_enabled():
         what = "torch may use algorithms whose result depends on timing"
@@ -164,6 +165,19 @@ def _audit_torch(torch: Any) -> list[Finding]:
         what = f"cuBLAS may change its algorithm: {_WORKSPACE} is not set"
         findings.append(Finding("cublas-workspace", what, f"set {_WORKSPACE}=:4096:8 before start"))
     return findings
+
+
+def _is_unseeded(torch: Any) -> bool:
+    """Return whether torch seems to have seeded its generator by itself: with 64 random bits, of which it uses 32.
+
+    Told by its words, as long as they are the first: what goes on from a saved state may have such a seed, too.
+    """
+    seed = torch.initial_seed()
+    if seed < 2**32:  # chosen by somebody
+        return False
+    states = torch.default_generator.get_state(), torch.Generator().manual_seed(seed).get_state()
+    mine, its = (bytes(state[FIRST : FIRST + 8 * WORDS].numpy()) for state in states)
+    return mine == its
 
 
 def make_deterministic(*, warn_only: bool) -> tuple[Finding, ...]:

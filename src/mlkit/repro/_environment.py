@@ -44,6 +44,10 @@ _ISA = frozenset(
     )
 )
 _SECRET = re.compile(r"(?i)(key|token|secret|passw|pwd|credential|auth|cookie|session)")
+# What a command line of a training run names without a secret.
+_HARMLESS = re.compile(
+    r"(?i)(tokeni[sz]|keypoint|keyframe|keyword|((max|min|num|n|new)[-_])+tokens)"
+)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 HIDDEN = "<hidden>"
 
@@ -107,7 +111,7 @@ def redacted(arguments: list[str]) -> list[str]:
             hide_next = False
             continue
         hide_next = False
-        if _SECRET.search(option) and (equals or option.startswith("-")):
+        if _SECRET.search(_HARMLESS.sub("", option)) and (equals or option.startswith("-")):
             hide_next = not equals
             shown.append(f"{option}={HIDDEN}" if equals else option)
         else:

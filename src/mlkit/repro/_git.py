@@ -72,12 +72,31 @@ def _capture(folder: Path) -> Code:
             "GIT_INDEX_FILE": str(private / "index"),
             "GIT_OBJECT_DIRECTORY": str(private / "objects"),
         }
+        _unveil(top, private / "index", environment)
         scope = "--update" if findings else "--all"
         _git(top, "add", scope, "--", ".", environment=environment)
         # Not with the repository's objects as alternates: git would set the times of those it meets.
         tree = _git(top, "write-tree", "--missing-ok", environment=environment).strip()
         nested = _nested_findings(top, environment)
     return Code(tree, commit, tree == committed and not nested, (*findings, *nested))
+
+
+def _unveil(top: Path, index: Path, environment: dict[str, str]) -> None:
+    """Let the private index look at every file there is, those included that git was told to pass over."""
+    if not index.exists():
+        return
+    # The folders of a sparse index are looked up among the repository's objects.
+    if b"sdir" in index.read_bytes():
+        _git(top, "update-index", "--force-write-index", environment={"GIT_INDEX_FILE": str(index)})
+    # H is any file; a small letter says that it is assumed to be unchanged, S that a sparse checkout leaves it out.
+    files = _git(top, "ls-files", "-v", "-z", environment=environment).split("\0")
+    flagged = [(file[0], file[2:]) for file in files if file[:1] not in {"H", ""}]
+    assumed = [name for tag, name in flagged if tag.islower()]
+    here = [name for tag, name in flagged if tag in "Ss" and os.path.lexists(top / name)]
+    for flag, names in (("--no-assume-unchanged", assumed), ("--no-skip-worktree", here)):
+        if names:
+            given = "\0".join(names)
+            _git(top, "update-index", flag, "-z", "--stdin", environment=environment, given=given)
 
 
 def _nested_findings(top: Path, environment: dict[str, str]) -> tuple[Finding, ...]:
@@ -122,6 +141,7 @@ def _git(
     *arguments: str,
     environment: dict[str, str] | None = None,
     allow: tuple[int, ...] = (0,),
+    given: str = "",
 ) -> str:
     import subprocess
 
@@ -136,13 +156,16 @@ def _git(
         or name.startswith(("GIT_CONFIG", "GIT_EXEC", "GIT_CEILING", "GIT_SSL"))
     }
     # No optional lock, no question to a user, no hook (one hears of index writes), no shared index beside the private
-    # one, no compression of objects that are thrown away.
+    # one, no compression of objects that are thrown away, no folder that a sparse checkout leaves out of the index or of
+    # what may be added to it.
     settings = (
         "core.fsmonitor=false",
         f"core.hooksPath={os.devnull}",
         "core.splitIndex=false",
         "core.compression=0",
         "core.safecrlf=false",
+        "core.sparseCheckout=false",
+        "index.sparse=false",
     )
     options = [part for setting in settings for part in ("-c", setting)]
     quiet = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
@@ -152,7 +175,7 @@ def _git(
             cwd=folder,
             env={**inherited, **quiet, **(environment or {})},
             capture_output=True,
-            stdin=subprocess.DEVNULL,
+            input=os.fsencode(given),
             timeout=_TIMEOUT,
             check=False,
         )

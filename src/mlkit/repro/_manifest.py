@@ -96,6 +96,8 @@ class Manifest:
             line, values of options that look like secrets are hidden. torch's switches and threads are part of the
             environment once torch is imported: capture at the same point of each run.
         """
+        from pathlib import Path
+
         from mlkit.repro._environment import environment, packages, redacted
         from mlkit.repro._git import code_of
         from mlkit.repro._given import (
@@ -125,7 +127,7 @@ class Manifest:
             "command": redacted([sys.executable or "python", *sys.orig_argv[1:]]),
             "commit": state.commit,
             "clean": state.clean,
-            "directory": str(folder),
+            "directory": str(Path.cwd()),
             "paths": paths_of(data),
             "findings": [list(finding) for finding in findings],
         }
@@ -189,9 +191,9 @@ class Manifest:
     ) -> RerunVerdict:
         """Run the recorded command again, and say how its results compare: bit for bit, nearly, or why not.
 
-        The command runs in the recorded folder with the code that is there now, with the environment variables that
-        change results as they were; its output goes where this process's does. Its `recording` of the same path goes
-        to a file aside, so that the record stays.
+        The command runs in the folder that was the current one at the capture, with the code that is there now and with
+        the environment variables that change results as they were; its output goes where this process's does. Its
+        `recording` of the same path goes to a file aside, so that the record stays.
 
         Args:
             command: What to run instead, for a command with values that were hidden.

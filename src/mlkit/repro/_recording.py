@@ -89,7 +89,9 @@ class Recording:
         error: BaseException | None,
         _: TracebackType | None,
     ) -> None:
-        """Write down how the run ended, and its results."""
+        """Write down how the run ended, and its results; `sys.exit(0)` completes it."""
+        if isinstance(error, SystemExit) and not error.code:
+            kind = None
         self._write("completed" if kind is None else "failed", kind)
 
     def _write(self, status: str, kind: type[BaseException] | None) -> None:

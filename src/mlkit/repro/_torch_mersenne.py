@@ -13,10 +13,10 @@ from mlkit.repro._mersenne import WORDS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ask_layout", "cpu_state", "seed_torch_generator"]
+__all__ = ["FIRST", "ask_layout", "cpu_state", "seed_torch_generator"]
 
 # c10's CPUGeneratorImplStateLegacy: seed (u64), left and seeded (2 x i32), next (u64), then the words as u64.
-_BYTES, _SEED, _FIRST = 5056, slice(0, 8), 24
+_BYTES, _SEED, FIRST = 5056, slice(0, 8), 24
 
 
 def seed_torch_generator(torch: Any, generator: Any, word: bytes) -> None:
@@ -54,7 +54,7 @@ def _probe(torch: Any) -> Callable[[bytes], Any] | None:
     if sys.byteorder != "little" or len(fresh) != _BYTES:
         return None
     expected: Any = np.random.RandomState(5489).get_state(legacy=False)
-    words = np.frombuffer(fresh, "<u8", WORDS, _FIRST)
+    words = np.frombuffer(fresh, "<u8", WORDS, FIRST)
     seed = int.from_bytes(fresh[_SEED], "little")
     if seed != 5489 or not np.array_equal(words, expected["state"]["key"]):
         return None
@@ -66,8 +66,8 @@ def _probe(torch: Any) -> Callable[[bytes], Any] | None:
         state = bytearray(fresh)
         state[_SEED] = word[:8]
         stretched = np.frombuffer(shake_256(word).digest(4 * WORDS), short)
-        np.frombuffer(state, long, WORDS, _FIRST)[:] = stretched
-        state[_FIRST + 3] |= 0x80  # a Mersenne Twister state must not be all zero
+        np.frombuffer(state, long, WORDS, FIRST)[:] = stretched
+        state[FIRST + 3] |= 0x80  # a Mersenne Twister state must not be all zero
         return torch.frombuffer(state, dtype=torch.uint8)
 
     return make
