@@ -611,3 +611,13 @@ def test_pickle_needs_two_decisions(store):
 def test_trust_does_not_force_pickle(store):
     assert store.save("m", {"a": np.zeros(1)}, trust="pickle").format == "numpy"
     assert store.save("m", b"x", trust="pickle").format == "bytes"
+
+
+def test_what_was_probably_meant_is_said(store):
+    class Run:
+        id = "run-1"
+
+    with pytest.raises(ConfigurationError, match="pass its id"):
+        store.save("m", b"x", run=Run())
+    with pytest.raises(ConfigurationError, match="MlflowModelStore"):
+        store.load("models:/m/1")

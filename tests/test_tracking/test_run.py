@@ -367,6 +367,8 @@ def test_resuming_goes_on_with_the_same_run(tmp_path):
         with pytest.raises(ParamConflictError):
             again.log_param("lr", 0.2)
         again.log_metric("loss", 0.5, step=2)
+    with pytest.raises(ConfigurationError, match="pass its id"):
+        start_run("resume", root=tmp_path, resume=run)
     data = read(run.dir)
     assert (data.status, data.tags, data.params) == ("FINISHED", {"stage": "two"}, {"lr": 0.1})
     assert [point.step for point in data.metrics["loss"]] == [1, 2]

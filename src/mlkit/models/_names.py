@@ -92,7 +92,10 @@ def check_text(where: str, text: object) -> str:
         text: What the caller passed.
     """
     if not isinstance(text, str) or len(text) > _MAX_TEXT:
-        raise ConfigurationError(where, text, f"text of at most {_MAX_TEXT} characters")
+        hint = (
+            "pass its id" if isinstance(getattr(text, "id", None), str) else ""
+        )  # such as a run's
+        raise ConfigurationError(where, text, f"text of at most {_MAX_TEXT} characters", hint=hint)
     return text
 
 
@@ -121,7 +124,10 @@ def parse(where: str, ref: object) -> Reference:
         raise ConfigurationError(where, ref, f"{_REF}, or a ModelVersion")
     name, at, selector = ref.partition("@")
     if not at:
-        raise ConfigurationError(where, ref, _REF, hint="a bare name does not say which version")
+        hint = "a bare name does not say which version"
+        if ref.startswith("models:/"):
+            hint = "an address that begins with models:/ is for MlflowModelStore"
+        raise ConfigurationError(where, ref, _REF, hint=hint)
     check_name(where, name)
     if _matches(_NUMBER, selector):
         return Reference(name, number=int(selector))

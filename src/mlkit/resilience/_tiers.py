@@ -163,7 +163,10 @@ def tier(
         raise ConfigurationError("tier(fn)", fn, "a function", hint="it is a tier already")
     if not callable(fn):
         raise ConfigurationError(
-            "tier(fn)", fn, "a callable", hint="a fixed answer is constant(...)"
+            "tier(fn)",
+            fn,
+            "a callable",
+            hint="pass a method of it, or constant(...) of a fixed answer",
         )
     if policy is _OWN_BREAKER:
         policy = Policy(breaker=Breaker())
