@@ -23,6 +23,7 @@ from mlkit.errors import (
     IntegrityError,
     MissingDependencyError,
     ModelStoreError,
+    RebuildError,
     SignatureError,
     StoreUnavailableError,
     UntrustedFormatError,
@@ -168,6 +169,20 @@ class TestMlflowsOwnClient:
             store.rollback("ranker")
         assert store.promote("ranker", 3, expect=None).previous is None
         assert [one.kind for one in store.history("ranker")][-2:] == ["alias_removed", "promoted"]
+
+    def test_a_version_that_others_deleted_is_passed_over(self, place):
+        store = open_store(place)
+        for number in (1, 2, 3):
+            store.save("ranker", b"%d" % number)
+        for number in (1, 2, 1, 3):
+            store.promote("ranker", number)
+        before = len(store.history("ranker"))
+        client_of(store).delete_model_version("ranker", "2")
+        assert store.rollback("ranker").version == 1
+        with pytest.raises(VersionNotFoundError, match="no version that still exists"):
+            store.rollback("ranker")
+        assert store.aliases("ranker") == {"champion": 1}
+        assert len(store.history("ranker")) == before + 1
 
     def test_a_copied_version_is_still_ours(self, place):
         store = open_store(place)
@@ -419,6 +434,15 @@ class TestOthersModels:
             path.write_text(path.read_text().replace("* 3", "* 4"))
         with pytest.raises(IntegrityError, match="theirs@2"):
             store.load("theirs@2", trust="pickle")
+
+    def test_files_that_are_no_model_to_mlflow_are_said_to_be_none(self, store, place):
+        (place / "files").mkdir()
+        (place / "files" / "notes.txt").write_text("none")
+        client = client_of(store)
+        client.create_registered_model("notes")
+        client.create_model_version("notes", (place / "files").as_uri())
+        with pytest.raises(RebuildError, match=r"notes@1 .* MLmodel"):
+            store.load("notes@1", trust="pickle")
 
     @pytest.mark.filterwarnings("ignore::UserWarning")
     def test_come_as_their_library_has_them(self, store):

@@ -84,6 +84,7 @@ def test_what_a_killed_save_adopted_goes_and_what_a_version_shares_stays(store, 
 
 def test_files_of_others_are_none_of_its_business(store, tmp_path):
     strangers = [
+        tmp_path / "blobs" / "sha256" / ".DS_Store",
         tmp_path / "blobs" / "sha256" / "ab" / "README",
         tmp_path / "blobs" / "sha256" / "cd" / ("ab" + "c" * 62),
         tmp_path / "blobs" / "md5" / "ab" / "abc",

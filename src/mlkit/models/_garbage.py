@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sweep", "collect", "delete", "reseal"]
 
+_HEX = "0123456789abcdef"
+
 
 class Sweep(NamedTuple):
     """What `collect_garbage` removed, or would, or `reseal` wrote anew.
@@ -143,6 +145,8 @@ def _files(folder: Folder) -> Iterator[tuple[str, int, float]]:
         yield from _file(folder, f"tmp/{name}")
     for top in ("blobs/sha256", "sealed/sha256"):
         for part in folder.listing(top):
+            if len(part) != 2 or part.strip(_HEX):  # such as the .DS_Store of a file manager
+                continue
             for name in folder.listing(f"{top}/{part}"):
                 if f"{top}/{part}/{name}" in _paths_of(name):
                     yield from _file(folder, f"{top}/{part}/{name}")
@@ -151,7 +155,7 @@ def _files(folder: Folder) -> Iterator[tuple[str, int, float]]:
 def _paths_of(name: str) -> tuple[str, str]:
     """Return where a blob of that name would lie: a file of another name is somebody else's."""
     digest = f"sha256:{name}"
-    is_digest = len(name) == 64 and not name.strip("0123456789abcdef")
+    is_digest = len(name) == 64 and not name.strip(_HEX)
     return (blob_path(digest), sealed_path(digest)) if is_digest else ("", "")
 
 

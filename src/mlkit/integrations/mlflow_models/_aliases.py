@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlkit.errors import ChecksFailedError, VersionNotFoundError
 from mlkit.integrations.mlflow_models._foreign import digest_of_files
+from mlkit.integrations.mlflow_models._history import without
 from mlkit.models._aliases import check_holder
 from mlkit.models._checks import ask, refusals
 from mlkit.telemetry import emit
@@ -88,6 +89,8 @@ def rollback(
         present = _present(store, name, alias, now)
         check_holder(f"{name}@{alias}", present, expected)
         held = past.holders.get(alias, ())
+        for gone in set(held) - {found.number for found in store.catalog.all(name)}:
+            held = without(held, gone)  # by another client, of which the history knows nothing
         if len(held) < 2:
             raise VersionNotFoundError(f"{name}@{alias}", before=now)
         if store.signatures.requirement is not None:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mlkit._digest import digest, digest_file
-from mlkit.errors import IntegrityError, UntrustedFormatError
+from mlkit.errors import IntegrityError, RebuildError, UntrustedFormatError
 
 if TYPE_CHECKING:
     from mlkit.integrations.mlflow_models._server import Server
@@ -45,6 +45,7 @@ def load(server: Server, ref: str, location: str, *, trust: object, pinned: str 
     Raises:
         UntrustedFormatError: If the caller did not say that code in it may run.
         IntegrityError: If its files were changed since it was promoted here.
+        RebuildError: If it is no model to MLflow.
     """
     if trust != "pickle":
         raise UntrustedFormatError(
@@ -56,6 +57,8 @@ def load(server: Server, ref: str, location: str, *, trust: object, pinned: str 
             path = server.download(location, folder)
         if pinned is not None and (got := _digest(Path(path))) != pinned:
             raise IntegrityError(location, expected=f"the files of {ref}: {pinned}", got=got)
+        if not Path(path, "MLmodel").is_file():
+            raise RebuildError(ref, "MLflow cannot load files without an MLmodel among them")
         from mlflow.models import Model
 
         flavours = Model.load(path).flavors
