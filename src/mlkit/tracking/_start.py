@@ -91,9 +91,11 @@ def start_run(
     if not _is_path(root):
         raise ConfigurationError("start_run(root=...)", root, "the path of a folder")
     if resume is not None and not isinstance(resume, (str, os.PathLike)):
-        hint = "pass its id" if isinstance(resume, Run) else ""
         raise ConfigurationError(
-            "start_run(resume=...)", resume, "the id or the folder of a run", hint=hint
+            "start_run(resume=...)",
+            resume,
+            "the id or the folder of a run",
+            hint="pass its id" if isinstance(resume, Run) else "",
         )
     checked = as_tags("start_run(tags=...)", {} if tags is None else tags)
     if run_id is not None:
