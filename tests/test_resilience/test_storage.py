@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import signal
@@ -336,6 +337,74 @@ def test_a_damaged_file_is_nothing_stored(tmp_path):
             assert storage.read("r") is None
             assert storage.swap("r", None, BreakerRecord(4))
             assert storage.read("r") == BreakerRecord(4)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"state": "melted"},
+        {"state": ["open"]},
+        {"version": "7"},
+        {"era": None},
+        {"until": None},
+        {"serial": 1.5},
+        {"settled": "x", "state": "half_open"},
+        {"more": 1},
+    ],
+    ids=lambda damage: "-".join(f"{name}={value}" for name, value in damage.items()),
+)
+def test_a_record_that_is_damaged_refuses_nobody_for_ever(tmp_path, damage):
+    storage = FileStorage(tmp_path, refresh=0.0)
+    with virtual_time() as clock:
+        breaker = Breaker(name="ranker", storage=storage, cooldown=10.0)
+        breaker.trip()
+        (path,) = tmp_path.glob("*.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+        with pytest.raises(BreakerOpenError):  # what is known goes on
+            Policy(breaker=breaker).call(int)
+        clock.advance(11)
+        assert Policy(breaker=breaker).call(int) == 0
+        assert breaker.state == "closed"
+        assert storage.read("ranker").state == "closed"
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_storage_that_was_emptied_holds_no_breaker_open(tmp_path, again):
+    storage = FileStorage(tmp_path, refresh=0.0)
+    with virtual_time() as clock:
+        breaker = Breaker(name="ranker", storage=storage, cooldown=10.0)
+        for _ in range(5):
+            breaker.trip()
+        for path in tmp_path.iterdir():  # as what tidies /tmp does
+            path.unlink()
+        if again:  # another process begins anew
+            Breaker(name="ranker", storage=storage).reset()
+            assert breaker.acquire() is not None
+        else:
+            assert breaker.acquire() is None
+            clock.advance(11)
+            assert Policy(breaker=breaker).call(int) == 0
+        assert breaker.state == "closed"
+        breaker.trip()
+        breaker.reset()
+        assert (breaker.state, storage.read("ranker").state) == ("closed", "closed")
+
+
+def test_probes_of_other_rules_are_made_anew_once_nobody_is_left_to_judge_them():
+    storage = MemoryStorage()
+    with virtual_time() as clock:
+        old = Breaker(name="ranker", storage=storage, cooldown=10.0, probes=3)
+        new = Breaker(name="ranker", storage=storage, cooldown=10.0)
+        old.trip()
+        clock.advance(11)
+        first, second = old.acquire(), old.acquire()
+        old.settle(first, True)
+        assert new.acquire() is None  # the second one is on its way
+        old.settle(second, None)  # and its process ends
+        ticket = new.acquire()
+        assert ticket is not None
+        new.settle(ticket, True)
+        assert (new.state, storage.read("ranker").state) == ("closed", "closed")
 
 
 def test_a_pickled_breaker_with_a_storage_shares_its_state(tmp_path):

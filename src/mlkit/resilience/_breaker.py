@@ -424,14 +424,16 @@ class Breaker:
         self, storage: BreakerStorage, step: Callable[[BreakerRecord], BreakerRecord]
     ) -> tuple[BreakerRecord, BreakerRecord]:
         while True:
+            known = self._machine.record
             stored = storage.read(self.name)
-            before = corrected(stored or BreakerRecord(), self._machine.rules, self._now())
+            # Where nothing is stored any more, what we know goes on.
+            before = corrected(stored or known, self._machine.rules, self._now())
             after = step(before)
             if after is not before:
                 after = after._replace(version=before.version + 1)
                 if not storage.swap(self.name, stored, after):
                     continue  # somebody else was first
-            self._learn(after)
+            self._learn(after, known)
             return before, after
 
     def _look(self, now: float) -> None:
@@ -440,8 +442,9 @@ class Breaker:
         if storage is None or now < self._alone_until or now - self._seen < storage.refresh:
             return
         try:
+            known = self._machine.record
             stored = storage.read(self.name)
-            record = corrected(stored or BreakerRecord(), self._machine.rules, now)
+            record = corrected(stored or known, self._machine.rules, now)
             if stored is not None and record is not stored:  # or it would be corrected for ever
                 record = record._replace(version=stored.version + 1)
                 if not storage.swap(self.name, stored, record):
@@ -449,14 +452,16 @@ class Breaker:
         except Exception as error:  # noqa: BLE001 - a storage that is down is not the call's error
             self._go_alone(error)
             return
-        self._learn(record)
+        self._learn(record, known)
 
-    def _learn(self, record: BreakerRecord) -> None:
+    def _learn(self, record: BreakerRecord, known: BreakerRecord) -> None:
+        """Go on from *record*, which was read after *known* was what we knew."""
         with self._lock:
             self._seen = self._now()
-            known = self._machine.record
-            # What another thread has learned meanwhile may be newer; after a time alone, the versions say nothing.
-            if record.version > known.version or self._alone_until != -inf:
+            mine = self._machine.record
+            # What another thread has learned meanwhile may be newer. If none has, an older version is that of a storage
+            # which was emptied and begun anew; and after a time alone, the versions say nothing.
+            if mine is known or record.version > mine.version or self._alone_until != -inf:
                 self._machine.adopt(record)
             self._alone_until = -inf
 

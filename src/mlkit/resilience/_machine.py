@@ -14,6 +14,7 @@ __all__ = [
     "BAD",
     "OK",
     "SLOW",
+    "STATES",
     "BreakerRecord",
     "Machine",
     "Probe",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 OK, BAD, SLOW = 0, 1, 2  # bits: a failure can be slow as well
+STATES = ("closed", "open", "half_open", "isolated", "disabled")
 _SLOTS = 20
 
 
@@ -237,8 +239,14 @@ def judged(
 
 
 def corrected(record: BreakerRecord, rules: Rules, now: float) -> BreakerRecord:
-    """Return *record* without times that no clock like ours can have written: those of before a restart of the host."""
+    """Return *record* without times that no clock like ours can have written: those of before a restart of the host.
+
+    Nor is it left to who is gone: probes that were enough for rules like ours, and not for theirs, are made anew.
+    """
     latest = now + rules.probe_lease
+    waiting = any(end > now for _, end in record.leases)
+    if record.state == "half_open" and record.settled >= rules.probes and not waiting:
+        return entered(record, "open", until=now)
     if record.state == "open" and record.until > now + rules.cooldown:
         return record._replace(until=now + rules.cooldown)
     if any(end > latest for _, end in record.leases):

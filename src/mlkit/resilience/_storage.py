@@ -8,7 +8,7 @@ from mlkit._arguments import seconds
 from mlkit._clock import current
 from mlkit.errors import ConfigurationError
 from mlkit.resilience._locks import fork_safe_lock
-from mlkit.resilience._machine import BreakerRecord
+from mlkit.resilience._machine import STATES, BreakerRecord
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -151,11 +151,12 @@ class FileStorage:
         try:
             fields = json.loads(self._path(name).read_bytes())
             leases = tuple((int(n), float(end)) for n, end in fields.pop("leases"))
-            return BreakerRecord(**fields, leases=leases)
+            record = BreakerRecord(**fields, leases=leases)
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError):
             return None  # damaged from outside, or cut off by a power failure: the next swap replaces it
+        return record if _is_sound(record) else None
 
     def swap(self, name: str, old: BreakerRecord | None, new: BreakerRecord) -> bool:
         """Store *new* if *old* is what is stored, and return whether it was."""
@@ -200,6 +201,14 @@ class FileStorage:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _file_storage, (str(self._folder), self._refresh)
+
+
+def _is_sound(record: BreakerRecord) -> bool:
+    counts = record.version, record.era, record.serial, record.settled
+    verdicts = record.ok, record.bad, record.slow
+    if not all(type(n) is int for n in (*counts, *verdicts)):
+        return False
+    return type(record.until) in {int, float} and record.state in STATES
 
 
 def _file_storage(folder: str, refresh: float) -> FileStorage:
