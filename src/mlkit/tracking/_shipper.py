@@ -37,7 +37,7 @@ class NoShipper:
 
     def why_idle(self) -> str:
         """Return what to do."""
-        return "no shipper was asked for; finish with mlkit.tracking.sync"
+        return "no shipper was asked for"
 
     def let_go(self) -> None:
         """Do nothing."""
