@@ -36,7 +36,7 @@ class NoShipper:
     """Nobody ships: there is no sink, or `sync` shall do it later."""
 
     def why_idle(self) -> str:
-        """Return what to do."""
+        """Return that nobody was asked to."""
         return "no shipper was asked for"
 
     def let_go(self) -> None:
