@@ -1,5 +1,6 @@
 """A process that dies, or a disk that fails, at any call to the operating system leaves the old state or the new one."""
 
+import errno
 import json
 import os
 import subprocess
@@ -8,6 +9,8 @@ import tempfile
 import textwrap
 
 import pytest
+
+from mlkit.models import ModelStore
 
 # One process without threads that forks a child per point of failure: the child does one thing to its own copy of a
 # store and, at its n-th call that writes, is killed (before it, which is after the one before; or in the middle of a
@@ -230,3 +233,48 @@ def test_at_every_point(folder, what):
     if "middle" in seen:
         assert seen["middle"]["before"] >= (1 if what == "promote" else 2)
         assert seen["full"]["before"] >= 1
+
+
+@pytest.mark.parametrize("name", ["close", "fstat"])
+def test_what_fails_after_a_change_was_written_does_not_say_that_it_was_not(
+    tmp_path, monkeypatch, name
+):
+    store = ModelStore(tmp_path)
+    store.save("m", b"one")
+    written, failed = [], []
+    sync, call = os.fsync, getattr(os, name)
+
+    def note(descriptor):
+        sync(descriptor)
+        written.append(descriptor)
+
+    def fail(descriptor):
+        result = call(descriptor)
+        if written:
+            failed.append(descriptor)
+            raise OSError(errno.EIO, "as network file systems say it")
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", note)
+        patched.setattr(os, name, fail)
+        assert store.promote("m", 1, to="champion").version == 1
+    assert failed
+    assert store.aliases("m") == {"champion": 1}
+    assert store.save("m", b"two").ref == "m@2"
+
+
+def test_a_package_that_cannot_be_read_is_not_called_a_wrong_one(tmp_path, monkeypatch):
+    store = ModelStore(tmp_path / "store")
+    store.save("m", b"one")
+    store.export("m@1", tmp_path / "out")
+    opened = os.open
+
+    def fail(path, *args, **kwargs):
+        if path == "version.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        ModelStore(tmp_path / "other").import_(tmp_path / "out")

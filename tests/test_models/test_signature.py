@@ -238,7 +238,20 @@ def test_a_model_is_asked_without_being_changed():
 
 @pytest.mark.parametrize(
     "example",
-    [None, object(), {}, (), {"a": object()}, np.array([object()]), [None], [1, "a"], lambda: 0],
+    [
+        None,
+        object(),
+        {},
+        (),
+        {"a": object()},
+        np.array([object()]),
+        np.zeros(2, dtype=[("a", "f4")]),
+        pd.DataFrame({"rows": [[1], [2, 3]]}),
+        [None],
+        [1, "a"],
+        lambda: 0,
+    ],
+    ids=repr,
 )
 def test_what_has_no_dtype_has_no_signature(example):
     with pytest.raises(ConfigurationError, match="infer"):

@@ -119,7 +119,7 @@ def _to_tar(parts: Parts, path: str, n_bytes: int) -> None:
             raise _exists(path)
         os.rename(partial, path)  # noqa: PTH104 - as above
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             os.unlink(partial)  # noqa: PTH108 - as above
 
 

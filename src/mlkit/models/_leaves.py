@@ -169,6 +169,8 @@ def _dtype(where: str, place: str, array: Any) -> str:
         return _KINDS[array.dtype.kind]
     if array.dtype.kind in "biufc":
         return str(array.dtype.name)
+    if array.dtype.kind != "O":  # records, of several dtypes
+        raise ConfigurationError(_at(where, place), f"an array of dtype {array.dtype}", _EXPECTED)
     values = [item for item in array.ravel().tolist() if not _is_missing(item)]
     types = sorted({type(item).__name__ for item in values})
     if len(types) != 1 or types == ["object"]:
@@ -178,7 +180,10 @@ def _dtype(where: str, place: str, array: Any) -> str:
 
     if types[0] in _OBJECTS:
         return _OBJECTS[types[0]]
-    present = np.asarray(values)
+    try:
+        present = np.asarray(values)
+    except ValueError:  # lists of several lengths, as the cells of a column
+        present = array
     if present.dtype.kind == "O":
         raise ConfigurationError(_at(where, place), f"objects of the type {types[0]}", _EXPECTED)
     return _dtype(where, place, present)

@@ -59,12 +59,14 @@ def locked(folder: Folder) -> Iterator[None]:
         finally:
             if os.getpid() == owner:
                 # Before the descriptor is closed: a child that is forked now may not have closed its copy yet.
-                flock(descriptor, LOCK_UN)
+                with suppress(OSError):  # closing lets it go, too
+                    flock(descriptor, LOCK_UN)
     finally:
         # A child that was forked within the block has closed it, and may have opened something else there.
         if os.getpid() == owner:
             _OPEN.discard(descriptor)
-            os.close(descriptor)
+            with suppress(OSError):  # what was done under the lock was done
+                os.close(descriptor)
 
 
 def _take(descriptor: int, path: str, folder: Folder) -> None:

@@ -12,6 +12,7 @@ SHA-256 over all their bytes and it. Who opens a long history checks those bytes
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any, final
 
 from mlkit.errors import ConfigurationError, IntegrityError, ModelStoreError
@@ -112,11 +113,13 @@ class Log:
                 # The caller is told that nothing happened, so nothing may have happened.
                 os.ftruncate(descriptor, state.end)
                 raise
-            signature = _signature(os.fstat(descriptor))
+            # Not read back: it has happened, and nothing that fails now may say otherwise.
+            self._seen = None
+            with suppress(OSError):
+                self._seen = (_signature(os.fstat(descriptor)), after)
         finally:
-            os.close(descriptor)
-        # Not read back: it has happened, and nothing that fails now may say otherwise.
-        self._seen = (signature, after)
+            with suppress(OSError):  # as a network file system may; what was written is on the disk
+                os.close(descriptor)
         return after
 
     def _next(self, state: State, event: dict[str, Any]) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,8 @@ _MAX_VERSION = 2 << 20  # a line of the history has at most half of that
 _MAX_EVIDENCE = 20
 _MAX_NUMBER = 10**9
 _MAX_WHO = 1000
+# What opening says of what is not there, or is a link, a socket or no folder; a disk that fails says something else.
+_OTHER = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR})
 _LIMITS = {
     "document.json": MAX_DOCUMENT,
     "history.json": MAX_DOCUMENT,
@@ -133,7 +136,9 @@ def _signatures(path: str, root: int) -> dict[str, bytes]:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         folder = os.open("signatures", flags, dir_fd=root)
-    except OSError:
+    except OSError as error:
+        if error.errno not in _OTHER:
+            raise
         raise IntegrityError(
             f"{path}/signatures", expected="a folder", got="something else"
         ) from None
@@ -157,6 +162,8 @@ def _read(where: str, name: str, folder: int, limit: int | None) -> Iterator[byt
     try:
         descriptor = os.open(name, flags, dir_fd=folder)
     except OSError as error:
+        if error.errno not in _OTHER:
+            raise
         got = "nothing" if isinstance(error, FileNotFoundError) else "something else"
         raise IntegrityError(path, expected="a plain file", got=got) from None
     try:
