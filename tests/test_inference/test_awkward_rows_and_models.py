@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mlkit.errors import CollateError, ConfigurationError, InferenceError, RowError
-from mlkit.inference import Batcher, collate, map_batches
+from mlkit.inference import Batcher, collate, map_batches, split
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +109,36 @@ def test_an_output_of_transformers_keeps_its_type() -> None:
     assert (first.logits.tolist(), second.logits.tolist()) == ([2.0, 4.0], [6.0, 8.0])
 
 
+@pytest.mark.parametrize("kind", ["frozen", "exported"])
+def test_a_module_that_has_no_mode_any_more_runs_as_it_is(kind: str) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout()).eval()
+    rows = torch.arange(15.0).reshape(5, 3)
+    model: Any
+    if kind == "frozen":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated, and in use
+            model = torch.jit.freeze(torch.jit.script(network))
+    else:
+        any_number = ({0: torch.export.Dim("n", min=1)},)
+        model = torch.export.export(network, (rows,), dynamic_shapes=any_number).module()
+    got = torch.stack(list(map_batches(model, rows, batch_size=2)))
+    assert torch.allclose(got, network(rows))
+
+
 # ---------------------------------------------------------------------- rows
+
+
+def test_shapes_are_rows_too() -> None:
+    sizes = [torch.zeros(n, 2).shape for n in (3, 4)]
+    batch = collate([{"size": size} for size in sizes])
+    assert [column.tolist() for column in batch["size"]] == [[3, 4], [2, 2]]
+    assert [row["size"] for row in split(batch, 2)] == [(3, 2), (4, 2)]
+
+
+@pytest.mark.parametrize("empty", [{}, [], ()])
+def test_empty_parts_of_rows_come_back(empty: Any) -> None:
+    rows = [{"x": n, "more": empty} for n in range(3)]
+    assert list(map_batches(lambda batch: batch, rows)) == rows
 
 
 class ByNumber:

@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 
@@ -558,6 +559,72 @@ def test_closing_in_time_says_what_was_left():
     assert (end.n_running, end.n_done) == (0, 1)
     with pytest.raises(ConfigurationError, match="timeout"):
         batcher.close(timeout=-1)
+
+
+@pytest.mark.parametrize("kind", ["with", "async with"])
+def test_the_end_of_a_with_does_not_wait_for_a_model_that_close_gave_up(kind):
+    gate = Gate()
+    batcher = Batcher(gate, max_wait=0)
+
+    def plain():
+        with batcher:
+            thread = threading.Thread(target=suppressed, args=(batcher.call, "a"))
+            thread.start()
+            gate.entered.acquire()
+            batcher.close(timeout=0.01)
+            thread.join()
+
+    async def coroutine():
+        async with batcher:
+            task = asyncio.create_task(batcher.submit("a"))
+            await asyncio.to_thread(gate.entered.acquire)
+            await batcher.aclose(timeout=0.01)
+            await asyncio.wait([task])
+            assert isinstance(task.exception(), BatcherClosedError)
+
+    def suppressed(run, *arguments):
+        with suppress(BatcherClosedError):
+            run(*arguments)
+
+    run = plain if kind == "with" else lambda: asyncio.run(coroutine())
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    hangs = thread.is_alive()
+    gate.open.release()
+    assert not hangs
+    assert batcher.close(timeout=60).n_done == 1
+
+
+def test_a_close_that_is_cancelled_before_a_thread_is_free_for_it_closes_none_the_less():
+    async def main():
+        busy = threading.Event()
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        task = asyncio.create_task(asyncio.to_thread(busy.wait))
+        batcher = Batcher(lambda batch: batch).start()
+        closing = asyncio.create_task(batcher.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        try:
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+            with pytest.raises(BatcherClosedError):
+                await batcher.submit(1.0)
+        finally:
+            busy.set()
+            await task
+
+    asyncio.run(main())
+
+
+def test_an_async_model_may_close_its_batcher():
+    async def model(batch):
+        await batcher.aclose()
+        return batch
+
+    batcher = Batcher(model).start()
+    assert batcher.call(1.0, timeout=60) == 1.0
+    assert batcher.close(timeout=60).n_done == 1
 
 
 def test_closing_counts_its_timeout_in_the_batchers_own_time():

@@ -78,6 +78,16 @@ class Session:
         self.pool.shutdown(cancel_futures=True)
 
 
+class ByNumber:
+    """A dataset that is asked for its rows by number, whether or not it has as many."""
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, place):
+        return np.array([place, 1.0])
+
+
 def strict(bad, batch):
     if any(row in bad for row in batch):
         raise ArithmeticError("bad")
@@ -589,3 +599,17 @@ def test_columns_of_results():
     for wrong in ({"b": 1}, {"a": 1, "b": 2}, 3):
         with pytest.raises(ConfigurationError, match="results with the columns"):
             added([wrong], "raise", ["a"])
+
+
+def test_a_dataset_that_is_read_by_number_is_read_here(tmp_path):
+    def run(**options):
+        return map_batches(lambda batch: batch.sum(1), ByNumber(), batch_size=8, **options)
+
+    truth = list(run())
+    assert list(run(engine=Threads())) == truth == [place + 1.0 for place in range(100)]
+    stopped = run(engine=Threads(), checkpoint=tmp_path / "job")
+    assert next(stopped) == 1.0
+    stopped.close()
+    told = []
+    assert list(run(engine=Threads(), checkpoint=tmp_path / "job", progress=told.append)) == truth
+    assert sum(told) == 100

@@ -192,6 +192,44 @@ def test_an_estimator_gets_the_columns_it_was_fitted_on(data, with_pandas, monke
         assert list(map_batches(model, models)) == truth
 
 
+@pytest.mark.parametrize("batch_size", [2, 7])  # as many rows as targets; others
+def test_probabilities_of_several_targets_are_each_row_s_own(data, batch_size):
+    from sklearn.tree import DecisionTreeClassifier
+
+    x, y = data
+    model = DecisionTreeClassifier(max_depth=2).fit(x, np.stack([y, 1 - y], axis=1))
+    first, second = model.predict_proba(x)
+    got = list(map_batches(model.predict_proba, x, batch_size=batch_size))
+    assert np.array_equal(np.stack([one for one, _ in got]), first)
+    assert np.array_equal(np.stack([other for _, other in got]), second)
+
+
+@pytest.mark.parametrize("method", ["transform", "score_samples"])
+def test_an_estimator_that_predicts_nothing_gets_rows_of_numbers_too(data, method):
+    from sklearn.neighbors import KernelDensity
+    from sklearn.preprocessing import StandardScaler
+
+    x, _ = data
+    estimator = {"transform": StandardScaler, "score_samples": KernelDensity}[method]().fit(x)
+    run = getattr(estimator, method)
+    got = list(map_batches(run, x.tolist(), batch_size=3))  # as many rows as features
+    assert np.allclose(np.stack(got), run(x))
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_rows_of_text_and_numbers_are_not_taken_for_columns(kind):
+    from sklearn.compose import make_column_transformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    rows = [kind(row) for row in [(1.5, "red"), (2.0, "blue"), (3.0, "red"), (0.1, "blue")]]
+    prepare = make_column_transformer((StandardScaler(), [0]), (OneHotEncoder(), [1]))
+    model = make_pipeline(prepare, LogisticRegression())
+    model.fit(np.array(rows, object), [1, 0, 1, 0])
+    assert list(map_batches(model, rows, batch_size=2)) == [1, 0, 1, 0]
+
+
 def test_a_pipeline_on_text_or_dicts_gets_them_as_they_are():
     from sklearn.feature_extraction import DictVectorizer
     from sklearn.feature_extraction.text import CountVectorizer

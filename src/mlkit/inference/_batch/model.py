@@ -270,9 +270,13 @@ def _in_training(module: Any) -> str | None:
     """Return which part of *module* is in training mode: empty for all of it, None for no part."""
     if module is None:
         return None
-    if module.training:
+    if "eval" in vars(module):  # an exported program keeps its mode, and refuses eval()
+        return None
+    if getattr(module, "training", False):  # frozen TorchScript has no mode any more
         return ""
-    left = [(path, part) for path, part in module.named_modules() if part.training]
+    left = [
+        (path, part) for path, part in module.named_modules() if getattr(part, "training", False)
+    ]
     if not left:
         return None
     # A part without parts of its own says more than the container around it.

@@ -89,7 +89,9 @@ def _split(tree: Any, n: int, function: str, path: str) -> list[Any]:
             raise _refused(function, n, with_article(tree), path)
         names, children = fields, [getattr(tree, name) for name in fields]
     if not children:
-        raise _refused(function, n, f"an empty {type(tree).__name__}", path)
+        if not path:  # nothing at all for any row
+            raise _refused(function, n, f"an empty {type(tree).__name__}", path)
+        return [[] if isinstance(tree, Columns) else rebuild(tree, ()) for _ in range(n)]
     columns = [
         _split(child, n, function, join_path(path, name))
         for name, child in zip(names, children, strict=True)

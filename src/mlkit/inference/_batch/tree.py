@@ -108,7 +108,12 @@ def rebuild(node: Any, children: Sequence[Any]) -> Any:
         make = getattr(type(node), "_make", None)
         if make is not None:
             return make(children)
-        return tuple(children) if type(node) is tuple else type(node)(children)
+        if type(node) is tuple:
+            return tuple(children)
+        try:
+            return type(node)(children)
+        except TypeError:  # torch.Size, for one, is of whole numbers only
+            return tuple(children)
     return replace_fields(node, children)
 
 

@@ -15,7 +15,7 @@ from mlkit.inference._engines.packing import packed
 from mlkit.inference._engines.unpicklable import pickled
 from mlkit.inference._engines.wire import Answer, Task, unpickled
 from mlkit.inference._engines.work import Work, opened, place
-from mlkit.inference._offline.map import check_rows, kept_in, set_up
+from mlkit.inference._offline.map import kept_in, rows_to_read, set_up
 from mlkit.inference._offline.progress import reporter
 from mlkit.inference._offline.stream import doubt
 from mlkit.telemetry import emit
@@ -67,7 +67,7 @@ def distribute(
     if dataset is not NotImplemented:
         _refuse_for_datasets(engine, rows, checkpoint, progress)
         return dataset
-    check_rows(rows)
+    rows = rows_to_read(rows)
     try:
         source = iter(rows)
     except TypeError as error:  # an array without axes, for one

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlkit.inference._engines.engine import Engine
     from mlkit.inference._offline.checkpoint import Checkpoint
 
-__all__ = ["check_rows", "kept_in", "map_batches", "set_up"]
+__all__ = ["kept_in", "map_batches", "rows_to_read", "set_up"]
 
 _Row = TypeVar("_Row")
 _Result = TypeVar("_Result")
@@ -278,9 +278,7 @@ def map_batches(
         )
     if isinstance(fn, Loaded):
         options["name"], fn = name or fn.name, fn.load()
-    if type(rows).__name__ not in _TABLES:
-        rows = readable(rows)
-    check_rows(rows)
+    rows = rows_to_read(rows)
     runner, sizes = set_up(fn, **options)
     runner.check_device()
     if isinstance(runner, Steps):
@@ -406,12 +404,13 @@ def _copies(fn: Callable[[Any], Any], devices: list[Any]) -> list[Callable[[Any]
     return replicas(fn, devices)
 
 
-def check_rows(rows: object) -> None:
-    """Refuse what is no iterable of rows."""
+def rows_to_read(rows: Any) -> Iterable[Any]:
+    """Return *rows*, or what reads them one by one; refuse what is no iterable of rows and no dataset."""
     kind = type(rows).__name__
     if kind in _TABLES:
         expected, hint = "an iterable of rows, not of columns", f"pass {_TABLES[kind]}"
         raise ConfigurationError("map_batches(rows)", kind, expected, hint=hint)
+    rows = readable(rows)
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
         raise ConfigurationError(
             "map_batches(rows)",
@@ -419,6 +418,7 @@ def check_rows(rows: object) -> None:
             "an iterable of rows",
             hint="for columns, pass rows of dicts",
         )
+    return rows
 
 
 def _ladder(batch_size: object, buckets: Iterable[int] | None) -> tuple[Any, ...]:

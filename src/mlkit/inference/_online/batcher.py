@@ -207,6 +207,7 @@ class Batcher(Generic[_Row, _Result]):
         self._clock = current(clock)
         self._lock = threading.Lock()  # start against close; taken before the queue's, never after
         self._thread: threading.Thread | None = None
+        self._gave_up = False  # a `close` has not waited for the model to end
         self._pid: int | None = None
         self._forks = -1  # how often mlkit's first process had been forked at `start`
         self._running_loop: Callable[[], AbstractEventLoop] = self._find_running_loop
@@ -299,8 +300,8 @@ class Batcher(Generic[_Row, _Result]):
             drain: Whether to run the rows that wait. If not, their callers get `BatcherClosedError`. The batch that
                 runs is finished in either case.
             timeout: The seconds after which to give up. Whoever then still waits gets `BatcherClosedError`, also for a
-                row that runs; the model cannot be stopped, and what it returns later is dropped. By default there is
-                no limit.
+                row that runs; the model cannot be stopped, and what it returns later is dropped. The end of a `with`
+                does not wait for it either then. By default there is no limit.
 
         Returns:
             The counts at the end. If `n_running` is not 0, the model still runs.
@@ -320,6 +321,7 @@ class Batcher(Generic[_Row, _Result]):
             if self._queue.wait_until_over(timeout):
                 thread.join()
             else:
+                self._gave_up = True
                 self._device.stop(drain=False)
                 self._device.turn_away(
                     self._queue.running(), lambda _: still_runs(self.name, timeout or 0.0)
@@ -327,7 +329,7 @@ class Batcher(Generic[_Row, _Result]):
         return self.stats()
 
     async def aclose(self, *, drain: bool = True, timeout: float | None = None) -> BatcherStats:  # noqa: ASYNC109 - as close
-        """Close without blocking the event loop.
+        """Close without blocking the event loop. Cancelled, it is closed none the less, and ends by itself.
 
         Args:
             drain: As for `close`.
@@ -338,6 +340,12 @@ class Batcher(Generic[_Row, _Result]):
         """
         from asyncio import to_thread
 
+        if timeout is not None:
+            timeout = seconds("close(timeout=...)", timeout, zero=True)
+        if self._forked() or self._queue.device == get_ident():  # `close` does not block
+            return self.close(drain=drain, timeout=timeout)
+        # Not only in the thread below: if all are busy, whoever cancels this takes that away before it begins.
+        self._device.stop(drain=drain)
         return await to_thread(self.close, drain=drain, timeout=timeout)
 
     def __enter__(self) -> Self:
@@ -350,7 +358,7 @@ class Batcher(Generic[_Row, _Result]):
         trace: TracebackType | None,
         /,
     ) -> None:
-        self.close()
+        self.close(timeout=0.0 if self._gave_up else None)
 
     async def __aenter__(self) -> Self:
         return self.start()
@@ -362,7 +370,7 @@ class Batcher(Generic[_Row, _Result]):
         trace: TracebackType | None,
         /,
     ) -> None:
-        await self.aclose()
+        await self.aclose(timeout=0.0 if self._gave_up else None)
 
     # --- callers -------------------------------------------------------------------------------------------------
 
