@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -193,6 +194,56 @@ def test_generators_that_a_dataset_holds_are_named_too():
         assert all(torch.equal(one, two) for one, two in zip(none, other, strict=True))
     data = Keyed(Held(), 1).at(0)
     assert torch.equal(pickle.loads(pickle.dumps(data))[3], data[3])  # as to a spawned worker
+
+
+class Transformed:
+    """Its generator is in what it calls."""
+
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return self.transform(torch.zeros(1, dtype=torch.float64))
+
+
+class Shift(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.generator = np.random.default_rng()
+
+    def forward(self, x):
+        return x + self.generator.random()
+
+
+def shifted(x, generator):
+    return x + generator.random()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: torch.utils.data.Subset(Transformed(Shift()), range(6)),
+        lambda: torch.utils.data.random_split(Transformed(Shift()), [6, 6])[1],
+        lambda: torch.utils.data.ConcatDataset([Transformed(Shift()), Transformed(Shift())]),
+        lambda: Transformed(torch.nn.Sequential(torch.nn.Identity(), Shift())),
+        lambda: Transformed(Shift().forward),
+        lambda: Transformed(partial(shifted, generator=np.random.default_rng())),
+        lambda: torch.utils.data.Subset(
+            torch.utils.data.ConcatDataset(
+                [Transformed(torch.nn.Sequential(torch.nn.Sequential(Shift())))]
+            ),
+            range(6),
+        ),
+    ],
+    ids=["subset", "split", "chain", "modules", "method", "partial", "deep"],
+)
+def test_generators_inside_of_what_torch_wraps_around_a_dataset_are_named_too(made):
+    items = [Keyed(made(), 1).at(0)[3] for _ in range(2)]
+    assert torch.equal(*items)
+    assert not torch.equal(items[0], Keyed(made(), 1).at(1)[3])
 
 
 @pytest.mark.parametrize("dataset", [Held, Stream])

@@ -52,7 +52,8 @@ class Keyed(Generic[_T_co]):
     restart, and another one in each epoch. No worker function and no state is needed.
 
     So are the generators that the dataset holds when it is wrapped (`self.rng = numpy.random.default_rng()`), in its
-    attributes or in those of its transforms; these keep the state that the item leaves.
+    attributes or in those of its transforms, also below `Subset`, `ConcatDataset` and `torch.nn.Sequential`; these keep
+    the state that the item leaves. One in the closure of a function is not seen.
 
     The epoch comes with the index from a `KeyedSampler`. For a fixed epoch (evaluation, a look at one item) use
     `at`. It may be used with `torch.utils.data.DataLoader` or without torch, and from one thread at a time (the

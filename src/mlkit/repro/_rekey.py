@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from mlkit.errors import ConfigurationError
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["held", "rekey"]
 
-_DEPTH = 5
+_DEPTH = 12  # a split of a chain of datasets, each with a list of transforms, takes 7
 
 
 def rekey(generator: Any, word: Callable[[bytes], bytes]) -> None:
@@ -88,7 +90,11 @@ def _walk(path: str, value: Any, seen: set[int], depth: int) -> Iterator[tuple[s
         if len(value) > _MOST_ITEMS:  # rows, not parts
             return
         inner = [(f"[{index}]", item) for index, item in enumerate(value)]
-    elif isinstance(value, type) or type(value).__module__.partition(".")[0] in _OTHERS:
+    elif isinstance(value, MethodType):
+        inner = [(".__self__", value.__self__)]
+    elif isinstance(value, partial):
+        inner = [(".func", value.func), (".args", value.args), (".keywords", value.keywords)]
+    elif isinstance(value, type) or _is_closed(type(value).__module__):
         return
     else:
         slots = [name for kind in type(value).__mro__ for name in _slots(kind)]
@@ -101,6 +107,12 @@ def _walk(path: str, value: Any, seen: set[int], depth: int) -> Iterator[tuple[s
 _LEAVES = frozenset({str, bytes, int, float, bool, type(None)})
 _MOST_ITEMS = 1000
 _OTHERS = frozenset({"numpy", "torch", "pandas", "pyarrow", "builtins", "random"})
+# Splits and chains of datasets, sequences of transforms.
+_WRAPPERS = ("torch.utils.data", "torch.nn.modules")
+
+
+def _is_closed(module: str) -> bool:
+    return module.partition(".")[0] in _OTHERS and not module.startswith(_WRAPPERS)
 
 
 def _slots(kind: type) -> list[str]:
