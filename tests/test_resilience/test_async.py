@@ -326,6 +326,39 @@ class TestHedge:
         run(main)
         assert state["cancelled"] == 2
 
+    def test_who_is_cancelled_while_losers_clean_up_is_told_by_whom(self):
+        seen = []
+
+        async def main(clock):
+            n = 0
+
+            async def work():
+                nonlocal n
+                n += 1
+                if n == 1:
+                    return await current().asleep(1.0)
+                try:
+                    await current().asleep(60.0)
+                finally:
+                    await current().asleep(10.0)
+
+            async def caller():
+                try:
+                    await Policy(hedge=Hedge(0.5)).call(work)
+                except asyncio.CancelledError as error:
+                    seen.append(error.args)
+                    raise
+
+            task = asyncio.create_task(caller())
+            await current().asleep(2.0)
+            task.cancel("a scope of anyio, which knows its own by that")
+            await asyncio.wait([task])
+            assert task.cancelled()
+            assert not others()
+
+        run(main)
+        assert seen == [("a scope of anyio, which knows its own by that",)]
+
     def test_both_attempts_pass_the_breaker_and_a_loser_is_no_verdict(self):
         breaker = Breaker(min_calls=1, window=5)
         self.hedged([5.0, 0.2], Hedge(0.5), breaker=breaker)

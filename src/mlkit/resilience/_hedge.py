@@ -151,14 +151,17 @@ async def _reap(others: Sequence[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait for them, come what may; a cancellation that arrives meanwhile goes on afterwards."""
     for other in others:
         other.cancel()
-    cancelled = False
-    while running := [other for other in others if not other.done()]:
-        try:
-            await asyncio.wait(running)
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        while running := [other for other in others if not other.done()]:
+            try:
+                await asyncio.wait(running)
+            except asyncio.CancelledError as error:
+                cancelled = error  # itself: anyio knows its own by their messages
+        if cancelled is not None:
+            raise cancelled
+    finally:
+        cancelled = None  # its traceback refers to this frame
 
 
 def hedged(
