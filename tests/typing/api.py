@@ -117,6 +117,13 @@ def a_fallback_answers_as_its_first_tier(big: Callable[[float], float]) -> None:
     score("no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
+async def of_a_model_without_types_nothing_is_said(model: Any) -> None:
+    bare, held = fallback(model, constant(0.5)), fallback(tier(model), constant(0.5))
+    assert_type(bare(1.0), Any)
+    assert_type(held.explain(1.0), Any)
+    print(bare.explain(1.0).tier, (await held.explain(1.0)).tier)
+
+
 class Ranker:
     def big(self, x: float, *, scale: int = 1) -> float:
         return x * scale

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from mlkit._arguments import one_of
 from mlkit.errors import ConfigurationError
@@ -19,6 +19,25 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
+# Two, since mypy takes nothing from a union that an argument of type Any is passed to.
+@overload
+def fallback(
+    first: Callable[_P, _R],
+    /,
+    *tiers: Callable[..., Any] | Tier[..., Any],
+    per_row: bool | Sequence[str] = ...,
+    stream: str | None = ...,
+    name: str | None = ...,
+) -> Fallback[_P, _R]: ...
+@overload
+def fallback(
+    first: Tier[_P, _R],
+    /,
+    *tiers: Callable[..., Any] | Tier[..., Any],
+    per_row: bool | Sequence[str] = ...,
+    stream: str | None = ...,
+    name: str | None = ...,
+) -> Fallback[_P, _R]: ...
 def fallback(
     first: Callable[_P, _R] | Tier[_P, _R],
     /,

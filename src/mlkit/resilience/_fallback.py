@@ -8,6 +8,7 @@ from typing import (
     Any,
     Concatenate,
     Generic,
+    Never,
     ParamSpec,
     TypeVar,
     final,
@@ -280,6 +281,8 @@ class Fallback(Generic[_P, _R_co]):
             walk.rejected()
         return await self._descend_async(walk)
 
+    @overload  # Any fits Never: of a function without types nobody knows whether to await it
+    def explain(self: Fallback[_P, Never], *args: _P.args, **kwargs: _P.kwargs) -> Any: ...
     @overload
     def explain(  # type: ignore[overload-overlap]  # a coroutine is an R as well; the first fits better
         self: Fallback[_P, Coroutine[Any, Any, _T]], *args: _P.args, **kwargs: _P.kwargs

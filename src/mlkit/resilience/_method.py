@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, final, overload
+from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, TypeVar, cast, final, overload
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -56,6 +56,8 @@ class BoundFallback(Generic[_Q, _T]):
         found: _T = function(*given, **kwargs)
         return found
 
+    @overload
+    def explain(self: BoundFallback[_Q, Never], *args: _Q.args, **kwargs: _Q.kwargs) -> Any: ...
     @overload
     def explain(  # type: ignore[overload-overlap]  # as in `Fallback`
         self: BoundFallback[_Q, Coroutine[Any, Any, _R]], *args: _Q.args, **kwargs: _Q.kwargs
