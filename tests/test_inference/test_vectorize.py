@@ -95,6 +95,21 @@ def test_a_function_that_vmap_would_get_wrong_loops():
     assert len(set(got)) == 6
 
 
+@pytest.mark.parametrize("branches", [False, True])
+def test_a_function_that_writes_over_its_row_gets_each_row_once(branches):
+    def fn(row):
+        row["b"].add_(1)
+        return row["b"] * 2 if not branches or row["b"].sum() > 5 else -row["b"]
+
+    data = [{"b": torch.tensor([float(n), 1.0])} for n in range(7)]
+    truth = [fn({"b": row["b"].clone()}) for row in data]
+    for size in (1, 3, 7):
+        lifted = vectorize(fn)
+        got = list(map_batches(lifted, data, batch_size=size))
+        assert all(map(torch.equal, got, truth))
+        assert lifted.how == ("loop" if branches else "vmap")
+
+
 def test_a_random_function_loops():
     lifted = vectorize(lambda row: row["b"] + torch.rand(()))
     list(map_batches(lifted, rows(3)))

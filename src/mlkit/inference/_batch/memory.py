@@ -8,8 +8,7 @@ __all__ = ["is_out_of_memory", "release"]
 
 _SIGNS = (
     "out of memory",  # CUDA, HIP, MPS, XPU, in several capitalisations
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
+    "_alloc_failed",  # cuBLAS, cuDNN, cuFFT, cuSOLVER, cuSPARSE
     "can't allocate memory",  # torch's allocator on the CPU
 )
 

@@ -126,10 +126,11 @@ class Vectorized(Generic[_Result]):
             self.how, self.why = "loop", obstacle
             return results
         rows = _rows(batch)
-        # If these fail, there is nothing to compare with, and the next batch decides.
-        alone = [self.__wrapped__(row) for row in rows[:_N_SAMPLES]]
+        # If these fail, there is nothing to compare with, and the next batch decides. On copies, since a function may
+        # write over its row, which would then be another one the second time.
+        alone = [self.__wrapped__(map_leaves(_copied, row)) for row in rows[:_N_SAMPLES]]
         try:
-            results = self._mapped(batch)
+            results = self._mapped(map_leaves(_copied, batch))
             difference = _difference(split_output(results, len(rows), self.__qualname__), alone)
         except Exception as error:
             if is_out_of_memory(error):
@@ -142,6 +143,10 @@ class Vectorized(Generic[_Result]):
             self.how = "vmap"
             self.why = f"torch.func.vmap agrees with {len(alone)} rows that ran alone"
         return results
+
+
+def _copied(tensor: Any) -> Any:
+    return tensor.clone()
 
 
 def _rows(batch: Any) -> list[Any]:
