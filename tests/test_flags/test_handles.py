@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import copy
 import difflib
 import enum
@@ -324,6 +325,22 @@ def test_override_nests_and_is_local():
         flags.override({"F": True})
     with pytest.raises(ConfigurationError, match="a variant or a bool, got 'maybe'"):
         flags.override({"f": "maybe"})
+
+
+def test_an_override_that_is_left_in_another_context_changes_nothing_there():
+    flags = Flags.in_memory({"f": "file"})
+    flag = flags.str("f", default="")
+
+    def held():
+        with flags.override({"f": "held"}):
+            yield
+
+    generator = held()
+    contextvars.copy_context().run(next, generator)
+    with flags.override({"f": "here"}):
+        generator.close()
+        assert flag() == "here"
+    assert flag() == "file"
 
 
 def test_override_by_variant_wins_over_a_disabled_flag():

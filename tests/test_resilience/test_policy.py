@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import dataclasses
 import errno
 import functools
@@ -38,6 +39,7 @@ from mlkit.resilience import (
     deadline,
     finite,
     full_jitter,
+    provenance,
     remaining,
     transient,
 )
@@ -781,6 +783,32 @@ def test_a_deadline_in_use_is_not_entered_again():
     assert remaining() is None
     with limit:
         assert remaining() is not None
+
+
+@pytest.mark.parametrize(
+    "block", [lambda: deadline(5.0), provenance], ids=["deadline", "provenance"]
+)
+def test_a_block_may_be_left_in_another_context(block):
+    def resource():  # what frameworks make of a generator: begun in one context, ended in another
+        with block():
+            yield remaining()
+
+    async def stream():
+        with block():
+            yield remaining()
+
+    async def main():
+        items = stream()
+        await anext(items)
+        await asyncio.create_task(items.aclose())
+        return remaining()
+
+    contexts = contextvars.copy_context(), contextvars.copy_context()
+    held = resource()
+    contexts[0].run(next, held)
+    contexts[1].run(held.close)
+    assert [context.run(remaining) for context in contexts] == [None, None]
+    assert asyncio.run(main()) is None
 
 
 def test_a_stream_cannot_be_judged():

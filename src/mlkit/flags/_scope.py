@@ -57,13 +57,14 @@ class Scoped(Generic[T]):
 
     def __init__(self, flags: object, change: Callable[[View], tuple[View, T]]) -> None:
         self._flags, self._change = flags, change
-        self._before: list[Mapping[object, View] | None] = []
+        self._before: list[tuple[Mapping[object, View] | None, Mapping[object, View]]] = []
 
     def __enter__(self) -> T:
         before = SCOPES.get()
         after, given = self._change(view(self._flags))
-        SCOPES.set({**(before or {}), self._flags: after})
-        self._before.append(before)
+        made = {**(before or {}), self._flags: after}
+        SCOPES.set(made)
+        self._before.append((before, made))
         return given
 
     def __exit__(
@@ -73,7 +74,10 @@ class Scoped(Generic[T]):
         trace: TracebackType | None,
         /,
     ) -> None:
-        SCOPES.set(self._before.pop())
+        before, made = self._before.pop()
+        # Left in another context than it was entered in, as generators are by whoever ends them: that one is not ours.
+        if SCOPES.get() is made:
+            SCOPES.set(before)
 
 
 def pinned(store: Store) -> Scoped[Snapshot]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from contextvars import ContextVar
 from math import inf
 from typing import TYPE_CHECKING, final
@@ -122,7 +123,9 @@ class deadline:  # noqa: N801 - reads as the statement it is: `with deadline(2.0
     ) -> None:
         if self._token is not None:
             self._inside.over = True
-            AMBIENT.reset(self._token)
+            # Left in another context, as a generator is by whoever ends it, there is nothing to put back.
+            with suppress(ValueError):
+                AMBIENT.reset(self._token)
             self._token = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
@@ -350,5 +351,6 @@ class provenance:  # noqa: N801 - reads as the statement it is: `with provenance
         /,
     ) -> None:
         if self._token is not None:
-            LISTENING.reset(self._token)
+            with suppress(ValueError):  # left in another context, as in `deadline`
+                LISTENING.reset(self._token)
             self._token = None
