@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from collections import OrderedDict
@@ -262,6 +263,31 @@ def test_threads_are_varied_and_put_back():
         assert str(found).endswith("with 1 threads instead of 2")
     finally:
         torch.set_num_threads(1)
+
+
+def test_folders_are_listed_backwards_however_they_are_asked_for(tmp_path):
+    for name in "ab":
+        (tmp_path / name).touch()
+    ways = (
+        lambda: os.listdir(path=tmp_path),  # noqa: PTH208 - as users call it
+        lambda: [entry.name for entry in os.scandir(path=tmp_path)],
+        lambda: [path.name for path in tmp_path.iterdir()],
+    )
+    for names in ways:
+        found = check(names, vary=["order"])
+        assert found.setting == "folders listed the other way round"
+
+
+def test_workers_are_varied_for_a_loader_with_a_timeout():
+    """Which torch takes from loaders with workers alone."""
+
+    def fn():
+        loader = torch.utils.data.DataLoader(torch.arange(4), num_workers=1, timeout=600)
+        batches = list(loader)
+        assert (loader.num_workers, loader.timeout) == (1, 600)
+        return batches
+
+    assert check(fn, vary=["workers"]) is None
 
 
 def test_errors_of_the_function_come_out():

@@ -170,3 +170,15 @@ def test_wrong_arguments(tmp_path):
             trace.note("x", object())
         trace.note("a", np.zeros(3))
     assert compare(tmp_path / "a", tmp_path / "a") is None
+
+
+def test_elements_of_a_sparse_tensor_are_kept_when_asked_for(tmp_path):
+    def found(keep):
+        for run in (1, 2):
+            with record(tmp_path / f"{run}", keep=keep):
+                torch.eye(3).to_sparse() * run
+        return compare(tmp_path / "1", tmp_path / "2")
+
+    first = found(None)
+    assert (first.op, first.element) == ("aten::mul", None)
+    assert found(first.call).element == (0, 0)

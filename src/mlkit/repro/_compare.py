@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mlkit._suggest import clip
 from mlkit.errors import ConfigurationError, FingerprintError
-from mlkit.repro._tensors import as_array, is_dense, parts_of, shape_of
+from mlkit.repro._tensors import as_array, densely, is_dense, parts_of, shape_of
 
 __all__ = ["Difference", "arrays_differ", "frozen", "results_differ"]
 
@@ -133,17 +133,10 @@ def _as_arrays(first: Any, second: Any) -> tuple[Any, Any] | None:
     if numpy is not None and isinstance(first, (numpy.ndarray, numpy.generic)):
         return numpy.asarray(first), numpy.asarray(second)
     if torch is not None and isinstance(first, torch.Tensor):
-        dense = [_densely(torch, tensor) for tensor in (first, second)]
+        dense = [densely(torch, tensor) for tensor in (first, second)]
         if all(is_dense(torch, tensor) for tensor in dense):
             return as_array(torch, dense[0]), as_array(torch, dense[1])
     return None
-
-
-def _densely(torch: Any, tensor: Any) -> Any:
-    """Return a tensor whose elements have another place as one where they lie at their index, if there is one."""
-    if tensor.is_quantized:
-        return tensor.dequantize()
-    return tensor if tensor.layout in {torch.strided, torch.jagged} else tensor.to_dense()
 
 
 def _floats_differ(first: complex, second: complex, path: str) -> Difference | None:

@@ -15,7 +15,7 @@ from mlkit.repro._divergence import Divergence
 from mlkit.repro._fingerprint import fingerprint
 from mlkit.repro._generators import loaded_torch
 from mlkit.repro._steps import kind_of
-from mlkit.repro._tensors import as_array, is_dense, shape_of
+from mlkit.repro._tensors import as_array, densely, is_dense, shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -286,6 +286,8 @@ def _plain_value(value: Any, limit: int | None) -> dict[str, Any] | None:
     most = inf if limit is None else limit
     torch, numpy = loaded_torch(), sys.modules.get("numpy")
     if torch is not None and isinstance(value, torch.Tensor):
+        if limit is None:
+            value = densely(torch, value)
         if not is_dense(torch, value) or value.nbytes > most:
             return None
         value = as_array(torch, value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["as_array", "is_dense", "parts_of", "shape_of"]
+__all__ = ["as_array", "densely", "is_dense", "parts_of", "shape_of"]
 
 
 def is_dense(torch: Any, tensor: Any) -> bool:
@@ -14,6 +14,13 @@ def is_dense(torch: Any, tensor: Any) -> bool:
         and not (tensor.is_nested or tensor.is_quantized or tensor.is_meta)
         and type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
     )
+
+
+def densely(torch: Any, tensor: Any) -> Any:
+    """Return a tensor whose elements have another place as one where they lie at their index, if there is one."""
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor if tensor.layout in {torch.strided, torch.jagged} else tensor.to_dense()
 
 
 def parts_of(torch: Any, tensor: Any) -> list[Any]:

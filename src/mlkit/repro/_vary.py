@@ -48,8 +48,8 @@ def listed_backwards(_: Trace) -> Iterator[str]:
     class Backwards:
         """What `os.scandir` gives: an iterator that is a context manager, too."""
 
-        def __init__(self, *args: Any) -> None:
-            with scandir(*args) as entries:
+        def __init__(self, *args: Any, **named: Any) -> None:
+            with scandir(*args, **named) as entries:
                 self._entries = iter([*entries][::-1])
 
         def __iter__(self) -> Self:
@@ -68,7 +68,8 @@ def listed_backwards(_: Trace) -> Iterator[str]:
             self._entries = iter(())
 
     patched: Any = os
-    patched.listdir, patched.scandir = lambda *args: listdir(*args)[::-1], Backwards
+    patched.listdir = lambda *args, **named: listdir(*args, **named)[::-1]
+    patched.scandir = Backwards
     try:
         yield "folders listed the other way round"
     finally:
@@ -86,13 +87,15 @@ def workers(count: int) -> Change:
 
         def batches(loader: Any) -> Iterator[Any]:
             own = loader.__dict__
-            before = own["num_workers"], own["prefetch_factor"]
-            own["num_workers"], own["prefetch_factor"] = count, 2 if count else None
+            before = {name: own[name] for name in ("num_workers", "prefetch_factor", "timeout")}
+            own |= {"num_workers": count, "prefetch_factor": 2 if count else None}
+            if not count:  # a loader without workers refuses one
+                own["timeout"] = 0
             try:
                 # Without workers the items are made here, with operations that a worker runs unseen.
                 with trace.paused():
                     found = made(loader)
-                    own["num_workers"], own["prefetch_factor"] = before
+                    own |= before
                 while True:
                     with trace.paused():
                         batch = next(found, _END)
@@ -101,7 +104,7 @@ def workers(count: int) -> Change:
                     trace.note("DataLoader", batch)
                     yield batch
             finally:
-                own["num_workers"], own["prefetch_factor"] = before
+                own |= before
 
         patched: Any = DataLoader
         patched.__iter__ = batches
