@@ -99,7 +99,7 @@ def overridden(store: Store, values: Mapping[str, Any]) -> Scoped[None]:
             raise ConfigurationError(
                 "Flags.override(values)",
                 key,
-                "the key of a flag or a handle",
+                "the key of a flag, or of a handle",
                 hint=hint or f"there are {listing(known)}",
             )
         _check_override(store, key, value)
