@@ -226,7 +226,8 @@ def _readings() -> Iterator[tuple[Source, list[Sample]]]:
         sources = [source for reference in _sources.values() if (source := reference()) is not None]
     for source in sources:
         try:
-            samples = list(source.samples())
+            # What is no number would break whoever adds it up.
+            samples = [Sample(name, labels, value + 0) for name, labels, value in source.samples()]
         except Exception as error:  # noqa: BLE001 - a broken source must not hide the others
             _degraded(f"telemetry source {_named(type(source))}", "was left out", error)
             continue

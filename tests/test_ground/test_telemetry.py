@@ -303,6 +303,15 @@ def test_a_broken_source_is_left_out_and_reported() -> None:
     gc.collect()
 
 
+@pytest.mark.parametrize("said", [7, ("test_odd_total", ()), ("test_odd_total", (), None)], ids=str)
+def test_a_source_that_says_no_numbers_hides_nobody(said: object) -> None:
+    odd, fine = Says(said), Says(Sample("test_fine_total", (), 1))  # type: ignore[arg-type]
+    register(odd)
+    register(fine)
+    with pytest.warns(DegradedWarning, match="Says was left out: (Type|Value)Error"):
+        assert [sample.name for sample in _mine()] == ["test_fine_total"]
+
+
 def test_a_finalizer_may_use_telemetry_while_telemetry_is_used() -> None:
     class Finalized:
         def __del__(self) -> None:

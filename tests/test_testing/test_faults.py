@@ -133,6 +133,42 @@ def test_errors_are_fresh_each_time_and_name_the_site():
     assert errors[0].args == ("x", 2)
 
 
+class Refused(Exception):
+    """As those of HTTP clients are: made of more than it passes on."""
+
+    def __init__(self, code, *, response):
+        super().__init__(f"status {code}")
+        self.code, self.response = code, response
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Refused(503, response={"retry": 1}), OSError(2, "gone", "a.txt"), ImportError("no", name="x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_fresh_copy_is_like_the_error(error):
+    @faulty("db")
+    def query():
+        return 1
+
+    with faults({"db": [fail(error)] * 2}):
+        with pytest.raises(type(error)) as first:
+            query()
+        with pytest.raises(type(error)) as second:
+            query()
+    assert first.value is not second.value is not error
+    assert str(first.value) == str(error)
+    assert vars(first.value) == vars(error)
+    assert repr(first.value) == repr(error)
+    assert getattr(first.value, "filename", None) == getattr(error, "filename", None)
+
+
+def test_a_type_that_needs_more_than_a_message_is_refused():
+    for kind in (Refused, UnicodeDecodeError):
+        with pytest.raises(ConfigurationError, match="message alone"):
+            fail(kind)
+
+
 def test_base_exceptions_and_values_of_any_kind():
     with faults({"site": [fail(KeyboardInterrupt), value(math.nan), value(None)]}):
         with pytest.raises(KeyboardInterrupt):

@@ -66,7 +66,7 @@ def fail(error: type[BaseException] | BaseException) -> Fault:
             raised each time.
 
     Raises:
-        ConfigurationError: If *error* is neither.
+        ConfigurationError: If *error* is neither, or a type that a message alone does not make.
 
     Examples:
         >>> fail(ConnectionError)
@@ -74,6 +74,11 @@ def fail(error: type[BaseException] | BaseException) -> Fault:
     """
     if isinstance(error, type) and issubclass(error, BaseException):
         kind = error
+        try:
+            kind("injected")
+        except TypeError:
+            expected = "an exception, or an exception type that a message alone makes"
+            raise ConfigurationError("fail(error)", error, expected) from None
 
         def raised(site: str) -> Any:
             raise kind(f"injected at {site}")
@@ -83,10 +88,22 @@ def fail(error: type[BaseException] | BaseException) -> Fault:
         template = error
 
         def raised_again(_site: str) -> Any:
-            raise copy.copy(template)
+            raise _fresh(template)
 
         return Fault(f"fail({template!r})", outcome=raised_again)
     raise ConfigurationError("fail(error)", error, "an exception type or an exception")
+
+
+def _fresh(template: BaseException) -> BaseException:
+    """Return a copy without calling an `__init__` of Python, which may take other arguments than it passed on."""
+    kind: Any = type(template)
+    builtin: Any = next(base for base in kind.__mro__ if base.__module__ == "builtins")
+    if kind.__init__ is builtin.__init__:
+        return copy.copy(template)
+    made: BaseException = builtin.__new__(kind, *template.args)
+    builtin.__init__(made, *template.args)
+    vars(made).update(vars(template))
+    return made
 
 
 def slow(seconds: float) -> Fault:
