@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import sys
 import time
 import weakref
 
@@ -610,3 +611,32 @@ def test_a_loop_may_count_its_time_from_anywhere(make_loop):
 
     with asyncio.Runner(loop_factory=make_loop) as runner:
         assert runner.run(asyncio.wait_for(main(), 60)) == 0
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(timeout=LONG),
+        Policy(bulkhead=2, deadline=LONG),
+        Policy(timeout=LONG, hedge=Hedge(LONG)),
+    ],
+    ids=repr,
+)
+def test_a_task_that_is_thrown_away_with_its_loop_raises_nothing(policy, monkeypatch):
+    raised = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+
+    async def outer():
+        with deadline(LONG):
+            await policy.call(hang)
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # which hears that the task was pending
+    tasks = [loop.create_task(one) for one in (outer(), policy.call(hang))]
+    loop.call_soon(loop.call_soon, loop.call_soon, loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert not any(task.done() for task in tasks)
+    tasks.clear()
+    gc.collect()
+    assert [str(one.exc_value) for one in raised] == []
