@@ -293,6 +293,30 @@ def test_live_objects_pass_by_identity():
         spec_of(built)
 
 
+def test_live_objects_that_hold_themselves_pass_by_identity():
+    registry: Registry[Any] = Registry("models")
+
+    @registry.register("net")
+    class Net:
+        def __init__(self, items: list[Any] | None = None, free: Any = None) -> None:
+            self.items, self.free = items, free
+
+    endless: list[Any] = []
+    endless += [endless, endless]
+    tree: dict[str, Any] = {}
+    tree["below"] = [{"above": tree}, {"above": tree}]
+    deep: list[Any] = []
+    for _ in range(10_000):
+        deep = [deep]
+    for value in (endless, deep, tree):
+        given = {"free": value} if value is tree else {"items": value, "free": value}
+        built = registry.build({"type": "net", **given})
+        assert built.free is value
+        assert value is tree or built.items is value
+        with pytest.raises(RegistryError, match="deeper than 100 levels"):
+            spec_of(built)
+
+
 def test_a_spec_is_not_changed_by_what_was_built_from_it():
     registry = net(cfg=dict[str, Any], more=Any)
     spec = Spec({"type": "net", "cfg": {"a": [1]}, "more": [1]})

@@ -392,7 +392,7 @@ def test_the_result_of_a_function_is_checked_every_time():
     answers = iter([Thing(), 3])
     reg.register("f")(lambda: next(answers))
     assert isinstance(reg.create("f"), Thing)
-    with pytest.raises(EntryError, match="returned a int"):
+    with pytest.raises(EntryError, match="returned an int"):
         reg.create("f")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mlkit._suggest import article
 from mlkit.errors import EntryError
 from mlkit.registry._check import Checker
 from mlkit.registry._plain import dotted, problem
@@ -91,7 +92,7 @@ def refuse(made: Any, planned: Planned) -> NoReturn:
     """Raise because a function returned something else than the annotation says."""
     entry, kind = planned.known.entry, qualified(planned.kind or object)
     where = f" for {dotted(planned.path)}" if planned.path else ""
-    reason = f"it returned a {qualified(type(made))}, not a {kind}{where}"
+    reason = f"it returned {article(qualified(type(made)))}, not {article(kind)}{where}"
     raise EntryError(planned.known.registry, entry.ref, target=entry.target, reason=reason)
 
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 from mlkit._suggest import clip, closest, did_you_mean, listing
 from mlkit.errors import DuplicateNameError, EntryError, UnknownNameError
 from mlkit.registry._members import Verdict, choose, is_for, is_live, may_make, wanted
-from mlkit.registry._plain import ATOMS, MAX_DEPTH, as_plain, copy_plain, normal, problem, shown
+from mlkit.registry._plain import (
+    ATOMS,
+    MAX_DEPTH,
+    NotPlainError,
+    as_plain,
+    copy_plain,
+    normal,
+    problem,
+    shown,
+)
 from mlkit.registry._plan import make_plan
 from mlkit.registry._planned import (
     Alive,
@@ -378,7 +387,12 @@ def _form(value: Any, made: Any) -> Any:
     if type(value) in ATOMS and type(value) is not int and type(value) is not float:
         return value
     form = plain_form(value)
-    return form if isinstance(form, Alive) else as_plain(normal(form, made))
+    if isinstance(form, Alive):
+        return form
+    try:
+        return as_plain(normal(form, made))
+    except NotPlainError as error:  # too deep together with the specs of what was built
+        return Alive(str(error))
 
 
 def _loadable(name: str) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mlkit.registry._plain import ATOMS, NotPlainError, as_plain, copy_plain
+from mlkit.registry._plain import ATOMS, MAX_DEPTH, NotPlainError, as_plain, copy_plain
 from mlkit.registry._plan import ABSENT, Plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from mlkit.registry._entry import Entry, Record
     from mlkit.registry._plain import Path
@@ -125,7 +125,7 @@ def written_form(value: Any) -> Any:
     return plain_form(value)
 
 
-def plain_form(value: Any) -> Any:
+def plain_form(value: Any, depth: int = MAX_DEPTH) -> Any:
     """Return *value* as data, `Alive` if it has no such form; what was itself built is written as its spec."""
     if type(value) in ATOMS:
         return value
@@ -136,17 +136,32 @@ def plain_form(value: Any) -> Any:
         return known
     if isinstance(known, str):
         return Alive(known)
-    if type(value) is list or type(value) is tuple:
-        forms = [plain_form(item) for item in value]
-        return next((form for form in forms if isinstance(form, Alive)), forms)
+    if depth == 0:  # or it holds itself
+        return Alive(f"it is nested deeper than {MAX_DEPTH} levels")
     try:
+        if type(value) is list or type(value) is tuple:
+            return _all_forms(value, depth)
         if type(value) is dict:
-            as_keys = {key: plain_form(item) for key, item in value.items()}
-            odd = next((form for form in as_keys.values() if isinstance(form, Alive)), None)
-            return odd or as_plain(as_keys)
+            forms = _all_forms(value.values(), depth)
+            return (
+                forms
+                if isinstance(forms, Alive)
+                else as_plain(dict(zip(value, forms, strict=True)))
+            )
         return as_plain(value)
     except NotPlainError as error:
         return Alive(str(error))
+
+
+def _all_forms(values: Iterable[Any], depth: int) -> list[Any] | Alive:
+    """Return the forms of *values*, or of the first that has none; what holds itself is not looked at any further."""
+    forms = []
+    for value in values:
+        form = plain_form(value, depth - 1)
+        if isinstance(form, Alive):
+            return form
+        forms.append(form)
+    return forms
 
 
 def _resolved(form: Any) -> Any:

@@ -6,7 +6,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mlkit._suggest import clip, did_you_mean
+from mlkit._suggest import article, clip, did_you_mean
 from mlkit.errors import ConfigurationError, EntryError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def checked(registry: str, record: Record, factory: Any, base: Base) -> Callable
     def call(*args: Any, **kwargs: Any) -> Any:
         made = factory(*args, **kwargs)
         if not isinstance(made, base):
-            reason = f"it returned a {qualified(type(made))}, not a {base_name(base)}"
+            reason = f"it returned {article(qualified(type(made)))}, not {article(base_name(base))}"
             raise _wrong(registry, record, reason)
         return made
 
