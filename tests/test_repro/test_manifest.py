@@ -269,6 +269,14 @@ def test_the_difference_reads_like_prose(repository):
         first.diff(3)
 
 
+def test_what_differs_where_it_is_not_shown_is_not_said_to_be_the_same():
+    one = Manifest({**BLANK, "params": {"layers": [*range(99)]}}, FACTS)
+    other = Manifest({**BLANK, "params": {"layers": [*range(50), 0, *range(51, 99)]}}, FACTS)
+    (change,) = one.diff(other)
+    assert str(change).startswith("param layers changed in the middle of [0, 1, 2")
+    assert (change.before[50], change.after[50]) == (50, 0)
+
+
 def test_secrets_stay_out(repository, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     monkeypatch.setenv("MY_OWN_SETTING", "hunter3")

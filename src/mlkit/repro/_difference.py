@@ -33,7 +33,10 @@ class Difference(NamedTuple):
             return f"{what} is new: {_shown(self.after)}"
         if self.kind == "removed":
             return f"{what} is gone; it was {_shown(self.before)}"
-        return f"{what} changed from {_shown(self.before)} to {_shown(self.after)}"
+        before, after = _shown(self.before), _shown(self.after)
+        if before == after:  # both are cut where they differ
+            return f"{what} changed in the middle of {before}"
+        return f"{what} changed from {before} to {after}"
 
 
 _NOUNS = {"params": "param", "packages": "package", "environment": ""}
