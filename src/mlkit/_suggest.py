@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["clip", "closest", "did_you_mean", "listing", "meant", "said"]
+__all__ = ["article", "clip", "closest", "did_you_mean", "listing", "meant", "said"]
 
 _COMPARED = 500  # names, letter by letter: some 3 ms
 
@@ -69,6 +69,11 @@ def listing(names: Iterable[str], *, limit: int = 8) -> str:
         return "(none)"
     shown = ", ".join(clip(name, 40) for name in ordered[:limit])
     return shown if len(ordered) <= limit else f"{shown} and {len(ordered) - limit} more"
+
+
+def article(name: str) -> str:
+    """Return the name of a type with its article: `"an int"`, `"a str"`."""
+    return f"an {name}" if name[:1].lower() in ("a", "e", "i", "o") else f"a {name}"
 
 
 def clip(value: object, limit: int = 80) -> str:

@@ -296,7 +296,7 @@ def test_checks_gate_and_are_written_down(store):
     [
         (lambda v: False, "returned False"),
         (lambda v: "", "refused without a reason"),
-        (lambda v: 1, "returned a int"),
+        (lambda v: 1, "returned an int"),
         (lambda v: {"ok": True}, "returned a dict"),
         (lambda v: np.array([True, False]), "returned a ndarray"),
         (lambda v: v.metrics["absent"], "raised KeyError"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
-from mlkit._suggest import clip
+from mlkit._suggest import article, clip
 from mlkit.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def ask(check: Check, version: ModelVersion) -> Said:
             return _PASSED if said else "returned False"
     except Exception as error:  # noqa: BLE001 - a check that cannot judge has not let it pass
         return clip(f"raised {type(error).__name__}: {error}", 300)
-    return f"returned a {type(said).__name__}, not True, False, None, a reason or Evidence"
+    return f"returned {article(type(said).__name__)}, not True, False, None, a reason or Evidence"
 
 
 def refusals(evidence: Mapping[str, Said]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from mlkit._suggest import clip
+from mlkit._suggest import article, clip
 from mlkit.errors import ConfigurationError, MlkitError, RebuildError, UntrustedFormatError
 from mlkit.models._codec import BUILT_IN, Codec, codec_named
 from mlkit.models._tensors import (
@@ -96,7 +96,7 @@ def write(
     if (program := _program_of(model, has_spec=has_spec)) is not None:
         # What is saved without a decision loads without one.
         if trust != program.name:
-            kind = f"save(model): a {type(model).__name__}"
+            kind = f"save(model): {article(type(model).__name__)}"
             raise _untrusted(kind, program.name, "here and at each load")
         program.write(model, file)
         return Written(program.name, rebuild=False, ties={})
@@ -195,7 +195,7 @@ def _write_state(model: object, file: IO[bytes], *, has_spec: bool) -> Written |
         raise ConfigurationError(
             "save(spec=...)",
             None,
-            f"the plain data that rebuilds a {type(model).__name__}",
+            f"the plain data that rebuilds {article(type(model).__name__)}",
             hint="or save its state_dict(), which needs none",
         )
     kind, ties = write_tensors(state, file)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mlkit._suggest import article
 from mlkit.errors import ConfigurationError
 
 __all__ = ["Leaf", "leaves_of", "widens"]
@@ -210,7 +211,7 @@ def _inner(place: str, name: str) -> str:
 
 
 def _a(value: object) -> str:
-    return f"a {type(value).__name__}"  # never what is in it: it may be a person's
+    return article(type(value).__name__)  # never what is in it: it may be a person's
 
 
 def _at(where: str, place: str) -> str:

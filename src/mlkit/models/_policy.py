@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
+from mlkit._suggest import article
 from mlkit.errors import ConfigurationError, SignatureError
 from mlkit.models._bundle import MAX_BUNDLE, claimed, files_of, sign
 from mlkit.models._folder import WRITABLE, write_file
@@ -172,4 +173,4 @@ def checked_requirement(where: str, require: object) -> Requirement | None:
     """
     if require is None or isinstance(require, Requirement):
         return require
-    raise ConfigurationError(where, f"a {type(require).__name__}", "signed_by(...), or None")
+    raise ConfigurationError(where, article(type(require).__name__), "signed_by(...), or None")

@@ -6,6 +6,7 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
 from mlkit._digest import short
+from mlkit._suggest import article
 from mlkit.errors import ConfigurationError
 from mlkit.models._formats import decode, may_load, takes_build
 from mlkit.models._payload import open_payload
@@ -98,7 +99,7 @@ def check_build(where: str, build: object) -> None:
     if not isinstance(build, type) and callable(getattr(build, "state_dict", None)):
         raise ConfigurationError(
             where,
-            f"a {type(build).__name__}",
+            article(type(build).__name__),
             "a callable of the spec",
             hint="pass a function of the spec, such as a registry's build, not the model",
         )

@@ -18,6 +18,7 @@ import os
 from typing import TYPE_CHECKING, Any, Protocol, final, runtime_checkable
 
 from mlkit._optional import require
+from mlkit._suggest import article
 from mlkit.errors import ConfigurationError, IntegrityError, SealError
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def checked_keys(where: str, keys: object) -> KeyProvider | None:
         return None
     if isinstance(keys, type) or not isinstance(keys, KeyProvider):
         expected = "an object with current() and key(key_id), see KeyProvider"
-        raise ConfigurationError(where, f"a {type(keys).__name__}", expected)
+        raise ConfigurationError(where, article(type(keys).__name__), expected)
     require("cryptography", extra="signing", feature="sealing model versions")
     return keys
 

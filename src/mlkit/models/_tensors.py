@@ -8,6 +8,7 @@ from math import prod
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from mlkit._optional import require
+from mlkit._suggest import article
 from mlkit.errors import ConfigurationError, RebuildError
 from mlkit.models._payload import in_memory
 
@@ -69,7 +70,7 @@ def restore(ref: str, rebuilt: object, state: dict[str, Any]) -> None:
     """
     if not isinstance(rebuilt, Stateful):
         raise RebuildError(
-            ref, f"build returned a {type(rebuilt).__name__}, which has no load_state_dict()"
+            ref, f"build returned {article(type(rebuilt).__name__)}, which has no load_state_dict()"
         )
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(rebuilt, torch.nn.Module):
@@ -125,7 +126,7 @@ def refuse_wrapper(model: object) -> None:
         hint = "save net.module, the module that was made parallel"
     else:
         return
-    kind = f"a {type(model).__name__}"
+    kind = article(type(model).__name__)
     raise ConfigurationError("save(model)", kind, "a module, not a wrapper of one", hint=hint)
 
 
@@ -136,7 +137,7 @@ def problem_of(state: object) -> str | None:
         state: What the caller passed to `save`, or its `state_dict`.
     """
     if not isinstance(state, Mapping):
-        return f"a state that is a {type(state).__name__}"
+        return f"a state that is {article(type(state).__name__)}"
     # Whoever has a tensor imported it.
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
     n_tensors = 0

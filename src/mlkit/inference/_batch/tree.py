@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
+from mlkit._suggest import article
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -156,7 +158,4 @@ def join_path(path: str, key: object) -> str:
 
 def with_article(value: object) -> str:
     """Return the type of *value* as words: `"an int"`."""
-    if value is None:
-        return "None"
-    name = type(value).__name__
-    return f"an {name}" if name[0].lower() in "aeio" else f"a {name}"
+    return "None" if value is None else article(type(value).__name__)
