@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from hypothesis import strategies as st
 
 from mlkit._digest import digest_bytes
 from mlkit.errors import ConfigurationError, MissingDependencyError, SinkRejectedError
-from mlkit.integrations.mlflow import MlflowSink
+from mlkit.integrations.mlflow import MlflowSink, _files
+from mlkit.integrations.mlflow._files import alone
+from mlkit.integrations.mlflow._names import artifact_path
 from mlkit.testing._sinks import SinkContract, StoredRun
 from mlkit.tracking import RunInfo, start_run, sync
 
@@ -184,6 +187,57 @@ def test_one_bad_record_takes_no_other_along(database, tmp_path):
     assert points_of(client, found, "loss") == [(step, step) for step in range(600)]
     (dead,) = run.dir.glob("sinks/*/dead.jsonl")
     assert "depth" in dead.read_text()
+
+
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a")])
+def test_an_artifact_that_is_in_the_way_of_another_holds_nothing_up(database, tmp_path, names):
+    with start_run("names", root=tmp_path / "runs") as run:
+        for name in names:
+            run.log_artifact(name.encode(), name=name)
+        run.log_artifact(b"long", name="n" * 300)
+        run.log_metric("loss", 0.5)
+    delivery = sync(run.dir, sinks=[f"mlflow:sqlite:///{database}"])
+    assert (delivery.pending, delivery.dead_lettered) == (0, 1)
+    (dead,) = run.dir.glob("sinks/*/dead.jsonl")
+    assert f"'{names[1]}' cannot be kept there" in dead.read_text()
+    client = client_of(database)
+    found = run_of(client, run.id)
+    assert found.data.metrics == {"loss": 0.5}
+    ((tag, name),) = [pair for pair in found.data.tags.items() if pair[0].startswith("mlkit.key.")]
+    assert name == "n" * 300
+    for path, content in ((names[0], names[0]), (tag.removeprefix("mlkit.key."), "long")):
+        local = client.download_artifacts(found.info.run_id, path, str(tmp_path))
+        assert Path(local).read_text() == content
+
+
+@given(st.lists(st.text("aZ0#?;%: /.é\n", min_size=1), min_size=2, max_size=2, unique=True))
+def test_different_artifacts_stay_different_on_the_way_to_a_server(names):
+    paths = [artifact_path(name, in_url=True) for name in [*names, f"mlkit/artifacts/{names[0]}"]]
+    assert len({*paths}) == 3
+    for path in paths:
+        assert not set(path) & set("#?;%:\n")
+        assert artifact_path(path, in_url=True) != path or path in names
+
+
+def test_a_new_database_is_opened_by_one_at_a_time(tmp_path, monkeypatch):
+    uri, order = f"sqlite:///{tmp_path}/new.db", []
+
+    def other():
+        with alone(uri):
+            order.append("other")
+
+    with alone(uri):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join(60)
+    assert order == ["first", "other"]
+    monkeypatch.setattr(_files, "_PATIENCE", 0.1)  # one that is frozen stops nobody for good
+    with alone(uri), alone(uri):
+        pass
+    with alone("sqlite:////no/such/folder/new.db"), alone("http://127.0.0.1:5000"):
+        pass
 
 
 def test_long_and_strange_texts_are_kept_whole(database, tmp_path):

@@ -476,6 +476,42 @@ def test_one_bad_record_takes_no_other_along_over_http(servers, tmp_path):
     assert len(stored.points) == 302
 
 
+@pytest.mark.usefixtures("patient")
+def test_every_name_of_an_artifact_arrives_over_http(servers, tmp_path):
+    proxy = servers.proxy("one")
+    names = [
+        "100%20.txt",
+        "what?",
+        "C#.md",
+        "a:b",
+        "C:x",
+        "tab\t\n",
+        "d/ led",
+        "x;",
+        "é ü.png",
+        "a",
+    ]
+    with start_run("names", root=tmp_path, shipper="none") as run:
+        for name in [*names, "a/b"]:
+            run.log_artifact(name.encode(), name=name)
+        run.log_metric("loss", 0.5)
+    uri = f"http://127.0.0.1:{proxy.server_port}"
+    delivery = sync(run.dir, sinks=[f"mlflow:{uri}"])
+    assert (delivery.pending, delivery.dead_lettered) == (0, 1)  # a folder, and a file of its name
+    stored = servers.stored("one", run.id)
+    assert stored.points
+    where = {
+        name: tag.removeprefix("mlkit.key.")
+        for tag, name in stored.tags.items()
+        if tag.startswith("mlkit.key.")
+    }
+    assert len(where) == 8
+    client = mlflow.MlflowClient(uri)
+    for name in names:
+        local = client.download_artifacts(stored.id, where.get(name, name), str(tmp_path))
+        assert Path(local).read_bytes() == name.encode()
+
+
 # --- the shipper is killed ------------------------------------------------------------------------
 
 KILLED_AGAIN_AND_AGAIN = """

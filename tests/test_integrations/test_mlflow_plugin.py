@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -716,6 +717,27 @@ def test_a_journal_that_is_read_before_it_says_how_to_make_the_run(database, pla
     sink.close()
     found = stored(plain, "20260102-030405-00000000")
     assert (found.info.start_time, found.data.metrics) == (7, {"loss": 0.5})
+
+
+def test_a_new_database_is_ready_before_anybody_else_opens_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLKIT_MLFLOW_SHIPPER", "none")
+    use(tmp_path / "new.db")
+    with mlflow.start_run(experiment_id="0"):
+        pass
+    with contextlib.closing(sqlite3.connect(tmp_path / "new.db")) as database:
+        names = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    assert {"runs", "registered_models"} <= names
+
+
+def test_an_artifact_that_is_in_the_way_of_another_holds_nothing_up(database, plain):
+    use(database)
+    with mlflow.start_run() as run:
+        mlflow.log_text("one", "a")
+        mlflow.log_text("two", "a/b")
+        mlflow.log_metric("loss", 0.5)
+    found = mlflow_plugin.flush(300)
+    assert (found.pending, found.dead_lettered) == (0, 1)
+    assert stored(plain, run.info.run_id).data.metrics == {"loss": 0.5}
 
 
 def test_what_is_no_address_is_refused():

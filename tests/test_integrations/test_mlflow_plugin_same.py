@@ -338,6 +338,10 @@ def registry(say, client) -> None:
         ],
     )
     say("copy", lambda: client.copy_model_version("models:/M/1", "N").run_id == run_id)
+    made = client.create_logged_model("0", "mm", run_id)
+    about = {"source": f"models:/{made.model_id}", "model_id": made.model_id}
+    say("of model", lambda: client.create_model_version("M", **about).run_id == run_id)
+    say("and of run", lambda: len(client.search_model_versions(f"run_id = '{run_id}'")))
     say("none", lambda: client.get_model_version("M", "9"))
     say("fluent", lambda: mlflow.register_model(f"runs:/{run_id}/model", "P").version)
 

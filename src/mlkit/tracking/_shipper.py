@@ -82,7 +82,7 @@ class ProcessShipper:
 
         # -P: a `code.py` in the working folder is not for the shipper to import.
         command = [sys.executable, "-P", "-m", "mlkit.tracking._ship", str(self._folder.path)]
-        path = os.pathsep.join(part for part in sys.path if part)
+        path = os.pathsep.join(part for part in sys.path if part and isinstance(part, str))
         try:
             with (self._folder.path / "shipper.log").open("ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603 - our own module

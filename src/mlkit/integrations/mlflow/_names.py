@@ -11,7 +11,7 @@ from mlkit._digest import digest_bytes, short
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["MAX_PARAM", "MAX_TAG", "as_text", "chunks", "file_name", "safe_key"]
+__all__ = ["MAX_PARAM", "MAX_TAG", "artifact_path", "as_text", "chunks", "file_name", "safe_key"]
 
 MAX_PARAM = 6000
 MAX_TAG = 5000  # 8000 since MLflow 2.x; older servers and hosted ones cut earlier
@@ -20,6 +20,9 @@ _MAX_KEY = 250
 _MAX_PER_CALL = 100
 _MAX_CALL_BYTES = 500_000
 _VALID_KEY = re.compile(r"[/\w.\- :]+")
+_ARTIFACTS = "mlkit/artifacts/"
+_MAX_PATH = 500
+_LOST_IN_URL = re.compile(r"[#?;%:\x00-\x1f\x7f]|(?:^|/) ")
 _MARKED_KEY = re.compile(r".*-[0-9a-f]{12}", re.DOTALL)
 
 
@@ -45,6 +48,22 @@ def _is_key(key: str) -> bool:
 def file_name(key: str) -> str:
     """Return the name of the file that holds what is too long for the param or tag *key*."""
     return re.sub(r"[^\w.\-]", "_", key)[:100] + "-" + short(digest_bytes(key.encode()))
+
+
+def artifact_path(name: str, *, in_url: bool) -> str:
+    """Return the path of an artifact: *name* itself if MLflow keeps it, else one that no other name is given.
+
+    Args:
+        name: The artifact's name.
+        in_url: Whether it is sent in an address. MLflow's client does not escape it, and what follows a `#` or a `?` would
+            not arrive.
+    """
+    ours = name.startswith(_ARTIFACTS)
+    too_long = len(name) > _MAX_PATH or any(len(part.encode()) > 255 for part in name.split("/"))
+    if not (ours or too_long or (in_url and _LOST_IN_URL.search(name))):
+        return name
+    last = re.sub(r"[^\w.\-]", "_", name.rpartition("/")[2])[-60:]
+    return f"{_ARTIFACTS}{short(digest_bytes(name.encode()))}/{last.lstrip('.') or '_'}"
 
 
 def as_text(text: str) -> str:

@@ -18,9 +18,11 @@ from mlkit.errors import (
     SinkRejectedError,
     SinkUnavailableError,
 )
+from mlkit.integrations.mlflow._files import SQLITE, database_file
 from mlkit.integrations.mlflow._names import (
     MAX_PARAM,
     MAX_TAG,
+    artifact_path,
     as_text,
     chunks,
     file_name,
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["MlflowSink"]
 
 _RUN_TAG = "mlkit.run_id"
-_SQLITE = "sqlite:///"
 _INPUT = "mlkit.input."  # the tag by which a run says what data it read
 _MAX_DATASET_DIGEST, _MAX_DATASET_NAME, _MAX_INPUT_TAG = 36, 500, 500
 _NAMES = {"param": "params", "tag": "tags"}
@@ -59,6 +60,9 @@ class MlflowSink:
       `mlkit.input.<name>` has it whole.
     - A param or tag that is too long is cut with a note of its length and digest, and kept whole as
       an artifact `mlkit/params/<name>.txt` or `mlkit/tags/<name>.txt`.
+    - An artifact whose name does not survive the way to a server (`#`, `?`, `;`, `%`, `:`, control characters, a space that
+      begins a part), or is too long for a file, is `mlkit/artifacts/<digest>/<last part>`, and the tag `mlkit.key.<that>` keeps
+      the name. One that would be a folder of another, or in a folder that is another, is refused.
 
     A new experiment in a database file keeps its artifacts in `mlartifacts` beside the file.
 
@@ -97,8 +101,8 @@ class MlflowSink:
             )
         if not installed("mlflow"):
             raise MissingDependencyError(feature="MlflowSink", module="mlflow", extra="mlflow")
-        self._database = _database_file(tracking_uri)
-        self.tracking_uri = f"{_SQLITE}{self._database}" if self._database else tracking_uri
+        self._database = database_file(tracking_uri)
+        self.tracking_uri = f"{SQLITE}{self._database}" if self._database else tracking_uri
         """The URI, with the path of a database file made absolute."""
         self.run_id = ""
         """MLflow's id of the run; empty before `open`."""
@@ -259,7 +263,7 @@ class MlflowSink:
             store.log_inputs(self.run_id, inputs)
         for record in batch:
             if record.kind == "artifact":
-                self._upload(store, record.key, Path(record.path))
+                self._upload(store, self._key(record, {}), Path(record.path))
             elif record.kind == "status":
                 running = record.value == "RUNNING"
                 end_time = None if running else record.milliseconds
@@ -267,9 +271,12 @@ class MlflowSink:
 
     def _key(self, record: Record, tags: dict[str, str]) -> str:
         """Return the name under which MLflow takes a record, and note the old one if it differs."""
-        if self._keep_names or record.kind not in {"metric", "param", "tag"}:
+        if self._keep_names or record.kind == "status":
             return record.key
-        key = safe_key(record.key)
+        if record.kind == "artifact":
+            key = artifact_path(record.key, in_url=self._database is None)
+        else:
+            key = safe_key(record.key)
         if key != record.key:
             tags[f"mlkit.key.{key[-200:]}"] = as_text(record.key)
         return key
@@ -307,11 +314,3 @@ def _dataset(record: Record) -> Data:
         source=json.dumps({"uri": ref.get("source", "")}),
         context=as_text(ref.get("context", ""))[:_MAX_INPUT_TAG],
     )
-
-
-def _database_file(tracking_uri: str) -> Path | None:
-    """Return the absolute path of an embedded database, None for anything else."""
-    path, _, query = tracking_uri.removeprefix(_SQLITE).partition("?")
-    if not tracking_uri.startswith(_SQLITE) or not path or query or path == ":memory:":
-        return None
-    return Path(path).absolute()

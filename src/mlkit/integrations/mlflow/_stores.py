@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from mlkit.errors import SinkUnavailableError
 from mlkit.integrations.mlflow._answers import content_of, translated
+from mlkit.integrations.mlflow._files import alone, placed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -148,10 +149,11 @@ class Server:
 
         Raises:
             SinkUnavailableError: If it is not: who answers for a server that is away says 200, too.
+            SinkRejectedError: If another artifact is in its way.
         """
         place, files = self._files_of(run_id)
         folder = _folder_of(name)
-        with translated():
+        with placed(name, files.list_artifacts):
             files.log_artifact(path, folder)
             if not place.startswith(("mlflow-artifacts:", "http:", "https:")):
                 return
@@ -209,7 +211,7 @@ class Database:
     def __init__(self, uri: str) -> None:
         import mlflow
 
-        with translated():
+        with translated(), alone(uri):
             self._client = mlflow.MlflowClient(tracking_uri=uri)
 
     def experiment(self, name: str) -> tuple[str, bool] | None:
@@ -290,8 +292,12 @@ class Database:
                 self._client.set_terminated(run_id, status, end_time)
 
     def upload(self, run_id: str, path: str, name: str) -> None:
-        """Store a file."""
-        with translated():
+        """Store a file.
+
+        Raises:
+            SinkRejectedError: If another artifact is in its way.
+        """
+        with placed(name, lambda folder: self._client.list_artifacts(run_id, folder)):
             self._client.log_artifact(run_id, path, _folder_of(name))
 
 

@@ -80,9 +80,12 @@ class Backend:
     def _make(self) -> Any:
         from mlflow.tracking._tracking_service.utils import _get_store
 
+        from mlkit.integrations.mlflow._files import alone
+
         for _ in range(10):
             try:
-                return _get_store(self.uri, self._artifact_uri)
+                with alone(self.uri):
+                    return _get_store(self.uri, self._artifact_uri)
             except Exception as error:
                 # Two processes that find an empty database both make its tables.
                 if self.is_http or "already exists" not in str(error):

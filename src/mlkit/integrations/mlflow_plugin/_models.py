@@ -6,6 +6,7 @@ import copy
 from typing import Any, final
 
 from mlkit.integrations.mlflow_plugin._backend import Backend
+from mlkit.integrations.mlflow_plugin._translation import asked_by_mlflow
 
 __all__ = ["make_registry"]
 
@@ -82,6 +83,8 @@ class _Registry:
     @property
     def _store(self) -> Any:
         if self._made is None:
+            if not self._backend.is_http:
+                _ = self._backend.store  # which makes the tables alone
             self._made = self._make()
         return self._made
 
@@ -92,7 +95,11 @@ class _Registry:
         return _get_store(self._tracking_uri).translation  # the other half of the plug-in
 
     def _call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        found = self._backend.guard(name, lambda: getattr(self._store, name)(*args, **kwargs))
+        asking = asked_by_mlflow.set(True)  # a database's registry looks up the run of a model
+        try:
+            found = self._backend.guard(name, lambda: getattr(self._store, name)(*args, **kwargs))
+        finally:
+            asked_by_mlflow.reset(asking)
         self._see(found)
         return found
 

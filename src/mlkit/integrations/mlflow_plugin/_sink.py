@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 from mlkit._optional import require
 from mlkit.errors import SinkRejectedError, SinkUnavailableError
 from mlkit.integrations.mlflow import MlflowSink
+from mlkit.integrations.mlflow._files import placed
 from mlkit.integrations.mlflow_plugin._backend import LET_GO_TAG, RUN_TAG, Backend, is_ours
 from mlkit.integrations.mlflow_plugin._calls import (
     CALL,
@@ -335,7 +336,8 @@ def _put(repository: Any, path: Any, name: PurePosixPath) -> None:
         except OSError:
             shutil.copyfile(path, named)
         parent = None if name.parent == PurePosixPath() else str(name.parent)
-        repository.log_artifact(str(named), parent)
+        with placed(str(name), repository.list_artifacts):
+            repository.log_artifact(str(named), parent)
 
 
 @final

@@ -160,6 +160,9 @@ class _Store:
         from mlflow.utils.name_utils import _generate_random_name
 
         self.lifecycles.check_experiment(str(experiment_id))
+        if not self.backend.is_http:
+            # Before a shipper is started: MLflow's model registry would make the tables of a new database at the same time.
+            _ = self.backend.store
         given = {tag.key: str(tag.value) for tag in tags or ()}
         check_tags(given)
         named = given.get(_NAME)

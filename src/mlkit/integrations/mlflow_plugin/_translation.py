@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit.integrations.mlflow_plugin._backend import RUN_TAG
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
     from mlkit.integrations.mlflow_plugin._experiments import Experiments
     from mlkit.integrations.mlflow_plugin._local import Local
 
-__all__ = ["FRESH", "Translation"]
+__all__ = ["FRESH", "Translation", "asked_by_mlflow"]
 
 FRESH = 10.0  # seconds for which a question that only MLflow can answer waits for what was logged
+asked_by_mlflow = ContextVar("asked_by_mlflow", default=False)
+"""Whether it is MLflow's own store that asks, to write down what it is told."""
 _ID = re.compile(r"\b\d{8}-\d{6}-[0-9a-f]{8}\b")
 _PLACE = re.compile(r"^mlkit-artifacts:/([^/]+)/artifacts")
 _RUN_FIELDS = ("run_id", "_run_id", "source_run_id", "_source_run_id")
@@ -123,6 +126,8 @@ class Translation:
         from mlflow.entities import Experiment, LoggedModel, Run, Trace, TraceInfo
         from mlflow.store.entities.paged_list import PagedList
 
+        if asked_by_mlflow.get():
+            return found
         if isinstance(found, PagedList):
             return PagedList([self.seen(one) for one in found], found.token)
         if type(found) in {list, tuple}:
