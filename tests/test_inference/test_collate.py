@@ -272,6 +272,7 @@ def test_a_pad_for_a_leaf_that_is_not_there_is_refused():
         ([1, 2], "2 rows"),
         ({}, "an empty dict"),
         ((), "an empty tuple"),
+        (collate([[], [], []]), "an empty list"),
         ({"p": np.ones(3), "loss": 0.5}, "a float at 'loss'"),
         ({"p": np.ones((3, 2)), "q": {"r": np.ones(5)}}, "5 rows at 'q.r'"),
         ("abc", "a str"),

@@ -90,7 +90,8 @@ def _split(tree: Any, n: int, function: str, path: str) -> list[Any]:
         names, children = fields, [getattr(tree, name) for name in fields]
     if not children:
         if not path:  # nothing at all for any row
-            raise _refused(function, n, f"an empty {type(tree).__name__}", path)
+            kind = "list" if isinstance(tree, Columns) else type(tree).__name__
+            raise _refused(function, n, f"an empty {kind}", path)
         return [[] if isinstance(tree, Columns) else rebuild(tree, ()) for _ in range(n)]
     columns = [
         _split(child, n, function, join_path(path, name))
