@@ -425,7 +425,10 @@ def _ladder(batch_size: object, buckets: Iterable[int] | None) -> tuple[Any, ...
     """Return the batch sizes to try: the one that was asked for, or, for "auto", the buckets or powers of two."""
     if not isinstance(batch_size, str):
         return (batch_size,)
-    one_of("map_batches(batch_size=...)", batch_size, ("auto",))
+    if batch_size != "auto":
+        raise ConfigurationError(
+            "map_batches(batch_size=...)", batch_size, "a whole number >= 1, or 'auto'"
+        )
     where = "map_batches(buckets=...)"
     return bucket_sizes(where, buckets, largest=1, limit="batch_size") or LADDER
 
