@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 from mlkit._arguments import one_of, whole
 from mlkit._optional import require
+from mlkit._suggest import did_you_mean
 from mlkit.errors import ConfigurationError, RowError
 from mlkit.inference._batch.check import bucket_sizes
 from mlkit.inference._batch.model import Model
@@ -426,9 +427,9 @@ def _ladder(batch_size: object, buckets: Iterable[int] | None) -> tuple[Any, ...
     if not isinstance(batch_size, str):
         return (batch_size,)
     if batch_size != "auto":
-        raise ConfigurationError(
-            "map_batches(batch_size=...)", batch_size, "a whole number >= 1, or 'auto'"
-        )
+        near = did_you_mean(batch_size, ["auto"]).removeprefix("; ")
+        expected = "a whole number >= 1, or 'auto'"
+        raise ConfigurationError("map_batches(batch_size=...)", batch_size, expected, hint=near)
     where = "map_batches(buckets=...)"
     return bucket_sizes(where, buckets, largest=1, limit="batch_size") or LADDER
 
