@@ -49,6 +49,7 @@ SAME = [
     (pl.Series(["a", None, "a"], dtype=pl.Categorical), pa.array(["a", None, "a"]).dictionary_encode()),
     (pl.Series(["b"], dtype=pl.Enum(["a", "b"])), pl.Series(["b"], dtype=pl.Enum(["a", "b"])).to_arrow()),
     (pa.chunked_array([BIG, BIG[1:]]), BIG),
+    (pl.Series([], dtype=pl.Categorical), pa.array([], pa.string()).dictionary_encode()),
 ]  # fmt: skip
 
 DIFFERENT = [
@@ -127,6 +128,8 @@ def test_what_cannot_be_hashed_is_refused_with_its_column():
     for held in (objects, pl.DataFrame({"a": [1], "o": objects})):
         with pytest.raises(FingerprintError, match="'o' holds objects"):
             fingerprint(held)
+    with pytest.raises(FingerprintError, match="Arrow cannot read it"):
+        fingerprint(pl.Series([1], dtype=pl.Int128))
 
 
 def test_frozen_fingerprints():

@@ -100,7 +100,8 @@ def of_arrow(value: Any, path: str) -> tuple[str, Any] | None:
         path: Where it is, for errors.
 
     Raises:
-        FingerprintError: If it is a stream that can be read once only, or holds objects of Python.
+        FingerprintError: If it is a stream that can be read once only, holds objects of Python, or a type that Arrow
+            cannot read.
     """
     if not (hasattr(value, "__arrow_c_stream__") or hasattr(value, "__arrow_c_array__")):
         return None
@@ -110,6 +111,15 @@ def of_arrow(value: Any, path: str) -> tuple[str, Any] | None:
             path, "it is a stream, which can be read once only; pass reader.read_all()"
         )
     _refuse_objects(value, path)
+    try:
+        return _of_arrow(pa, value)
+    except (
+        pa.lib.ArrowException
+    ) as error:  # a type that it lacks (128 bits of polars), or cannot convert
+        raise FingerprintError(path, f"Arrow cannot read it ({error})") from error
+
+
+def _of_arrow(pa: Any, value: Any) -> tuple[str, Any]:
     if not hasattr(value, "columns"):  # one column
         column = value if isinstance(value, pa.Array) else pa.chunked_array(value)
         return "arrow column", _arrow_column(pa, column)
@@ -138,7 +148,7 @@ def _arrow_column(pa: Any, column: Any) -> list[Any]:
     if isinstance(column, pa.ChunkedArray):
         # Arrow trips over some empty ones.
         chunks = [chunk for chunk in column.chunks if len(chunk)]
-        column = pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
+        column = pa.concat_arrays(chunks) if chunks else pa.nulls(0, column.type)
     return [_arrow_type(pa, column.type), *_arrow_values(pa, column)]
 
 
