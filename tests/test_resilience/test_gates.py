@@ -192,6 +192,15 @@ def test_rounding_beyond_one_is_no_mistake():
     assert confidence(0.6)([1.0005, -0.0005])
 
 
+def test_what_is_masked_is_missing():
+    scores = np.ma.array([0.5, 0.7, 0.2], mask=[False, True, False])
+    assert finite.mask(scores, 3).tolist() == [True, False, True]
+    assert in_range(0.4, 1.0).mask(scores, 3).tolist() == [True, False, False]
+    assert (~in_range(0.4, 1.0)).mask(scores, 3).tolist() == [False, False, True]
+    assert not finite(scores)
+    assert finite(scores.filled(0.0))
+
+
 def test_empty_batches_pass():
     for gate in (finite, confidence(0.5), in_range(0, 1), finite & ~confidence(0.5)):
         assert gate.mask(np.zeros((0, 3)), 0).shape == (0,)

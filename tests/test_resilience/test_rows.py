@@ -569,3 +569,27 @@ def test_gates_look_into_structures():
     assert not finite(y)
     assert finite.mask(pd.DataFrame({"a": [1.0, None]}), 2).tolist() == [True, False]
     assert in_range(0, 1).mask(pd.Series([0.5, None, 2.0]), 3).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "below", "fits"),
+    [
+        ("M8[D]", np.array(["2026-03-01T00:00"], "M8[m]"), True),
+        ("M8[D]", np.array(["2026-03-01T10:30"], "M8[m]"), False),
+        ("M8[ns]", np.array(["2026-03-01"], "M8[D]"), True),
+        ("M8[ns]", np.array(["NaT"], "M8[D]"), True),
+        ("M8[ns]", np.array(["3000-01-01"], "M8[D]"), False),  # nanoseconds end in 2262
+        ("m8[s]", np.array([1500], "m8[ms]"), False),
+    ],
+)
+def test_a_time_that_the_unit_cannot_hold_becomes_no_other_time(dtype, below, fits):
+    def above(x):
+        return np.array([1, "NaT"], dtype)
+
+    chain = fallback(tier(above, accept=finite), tier(lambda _: below, name="below"), per_row=True)
+    if fits:
+        assert np.array_equal(chain(np.zeros(2))[1:], below, equal_nan=True)
+    else:
+        with pytest.raises(AllTiersFailedError) as info:
+            chain(np.zeros(2))
+        assert isinstance(info.value.exceptions[1], RowsMismatchError)

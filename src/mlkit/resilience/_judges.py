@@ -55,7 +55,8 @@ def _is_finite(answer: Any) -> Any:
     if is_array(answer) and answer.dtype.kind in _NUMBERS:
         import numpy as np
 
-        return np.isfinite(answer)
+        found = np.isfinite(answer)
+        return found.filled(fill_value=False) if hasattr(found, "filled") else found  # masked
     if isinstance(answer, list):
         return [whole_verdict(_is_finite(item), "finite") for item in answer]
     parts = parts_of(answer, loose=True)
@@ -359,6 +360,8 @@ def _numeric(gate: str, answer: Any) -> Any:
         values = answer if is_array(answer) else _as_array(answer)
         if values.dtype.kind == "O":  # decimals, or None, which becomes NaN
             values = values.astype(float)
+        if hasattr(values, "filled"):  # so do masked ones
+            values = np.where(values.mask, np.nan, values.data)
     except (TypeError, ValueError):
         values = None
     if values is None or values.dtype.kind in "SUV":  # which NumPy would read as numbers

@@ -57,6 +57,10 @@ class _Arrays:
         if fits and given.dtype.kind in "iufc":
             with np.errstate(over="ignore"):
                 fits = _survived(given, given.astype(batch.dtype), np)
+        elif fits and given.dtype.kind in "mM":
+            # Of another unit, which may be too coarse or too fine.
+            back = given.astype(batch.dtype).astype(given.dtype)
+            fits = bool(((back == given) | np.isnat(given)).all())
         if not fits:
             raise ValueError(f"{given.dtype} rows do not fit into {batch.dtype}")
         batch[index] = given
