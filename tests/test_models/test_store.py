@@ -13,6 +13,7 @@ from mlkit.errors import (
     AliasConflictError,
     ChecksFailedError,
     ConfigurationError,
+    IntegrityError,
     UntrustedFormatError,
     VersionInUseError,
     VersionNotFoundError,
@@ -86,6 +87,20 @@ def test_a_store_without_the_model_says_where_it_is(store):
         VersionNotFoundError, match=f"; the store is {store.path}; did you mean 'churn'"
     ):
         store.load("chrun@1")
+
+
+def test_names_that_the_file_system_takes_for_one_are_told_from_damage(store, tmp_path):
+    store.save("digits", b"one")
+    models = next(tmp_path.rglob("digits.jsonl")).parent
+    # As a file system that ignores case has it: one file under both names.
+    (models / "Digits.jsonl").hardlink_to(models / "digits.jsonl")
+    for ask in (lambda: store.versions("Digits"), lambda: store.save("Digits", b"two")):
+        with pytest.raises(ConfigurationError, match=r"'digits', or a name that differs"):
+            ask()
+    assert [version.ref for version in store.versions("digits")] == ["digits@1"]
+    (models / "DIGITS.jsonl").write_bytes((models / "digits.jsonl").read_bytes())
+    with pytest.raises(IntegrityError):
+        store.versions("DIGITS")
 
 
 def test_a_version_says_what_it_is(store):

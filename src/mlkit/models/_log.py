@@ -61,6 +61,7 @@ class Log:
 
         Raises:
             IntegrityError: If the file is not what was written.
+            ConfigurationError: If it is that of a name that the file system takes for this one.
             ModelStoreError: If a newer mlkit wrote it.
         """
         try:
@@ -158,12 +159,35 @@ class Log:
             state = self._fold(state, data)
         except IntegrityError:
             if state.end == 0:
+                self._refuse_other_case(data)
                 raise
             # What we had read before may have been taken back since: its writer was told that it could not be kept.
             self._seen = None
             return self.read_locked()
         self._seen = (signature, state)
         return state
+
+    def _refuse_other_case(self, data: bytes) -> None:
+        """Raise if the file is the history of a name that only some file systems tell from this one."""
+        import json
+
+        try:
+            other = json.loads(body_of(data.partition(b"\n")[0]))["model"]
+            is_other = (
+                other != self._name
+                and other.lower() == self._name.lower()
+                and is_name(other)
+                and os.path.samefile(self._folder.path(log_path(other)), self.path)  # noqa: PTH121 - paths are text here
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
+            return
+        if is_other:
+            raise ConfigurationError(
+                "the name of a model",
+                self._name,
+                f"{other!r}, or a name that differs from it in more than case",
+                hint="the file system of this store takes the two for one",
+            )
 
     def _empty(self) -> State:
         return State(b"", 0, _chain("", self._name.encode("ascii")))
