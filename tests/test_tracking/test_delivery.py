@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from errno import ENOSPC
 from math import inf
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from mlkit.errors import (
     TrackingWarning,
 )
 from mlkit.testing import record_events, virtual_time
-from mlkit.tracking import Delivery, JsonlSink, read, start_run, sync
+from mlkit.tracking import Delivery, JsonlSink, _delivery, read, start_run, sync
 
 
 def recorded(tmp_path, *, points=250):
@@ -274,6 +276,29 @@ def test_a_run_is_named_by_its_folder(tmp_path, wrong):
             call(wrong)
 
 
+def test_a_disk_that_is_full_for_a_moment_does_not_end_the_delivery(tmp_path, memory, monkeypatch):
+    full, refused, write = threading.Event(), threading.Event(), _delivery.replace_text
+
+    def replace(*args, **kwargs):
+        if full.is_set():
+            refused.set()
+            raise OSError(ENOSPC, "no space left on device")
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(_delivery, "replace_text", replace)
+    memory.refuse = {"bad"}
+    with start_run("full", root=tmp_path, sinks=[memory], shipper="thread") as run:
+        run.log_metric("loss", 0.5)
+        assert run.flush(60).complete
+        full.set()
+        run.log_metrics({"loss": 0.25, "bad": 1})
+        assert refused.wait(60)
+        full.clear()
+        delivery = run.close(timeout=60)
+    assert (delivery.pending, delivery.dead_lettered) == (0, 1)
+    assert [one.value for one in memory.held.values() if one.key == "loss"] == [0.5, 0.25]
+
+
 def test_a_folder_that_goes_away_does_not_disturb_the_threads(tmp_path, memory):
     import shutil
 
@@ -347,6 +372,12 @@ def test_the_shipper_outlives_a_killed_process_group_and_tells(tmp_path):
     assert [line["value"] for line in losses] == list(range(500))
     assert [line["value"] for line in out if line["kind"] == "status"] == ["RUNNING", "KILLED"]
     assert sync(run_dir, timeout=60).complete
+
+
+def test_a_path_in_sys_path_that_is_no_text_keeps_no_run_from_starting(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])  # Python passes over it
+    with start_run("x", root=tmp_path, sinks=[f"jsonl:{tmp_path / 'out'}"]) as run:
+        assert run.close(timeout=60).complete
 
 
 def test_a_killed_shipper_is_reported_and_sync_goes_on(tmp_path):

@@ -6,7 +6,8 @@ import fcntl
 import json
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from errno import ENOSPC
 from typing import TYPE_CHECKING, Any, final
 
 from mlkit import telemetry
@@ -18,6 +19,7 @@ from mlkit.tracking._records import Record, Tail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from mlkit.tracking._folder import Folder
     from mlkit.tracking._sink import Sink
@@ -126,7 +128,7 @@ class Lane:
             if record.kind == "status":
                 self._cursor.status = str(record.value)
         self._cursor.dead = len(self._dead)
-        self._cursor.save()
+        self._insist(self._save)
         return True
 
     def _next_batch(self, limit: int) -> tuple[list[Record], dict[str, tuple[int, int]]]:
@@ -158,7 +160,7 @@ class Lane:
         if self._cursor.status == "RUNNING":
             self._deliver([Record("killed", "status", "status", "KILLED", time=current().time())])
             self._cursor.status = "KILLED"
-            self._cursor.save()
+            self._insist(self._save)
 
     def _max_records(self) -> int:
         if self._sink is None:
@@ -229,11 +231,26 @@ class Lane:
 
     def _tell_waiting(self) -> None:
         """Tell those who wait for the sink that nobody works on it any more; whoever comes next takes it back."""
-        self._given_up.touch()
+        with suppress(OSError):
+            self._given_up.touch()
 
     def _note(self, error: BaseException) -> None:
         self._cursor.error = clip(f"{type(error).__name__}: {error}", 300)
-        self._cursor.save()
+        with suppress(OSError):  # a disk that is full, say; it is said again with the next batch
+            self._cursor.save()
+
+    def _save(self) -> None:
+        """Write down how far the sink is.
+
+        Raises:
+            OSError: If that is not possible now.
+            _GivenUpError: If the run's folder is gone.
+        """
+        try:
+            self._cursor.save()
+        except FileNotFoundError as error:
+            telemetry.emit("tracking.shipper.failed", self.key, error=type(error).__name__)
+            raise _GivenUpError from error
 
     def _pause(self, seconds: float) -> None:
         with self._wake:
@@ -271,10 +288,25 @@ class Lane:
             return
         reason = clip(f"{type(error).__name__}: {error}", 500)
         line = json.dumps({"id": record.id, **record._asdict(), "reason": reason}) + "\n"
-        with (self._place / "dead.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line)
+        self._insist(lambda: _append(self._place / "dead.jsonl", line.encode()))
         self._dead.add(record.id)
         telemetry.emit("tracking.record.dead_lettered", self.key, kind=record.kind)
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append a line, all of it or nothing.
+
+    Raises:
+        OSError: If that is not possible now.
+    """
+    with path.open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            if file.write(line) != len(line):
+                raise OSError(ENOSPC, "no space left on device")
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 # A forked child must not hold the locks of its parent's lanes when the parent is gone.
