@@ -38,6 +38,8 @@ def of_path(
     Raises:
         FingerprintError: If it cannot be read, changes meanwhile, or is neither file nor folder.
     """
+    if "\0" in str(path):
+        raise FingerprintError(str(path), "no name of a file has a null byte in it")
     try:
         status = path.stat()  # follows a link: this path was named by the caller
         if not stat.S_ISDIR(status.st_mode):
@@ -48,7 +50,7 @@ def of_path(
                 cache.keep([Found(place, _signature(status), status.st_ctime_ns, content)])
             return content
         return _of_folder(path, hashing, cache, mark)
-    except (OSError, ValueError) as error:  # ValueError: no path at all, it has a null byte
+    except OSError as error:
         raise FingerprintError(str(path), f"it cannot be read ({error})") from error
 
 
