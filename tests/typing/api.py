@@ -153,6 +153,21 @@ def rows_keep_their_type(rows: list[int], mean: Callable[[list[int]], list[float
     assert_type(map_batches(mean, rows, on_error="return"), Iterator[float | RowError])
 
 
+class Numbered:
+    """A dataset that is read by number, as torch's."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, place: int) -> int:
+        return place
+
+
+def a_dataset_is_rows(mean: Callable[[list[int]], list[float]]) -> None:
+    assert_type(map_batches(mean, Numbered()), Iterator[float])
+    assert_type(map_batches(mean, Numbered(), on_error="return"), Iterator[float | RowError])
+
+
 async def a_batcher_answers_in_its_models_type(mean: Callable[[list[int]], list[float]]) -> None:
     async with Batcher(mean) as batcher:
         answer = await batcher.submit(1)

@@ -24,10 +24,19 @@ from mlkit.inference._offline.ways import Ways
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from os import PathLike
+    from typing import Protocol
 
     from mlkit.inference._batch.collate import Pad
     from mlkit.inference._engines.engine import Engine
     from mlkit.inference._offline.checkpoint import Checkpoint
+
+    _Item_co = TypeVar("_Item_co", covariant=True)
+
+    class _Numbered(Protocol[_Item_co]):
+        """A dataset that is read by number."""
+
+        def __getitem__(self, place: int, /) -> _Item_co: ...
+
 
 __all__ = ["kept_in", "map_batches", "rows_to_read", "set_up"]
 
@@ -45,7 +54,7 @@ _TABLES = {  # iterating one gives its columns, if anything; its rows are
 @overload
 def map_batches(
     fn: Callable[[Any], list[_Result]],
-    rows: Iterable[_Row],
+    rows: Iterable[_Row] | _Numbered[_Row],
     *,
     batch_size: int | Literal["auto"] = ...,
     on_error: Literal["raise", "skip"] = ...,
@@ -70,7 +79,7 @@ def map_batches(
 @overload
 def map_batches(
     fn: Callable[[Any], list[_Result]],
-    rows: Iterable[_Row],
+    rows: Iterable[_Row] | _Numbered[_Row],
     *,
     batch_size: int | Literal["auto"] = ...,
     on_error: Literal["return"],
@@ -95,7 +104,7 @@ def map_batches(
 @overload
 def map_batches(
     fn: Callable[[Any], Any],
-    rows: Iterable[_Row],
+    rows: Iterable[_Row] | _Numbered[_Row],
     *,
     batch_size: int | Literal["auto"] = ...,
     on_error: Literal["raise", "skip", "return"] = ...,
