@@ -276,6 +276,28 @@ def test_a_run_is_named_by_its_folder(tmp_path, wrong):
             call(wrong)
 
 
+def test_who_does_not_wait_leaves_nobody_at_work(tmp_path, memory_sink):
+    run, records = recorded(tmp_path, points=5)
+    at_work, go_on, before = threading.Event(), threading.Event(), set(threading.enumerate())
+
+    class Slow(memory_sink):
+        def send(self, batch):
+            at_work.set()
+            assert go_on.wait(60)
+            super().send(batch)
+
+    sink = Slow(max_records=1)
+    assert sync(run.dir, sinks=[sink], timeout=0).pending == records
+    assert not at_work.wait(0.1)
+    assert sync(run.dir, sinks=[sink], timeout=0.1).pending == records
+    assert at_work.wait(60)
+    go_on.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert sink.sent == [1]  # that it was in the middle of
+    assert sync(run.dir, sinks=[sink]).complete
+
+
 def test_a_disk_that_is_full_for_a_moment_does_not_end_the_delivery(tmp_path, memory, monkeypatch):
     full, refused, write = threading.Event(), threading.Event(), _delivery.replace_text
 

@@ -304,6 +304,21 @@ def test_a_folder_that_goes_away_is_counted_as_lost(tmp_path):
     assert events[0].kind == "tracking.journal.failed"
 
 
+def test_a_folder_that_is_put_back_while_the_run_goes_on_is_not_where_it_writes(tmp_path):
+    import shutil
+
+    run = start_run("back", root=tmp_path)
+    run.log_metric("loss", 1)
+    run.dir.rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", run.dir)
+    shutil.rmtree(tmp_path / "moved")
+    run.log_metric("loss", 2)
+    assert run.flush(0).lost == 3
+    assert run.close().lost == 4
+    assert run.close().lost == 4
+    assert [point.value for point in read(run.dir).metrics["loss"]] == [1]
+
+
 def test_a_listener_may_wait_for_one_who_logs(tmp_path):
     """No lock of the journal is held while an event is told."""
     import shutil

@@ -28,7 +28,7 @@ from mlkit.errors import (
     UnknownNameError,
 )
 from mlkit.testing import virtual_time
-from mlkit.tracking import JsonlSink, read, start_run
+from mlkit.tracking import JsonlSink, find_runs, read, start_run
 
 keys = st.text(min_size=1, max_size=12)
 steps = st.integers(-(2**63), 2**63 - 1)
@@ -402,6 +402,14 @@ def test_the_digest_is_of_what_was_computed(tmp_path):
     assert (
         len({digest(), digest(loss=0.6), digest(lr=0.2), digest(seed=2), digest(extra=False)}) == 5
     )
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_what_cannot_be_a_path_is_no_run(tmp_path, name):
+    with pytest.raises(RunNotFoundError):
+        start_run("x", root=tmp_path, resume=name)
+    with pytest.raises(RunNotFoundError):
+        find_runs(tmp_path / name)
 
 
 def test_reading_what_is_no_run(tmp_path):

@@ -164,9 +164,16 @@ def find_run(root: Path, run: str) -> Folder:
     from pathlib import Path
 
     for path in (root / run, Path(run)):
-        if (path / "run.json").exists():
+        if _is_run(path):
             return Folder(path.absolute())
     raise RunNotFoundError(run, _runs_in(root))
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return (path / "run.json").exists()
+    except OSError:  # a name that is too long, say
+        return False
 
 
 def _runs_in(root: Path) -> list[str]:

@@ -79,6 +79,12 @@ class Journal:
         return self._writer.lost
 
     @property
+    def removed(self) -> bool:
+        """Whether somebody has removed the file of this process."""
+        path = self._writer.path
+        return path is not None and (self._writer.removed or not path.exists())
+
+    @property
     def step(self) -> int | None:
         """The step of the call that was the last by its time, if this process has logged any."""
         return max(

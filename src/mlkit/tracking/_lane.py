@@ -107,6 +107,7 @@ class Lane:
 
     def _deliver_all(self) -> None:
         while True:
+            self._end_if_stopped()
             # Asked before reading: who dies between the two has written before the reading.
             alive = self.folder.alive()
             if self._pump():
@@ -116,6 +117,11 @@ class Lane:
             if not alive or self._once:
                 return
             self._pause(_POLL)
+
+    def _end_if_stopped(self) -> None:
+        with self._wake:
+            if self._stopped:
+                raise _GivenUpError
 
     def _pump(self) -> bool:
         """Deliver one batch, and return whether there was one."""

@@ -257,7 +257,7 @@ class Run:
     def log_artifacts(
         self, folder: str | os.PathLike[str], name: str | None = None
     ) -> dict[str, str]:
-        """Copy all files of a folder and of the folders in it into the run.
+        """Copy all files of a folder and of the folders in it into the run. Links to folders are not followed.
 
         Args:
             folder: The folder.

@@ -210,7 +210,8 @@ def sync(
     Args:
         run: The run's folder, `run.dir`; a copy on another machine will do.
         sinks: Where to deliver; by default the sinks that the run was started with.
-        timeout: Seconds until it returns anyway, at least 0.
+        timeout: Seconds until it returns anyway, at least 0; with 0 nothing is delivered. What a sink is in the middle of
+            then goes on in its thread: a batch, or an import.
 
     Returns:
         What has been delivered and what has not, summed over the runs.
@@ -248,7 +249,7 @@ def sync(
         threading.Thread(target=copy_context().run, args=(lane.run,), daemon=True) for lane in lanes
     ]
     deadline = current().monotonic() + allowed
-    for thread in threads:
+    for thread in threads if allowed else ():  # nobody would wait for the client that they import
         thread.start()
     pause = 0.005
     while any(thread.is_alive() for thread in threads) and current().monotonic() < deadline:

@@ -75,11 +75,11 @@ def find_runs(folder: str | os.PathLike[str]) -> list[Path]:
     from mlkit.errors import RunNotFoundError
 
     path = folder_of("find_runs(folder)", folder).path
-    if (path / "run.json").exists():
-        return [path]
     try:
+        if (path / "run.json").exists():
+            return [path]
         found = sorted(one for one in path.iterdir() if (one / "run.json").exists())
-    except OSError:
+    except (OSError, ValueError):  # ValueError of a path with a NUL in it
         found = []
     if not found:
         raise RunNotFoundError(str(path))

@@ -55,8 +55,7 @@ class Waiting:
     def _delivery(self) -> Delivery:
         """Say how things stand; a journal that somebody has removed is lost, not delivered."""
         lost = sum(
-            journal.lost + (journal.records if journal.path and not journal.path.exists() else 0)
-            for journal in self.journals
+            journal.lost + (journal.records if journal.removed else 0) for journal in self.journals
         )
         idle = self._shipper.why_idle() if self._sinks else ""
         each = {

@@ -33,7 +33,7 @@ class Writer:
     """
 
     __slots__ = (
-        "_failing", "_file", "_files", "_folder", "_opened", "_size", "_sync_every", "_synced",
+        "_failing", "_file", "_files", "_folder", "_opened", "_removed", "_size", "_sync_every", "_synced",
         "epoch", "lost", "news", "path", "records",
     )  # fmt: skip
 
@@ -58,7 +58,14 @@ class Writer:
         self._synced = 0.0
         self._file = -1
         self._files = self._opened = self._size = 0
-        self._failing = False
+        self._failing = self._removed = False
+
+    @property
+    def removed(self) -> bool:
+        """Whether somebody has removed the file, and what was written to it is nowhere; as it was when it was closed."""
+        if self._file >= 0:
+            self._removed = not os.fstat(self._file).st_nlink
+        return self._removed
 
     def append(self, data: bytes, records: int) -> bool:
         """Append frames, and return whether they were written."""
@@ -139,6 +146,7 @@ class Writer:
 
     def drop(self) -> None:
         """Let go of the file."""
+        _ = self.removed
         descriptor, self._file, self.epoch = self._file, -1, 0
         if descriptor >= 0:
             try:
@@ -152,6 +160,7 @@ class Writer:
         self.records = self.lost = 0
         self.path = None
         self.drop()
+        self._removed = False
 
     def failed(self, error: Exception, records: int) -> None:
         """Note that records were lost."""
