@@ -92,9 +92,8 @@ def check_text(where: str, text: object) -> str:
         text: What the caller passed.
     """
     if not isinstance(text, str) or len(text) > _MAX_TEXT:
-        hint = (
-            "pass its id" if isinstance(getattr(text, "id", None), str) else ""
-        )  # such as a run's
+        is_run = isinstance(getattr(text, "id", None), str)
+        hint = "pass its id" if is_run else ""
         raise ConfigurationError(where, text, f"text of at most {_MAX_TEXT} characters", hint=hint)
     return text
 

@@ -113,9 +113,8 @@ def of_arrow(value: Any, path: str) -> tuple[str, Any] | None:
     _refuse_objects(value, path)
     try:
         return _of_arrow(pa, value)
-    except (
-        pa.lib.ArrowException
-    ) as error:  # a type that it lacks (128 bits of polars), or cannot convert
+    # Of a type that it lacks (128 bits of polars), or that it cannot convert.
+    except pa.lib.ArrowException as error:
         raise FingerprintError(path, f"Arrow cannot read it ({error})") from error
 
 

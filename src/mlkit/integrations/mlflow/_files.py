@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["SQLITE", "alone", "database_file", "placed"]
 
 SQLITE = "sqlite:///"
-_PATIENCE = (
-    60.0  # seconds; one that was frozen while it made its tables must not stop the others for good
-)
+# Seconds: one that was frozen while it made its tables must not stop the others for good.
+_PATIENCE = 60.0
 
 
 def database_file(tracking_uri: str) -> Path | None:
@@ -105,9 +104,8 @@ def _refused(name: str, why: str) -> SinkRejectedError:
 def _is_in_the_way(name: str, listed: Callable[[str | None], Iterable[Any]]) -> bool:
     """Return whether a file is where a folder of *name* should be, or a folder where the file should be."""
     parts = name.split("/")
-    for _ in range(
-        2
-    ):  # a server that says 500 may drop the connection, of which the next request hears
+    # A server that says 500 may drop the connection, of which the next request hears.
+    for _ in range(2):
         try:
             return any(_is_other_kind(parts, depth, listed) for depth in range(1, len(parts) + 1))
         except Exception:  # noqa: BLE001, S112 - who cannot be asked is away, and that was the question
