@@ -188,6 +188,25 @@ def test_a_run_answers_for_those_nested_in_it(tmp_path):
     assert len(lines(tmp_path / "late", child)) == 2  # an old nested run has the new sink, too
 
 
+@given(
+    writers=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=6), min_size=2, max_size=4),
+    max_records=st.integers(1, 12),
+)
+@settings(max_examples=25)
+def test_what_was_logged_first_is_sent_first(tmp_path_factory, memory_sink, writers, max_records):
+    root, n = tmp_path_factory.mktemp("runs"), 0
+    run = None
+    for calls in writers:  # one after the other, as a training that is resumed
+        with start_run("n", root=root, resume=None if run is None else run.id) as run:
+            for width in calls:
+                run.log_metrics({f"k{key}": n + key for key in range(width)})
+                n += width
+    memory = memory_sink(max_records=max_records)
+    assert sync(run.dir, sinks=[memory]).complete
+    sent = [record.value for record in memory.held.values() if record.kind == "metric"]
+    assert sent == list(range(n))
+
+
 def test_a_sink_object_is_for_the_run_and_not_for_those_nested_in_it(tmp_path, memory_sink):
     for number in range(20):
         with start_run("n", root=tmp_path) as run, run.child("inner") as child:

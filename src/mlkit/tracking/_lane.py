@@ -157,7 +157,7 @@ class Lane:
             if found:
                 batch += found
                 places[path.name] = (tail.offset, before + len(found))
-            if len(batch) >= limit:
+            if tail.more:
                 break
         return batch, places
 

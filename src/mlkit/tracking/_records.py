@@ -86,6 +86,8 @@ class Tail:
         self._path, self._artifacts = path, artifacts
         self._series: dict[int, list[str]] = {}
         self.offset = 0
+        self.more = False
+        """Whether the last `read` stopped before the end, as there were enough records."""
         if offset:  # the keys that earlier frames have named are needed, their values are not
             for one in walk(path, 0):
                 if one.end > offset:
@@ -96,16 +98,18 @@ class Tail:
     def read(self, max_records: int) -> list[Record]:
         """Return the next records, of whole frames: about *max_records*, none if there is nothing new."""
         records: list[Record] = []
+        self.more = True
         for one in walk(self._path, self.offset):
             if one.kind == _frames.SERIES:
                 self._learn(one)
             else:
                 if records and len(records) + count_records(one) > max_records:
-                    break
+                    return records
                 records += self._records(one)
             self.offset = one.end
             if len(records) >= max_records:
-                break
+                return records
+        self.more = False
         return records
 
     def _learn(self, one: _frames.Frame) -> None:
