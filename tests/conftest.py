@@ -35,6 +35,11 @@ def _forget_trackers() -> None:
         del os.environ[name]
     # Transformers imports Comet's client, which would then follow MLflow's runs.
     os.environ["COMET_DISABLE_AUTO_LOGGING"] = "1"
+    # MLflow keeps its addresses and its experiment in variables of its modules, too.
+    if fluent := sys.modules.get("mlflow.tracking.fluent"):
+        fluent._active_experiment_id = None
+        sys.modules["mlflow"].set_tracking_uri(None)
+        sys.modules["mlflow"].set_registry_uri(None)
 
 
 _forget_trackers()

@@ -45,12 +45,9 @@ def template(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _apart(monkeypatch):
-    """No progress bars, and nothing of another test's MLflow."""
+def _quiet(monkeypatch):
+    """No progress bars."""
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    yield
-    mlflow.set_tracking_uri(None)
-    mlflow.set_registry_uri(None)
 
 
 @pytest.fixture

@@ -52,8 +52,6 @@ def template(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _clean(tmp_path, monkeypatch):
     """Each test has runs of its own, and leaves nothing of MLflow's process-wide state."""
-    from mlflow.tracking import fluent
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLKIT_MLFLOW_ROOT", str(tmp_path / "runs"))
     monkeypatch.setenv("MLKIT_MLFLOW_SHIPPER", "thread")
@@ -71,8 +69,6 @@ def _clean(tmp_path, monkeypatch):
     for store in _local._stores:
         store.let_go()
     _local._stores.clear()
-    mlflow.set_tracking_uri(None)
-    fluent._active_experiment_id = None
     from mlflow.tracking._tracking_service import utils
 
     utils._tracking_store_registry._get_store_with_resolved_uri.cache_clear()

@@ -364,7 +364,6 @@ def test_a_codec_is_asked_before_the_built_in_ones(tmp_path):
         [type("T", (RowsCodec,), {"name": name})() for name in ("torch",)],
         *[[type("T", (RowsCodec,), {"name": name})()] for name in ("pickle", "", "A", "a b", "a/b", "1a", "é", "a" * 41, None)],
     ],
-    ids=repr,
 )  # fmt: skip
 def test_codecs_that_cannot_be(tmp_path, codecs):
     with pytest.raises(ConfigurationError, match="codecs"):

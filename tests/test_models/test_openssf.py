@@ -42,7 +42,9 @@ def test_its_signature_is_of_that_version_only(tmp_path):
         ModelStore(tmp_path / "s").import_(tmp_path / "risk@2")
 
 
-@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=str)
+@pytest.mark.parametrize(
+    "curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda c: c.name
+)
 def test_its_tool_verifies_what_we_sign(tmp_path, curve):
     verifying = pytest.importorskip("model_signing.verifying")
     key = ec.generate_private_key(curve)

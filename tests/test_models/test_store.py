@@ -517,7 +517,7 @@ def test_threads_share_one_store(store):
         dict(model={"a": np.ma.array([1], mask=[True])}),
         dict(manifest={"x": "a" * (17 << 20)}), dict(tags={"x": "a" * (2 << 20)}),
     ],
-    ids=lambda arguments: next(f"{key}={value!r:.30}" for key, value in arguments.items()),
+    ids=lambda arguments: next(f"{key}={value!r:.20}" for key, value in arguments.items()),
 )  # fmt: skip
 def test_save_refuses(store, arguments):
     store.save("m", b"1")
