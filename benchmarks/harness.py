@@ -128,10 +128,20 @@ class Bench:
             lines.append(f"| {row.work} | {row.contender} | {figures} | {against} |")
         return "\n".join([*lines, "", *self.notes] if self.notes else lines)
 
-    def save(self) -> Path:
-        """Write the rows to `benchmarks/results/<block>.json` and return its path."""
+    def save(self, *, keep: bool = False) -> Path:
+        """Write the rows to `benchmarks/results/<block>.json` and return its path.
+
+        Args:
+            keep: Whether the rows of other works stay as the file has them, and its notes.
+        """
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self.block}.json"
+        if keep:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            works = {row.work for row in self.rows}
+            others = [Row(**row) for row in before["rows"] if row["work"] not in works]
+            self.rows = others + self.rows
+            self.notes = list(dict.fromkeys(before["notes"] + self.notes))
         content = {
             "block": self.block,
             "python": platform.python_version(),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks import inference_memory, inference_texts
+from benchmarks import inference_memory, inference_plans, inference_texts
 from mlkit.inference import map_batches
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def run(bench: Bench) -> None:
     _waiting(bench, model, rows)
     inference_memory.run(bench)
     inference_texts.run(bench)
+    inference_plans.run(bench)
     bench.note(
         "offline: CPU time of the thread per row, but for the rows that come slowly: elapsed time."
     )

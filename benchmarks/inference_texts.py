@@ -37,11 +37,16 @@ class Texts(NamedTuple):
 
 def run(bench: Bench) -> None:
     """Real texts of different lengths through a real transformer whose weights come with a package."""
+    alone(bench, "embed texts with MiniLM-L6", _transformer)
+
+
+def alone(bench: Bench, work: str, measure: Callable[[Bench, Path], None]) -> None:
+    """Call *measure* with the folder of the model and one thread for all, or say why the work was not done."""
     try:
         folder = _folder()
         import transformers  # noqa: F401 - it takes seconds, and may not be there
     except (ImportError, AttributeError) as error:
-        bench.skipped("embed texts with MiniLM-L6", "all of them", str(error))
+        bench.skipped(work, "all of them", str(error))
         return
     import torch
 
@@ -49,14 +54,14 @@ def run(bench: Bench) -> None:
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
-        _transformer(bench, folder)
+        measure(bench, folder)
     finally:
         torch.set_num_threads(threads)
 
 
 def _transformer(bench: Bench, folder: Path) -> None:
     embedder = Embedder(folder)
-    texts = _paragraphs(embedder, 96 if bench.quick else 1024)
+    texts = paragraphs(embedder, 96 if bench.quick else 1024)
     work = WORK.format(n=len(texts.texts), mean=statistics.mean(texts.lengths))
     contenders: dict[str, Callable[[], Any]] = {
         "mlkit map_batches(batch_size='auto'), window of 4,096": lambda: embedder.ours(texts, 4096),
@@ -217,7 +222,7 @@ class Embedder:
         return float(np.interp(texts.lengths, grid, least).sum())
 
 
-def _paragraphs(embedder: Embedder, n: int) -> Texts:
+def paragraphs(embedder: Embedder, n: int) -> Texts:
     """Return *n* paragraphs of Python's manual, evenly spaced."""
     from pydoc_data.topics import topics
 
